@@ -1,0 +1,37 @@
+"""The errors that are the user's to mend.
+
+Each message is one clear sentence that names the file (or option) and the remedy. The command line prints it
+without a traceback and exits with status 2; anything else that is raised is a bug and shows its traceback.
+"""
+
+
+class MobileOError(Exception):
+    """Base of all errors that a user can cause and can mend."""
+
+
+class ConfigError(MobileOError):
+    """A configuration lacks a key, or a value makes no sense."""
+
+
+class CheckpointError(MobileOError):
+    """A model folder is missing, damaged, foreign, or does not fit its configuration."""
+
+
+class DownloadError(CheckpointError):
+    """A model is neither cached nor reachable on the hub."""
+
+
+class ImageError(MobileOError):
+    """An image is missing, broken, not an image, or too large."""
+
+
+class PromptError(MobileOError):
+    """A prompt is empty, or longer than the model's context."""
+
+
+class OptionError(MobileOError, ValueError):
+    """An argument is outside of its range: size, steps, guidance, scheduler, temperature and the like."""
+
+
+class OutputError(MobileOError):
+    """A file can't be written: it exists, the folder is not writable, the disk is full."""

@@ -1,0 +1,281 @@
+"""FastViTHD (FastVLM, arXiv 2412.13303): a convolutional tower with attention in its last two stages.
+
+This is the reparameterised form, the one that checkpoints hold: each mixer is one depthwise convolution into which
+the training-time branches have been folded. Only the feed-forward still has its BatchNorm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import Config
+from .layers import Conv2d, conv_weight, pointwise_weight
+
+
+@dataclass(frozen=True)
+class FastViTHDConfig(Config):
+    layers: tuple[int, ...] = (2, 12, 24, 4, 2)  # blocks a stage
+    embed_dims: tuple[int, ...] = (96, 192, 384, 768, 1536)
+    mlp_ratios: tuple[float, ...] = (4, 4, 4, 4, 4)
+    token_mixers: tuple[str, ...] = ("repmixer", "repmixer", "repmixer", "attention", "attention")
+    pos_embs: tuple[int | None, ...] = (None, None, None, 7, 7)  # kernel of the positional convolution
+    down_strides: tuple[int, ...] = (2, 2, 2, 2)  # of the four downsamplings; the original has 2 everywhere
+    down_patch_size: int = 7
+    repmixer_kernel_size: int = 3
+    attention_head_dim: int = 32
+    cls_ratio: float = 2.0  # width of the last convolution / width of the last stage
+    se_channels: int = 192  # inner width of its squeeze-and-excitation
+    norm_eps: float = 1e-5  # LayerNorm and BatchNorm
+
+    @property
+    def output_dim(self) -> int:
+        return int(self.embed_dims[-1] * self.cls_ratio)
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels a token covers in each direction."""
+        size = 4  # the stem
+        for stride in self.down_strides:
+            size *= stride
+        return size
+
+
+class ReparamConv(nn.Module):
+    """A convolution, or a linear layer for kernel 1, and perhaps GELU."""
+
+    def __init__(
+        self, dim_in: int, dim_out: int, kernel: int, *, stride: int = 1, groups: int = 1, act: bool = True
+    ):
+        super().__init__()
+        self.reparam_conv = (
+            nn.Linear(dim_in, dim_out)
+            if kernel == 1
+            else Conv2d(dim_in, dim_out, kernel, stride=stride, padding=kernel // 2, groups=groups)
+        )
+        self.act = act
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = self.reparam_conv(x)
+        return nn.gelu(x) if self.act else x
+
+
+class LargeKernelConv(nn.Module):
+    def __init__(self, dim_in: int, dim_out: int, kernel: int, stride: int):
+        super().__init__()
+        self.lkb_reparam = Conv2d(dim_in, dim_out, kernel, stride=stride, padding=kernel // 2, groups=dim_in)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return nn.gelu(self.lkb_reparam(x))
+
+
+class Downsample(nn.Module):
+    def __init__(self, dim_in: int, dim_out: int, kernel: int, stride: int):
+        super().__init__()
+        self.proj = [LargeKernelConv(dim_in, dim_out, kernel, stride), ReparamConv(dim_out, dim_out, 1)]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        for layer in self.proj:
+            x = layer(x)
+        return x
+
+
+class ConvNorm(nn.Module):
+    """Depthwise 7x7 without bias, then BatchNorm."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim, bias=False)
+        self.bn = nn.BatchNorm(dim, eps)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.bn(self.conv(x))
+
+
+class ConvFFN(nn.Module):
+    def __init__(self, dim: int, ratio: float, eps: float):
+        super().__init__()
+        self.conv = ConvNorm(dim, eps)
+        self.fc1 = nn.Linear(dim, int(dim * ratio))
+        self.fc2 = nn.Linear(int(dim * ratio), dim)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(nn.gelu(self.fc1(self.conv(x))))
+
+
+class RepMixerBlock(nn.Module):
+    def __init__(self, dim: int, ratio: float, config: FastViTHDConfig):
+        super().__init__()
+        self.token_mixer = ReparamConv(dim, dim, config.repmixer_kernel_size, groups=dim, act=False)
+        self.convffn = ConvFFN(dim, ratio, config.norm_eps)
+        self.layer_scale = mx.full((dim,), 1e-5)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = self.token_mixer(x)
+        return x + self.layer_scale * self.convffn(x)
+
+
+class Attention(nn.Module):
+    def __init__(self, dim: int, head_dim: int):
+        super().__init__()
+        self.head_dim = head_dim
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        batch, height, width, dim = x.shape
+        qkv = self.qkv(x).reshape(batch, height * width, 3, -1, self.head_dim)
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each (B, heads, H W, head_dim)
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5)
+        return self.proj(y.swapaxes(1, 2).reshape(batch, height, width, dim))
+
+
+class AttentionBlock(nn.Module):
+    def __init__(self, dim: int, ratio: float, config: FastViTHDConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, config.norm_eps)
+        self.token_mixer = Attention(dim, config.attention_head_dim)
+        self.convffn = ConvFFN(dim, ratio, config.norm_eps)
+        self.layer_scale_1 = mx.full((dim,), 1e-5)
+        self.layer_scale_2 = mx.full((dim,), 1e-5)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x + self.layer_scale_1 * self.token_mixer(self.norm(x))
+        return x + self.layer_scale_2 * self.convffn(x)
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, dim: int, inner: int):
+        super().__init__()
+        self.reduce = nn.Linear(dim, inner)
+        self.expand = nn.Linear(inner, dim)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        gate = x.mean(axis=(1, 2), keepdims=True)
+        return x * mx.sigmoid(self.expand(nn.relu(self.reduce(gate))))
+
+
+class ConvExpand(nn.Module):
+    """The last convolution: depthwise with two outputs a channel, squeeze-and-excitation, GELU."""
+
+    def __init__(self, dim: int, dim_out: int, inner: int):
+        super().__init__()
+        self.reparam_conv = Conv2d(dim, dim_out, 3, padding=1, groups=dim)
+        self.se = SqueezeExcite(dim_out, inner)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return nn.gelu(self.se(self.reparam_conv(x)))
+
+
+class FastViTHD(nn.Module):
+    def __init__(self, config: FastViTHDConfig):
+        super().__init__()
+        dims = config.embed_dims
+        self.patch_embed = [
+            ReparamConv(3, dims[0], 3, stride=2),
+            ReparamConv(dims[0], dims[0], 3, stride=2, groups=dims[0]),
+            ReparamConv(dims[0], dims[0], 1),
+        ]
+        # One flat list, as in the checkpoint: stage, downsampling, [positional convolution,] stage, ...
+        self.network: list[nn.Module | list[nn.Module]] = []
+        for i, dim in enumerate(dims):
+            if i > 0:
+                stride = config.down_strides[i - 1]
+                self.network.append(Downsample(dims[i - 1], dim, config.down_patch_size, stride))
+            kernel = config.pos_embs[i]
+            if kernel is not None:
+                self.network.append(ReparamConv(dim, dim, kernel, groups=dim, act=False))
+            block = RepMixerBlock if config.token_mixers[i] == "repmixer" else AttentionBlock
+            self.network.append([block(dim, config.mlp_ratios[i], config) for _ in range(config.layers[i])])
+        self.conv_exp = ConvExpand(dims[-1], config.output_dim, config.se_channels)
+
+    def blocks(self) -> list[Callable[[mx.array], mx.array]]:
+        """All blocks in order. A caller that evaluates after each bounds the memory that is in flight."""
+        network = [b for part in self.network for b in (part if isinstance(part, list) else [part])]
+        return [*self.patch_embed, *network, self.conv_exp]
+
+    def __call__(self, pixel_values: mx.array) -> mx.array:
+        """The image's tokens in row-major order, (B, h w, output_dim).
+
+        Args:
+            pixel_values: (B, H, W, 3) in [0, 1]; h = H / patch_size, w = W / patch_size.
+        """
+        x = pixel_values
+        for block in self.blocks():
+            x = block(x)
+        return x.flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class MMProjectorConfig(Config):
+    input_dim: int
+    hidden_dim: int
+    output_dim: int
+
+
+class MMProjector(nn.Sequential):
+    """From the tower's width to the language model's: Linear, GELU, Linear."""
+
+    def __init__(self, config: MMProjectorConfig):
+        super().__init__(
+            nn.Linear(config.input_dim, config.hidden_dim),
+            nn.GELU(),
+            nn.Linear(config.hidden_dim, config.output_dim),
+        )
+
+
+_POINTWISE = ("fc1.weight", "fc2.weight", "se.reduce.weight", "se.expand.weight")
+
+
+def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Convolutions and layer scales change their layout; what is never used is dropped."""
+    out = {}
+    for name, w in weights.items():
+        if name.endswith("num_batches_tracked") or name == "head.proj":
+            continue
+        if ".layer_scale" in name:
+            w = w.reshape(-1)  # (C, 1, 1) -> (C,)
+        elif name.endswith(_POINTWISE) or (w.ndim == 4 and w.shape[2:] == (1, 1)):
+            w = pointwise_weight(w)
+        elif w.ndim == 4:
+            w = conv_weight(w)
+        out[name] = w
+    return out
+
+
+def sanitize_projector(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """MLX reads names that are only numbers as a list, so the sequence has a name of its own."""
+    return {f"layers.{name}": w for name, w in weights.items()}
+
+
+def config_from_shapes(shapes: dict[str, tuple[int, ...]]) -> FastViTHDConfig:
+    """The layers and widths, which upstream fixes in its source, from the tensors' shapes."""
+    layers, dims, ratios, mixers, pos_embs = [], [], [], [], []
+    pos_emb = None
+    for i in range(1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("network."))):
+        if (kernel := shapes.get(f"network.{i}.reparam_conv.weight")) is not None:
+            pos_emb = kernel[-1]
+        elif (fc1 := shapes.get(f"network.{i}.0.convffn.fc1.weight")) is not None:
+            blocks = {name.split(".")[2] for name in shapes if name.startswith(f"network.{i}.")}
+            attention = f"network.{i}.0.token_mixer.qkv.weight" in shapes
+            layers.append(len(blocks))
+            dims.append(fc1[1])
+            ratios.append(fc1[0] / fc1[1])
+            mixers.append("attention" if attention else "repmixer")
+            pos_embs.append(pos_emb)
+            pos_emb = None
+    return FastViTHDConfig(
+        layers=tuple(layers),
+        embed_dims=tuple(dims),
+        mlp_ratios=tuple(ratios),
+        token_mixers=tuple(mixers),
+        pos_embs=tuple(pos_embs),
+        down_strides=(2,) * (len(dims) - 1),
+        down_patch_size=shapes["network.1.proj.0.lkb_reparam.weight"][-1],
+        repmixer_kernel_size=shapes["network.0.0.token_mixer.reparam_conv.weight"][-1],
+        cls_ratio=shapes["conv_exp.reparam_conv.weight"][0] / dims[-1],
+        se_channels=shapes["conv_exp.se.reduce.weight"][0],
+    )

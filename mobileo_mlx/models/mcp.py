@@ -1,0 +1,136 @@
+"""The Mobile Conditioning Projector (Mobile-O, section 3.1): from the language model's states to the DiT's text.
+
+A learned, temperature-scaled mixture of the last hidden states, then two refinements by depthwise-separable
+convolution and channel attention. It never sees a mask: padding would change the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import Config
+from .layers import conv_weight, pointwise_weight
+
+# 1e-6, SANA's and Qwen2's epsilon, would differ by less than a careless tolerance; the original has 1e-5.
+LAYER_NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class MCPConfig(Config):
+    hidden_size: int  # width of the language model
+    hidden_dim: int = 512
+    output_dim: int = 2304  # the DiT's caption_channels
+    num_layers: int = 4  # hidden states that are mixed; upstream's vlm_num_layers
+    num_refinement_blocks: int = 2
+    kernel_size: int = 3
+
+
+class SeparableConv1d(nn.Module):
+    def __init__(self, dim: int, kernel_size: int):
+        super().__init__()
+        self.depthwise = nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=False)
+        self.pointwise = nn.Linear(dim, dim, bias=False)
+        self.norm = nn.LayerNorm(dim, LAYER_NORM_EPS)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return nn.hardswish(self.norm(self.pointwise(self.depthwise(x))))
+
+
+class ChannelAttention(nn.Module):
+    def __init__(self, dim: int):
+        super().__init__()
+        inner = max(dim // 4, 8)
+        self.fc = [nn.Linear(dim, inner, bias=False), nn.Hardswish(), nn.Linear(inner, dim, bias=False)]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        gate = x.mean(axis=1, keepdims=True)  # (B, 1, C): over the sequence
+        for layer in self.fc:
+            gate = layer(gate)
+        return x * (mx.clip(gate + 3, 0, 6) / 6)
+
+
+class SequenceRefiner(nn.Module):
+    def __init__(self, dim: int, kernel_size: int):
+        super().__init__()
+        self.conv = SeparableConv1d(dim, kernel_size)
+        self.channel_attn = ChannelAttention(dim)
+        self.norm = nn.LayerNorm(dim, LAYER_NORM_EPS)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.norm(x + self.channel_attn(self.conv(x)))
+
+
+class MobileConditioningProjector(nn.Module):
+    def __init__(self, config: MCPConfig):
+        super().__init__()
+        self.layer_weights = mx.ones((config.num_layers,))
+        self.temperature = mx.array(2.0)
+        self.input_compress = [
+            nn.Linear(config.hidden_size, config.hidden_dim),
+            nn.LayerNorm(config.hidden_dim, LAYER_NORM_EPS),
+            nn.Hardswish(),
+        ]
+        self.sequence_refiners = [
+            SequenceRefiner(config.hidden_dim, config.kernel_size)
+            for _ in range(config.num_refinement_blocks)
+        ]
+        self.output_proj = [
+            nn.Linear(config.hidden_dim, config.output_dim),
+            nn.LayerNorm(config.output_dim, LAYER_NORM_EPS),
+        ]
+        # A buffer of the checkpoint, set by annealing and never by a gradient.
+        self.freeze(keys=["temperature"], recurse=False)
+
+    def fusion_weights(self) -> mx.array:
+        """softmax(layer_weights / temperature), (num_layers,) float32."""
+        logits = self.layer_weights.astype(mx.float32) / self.temperature.astype(mx.float32)
+        return mx.softmax(logits, axis=-1)
+
+    def __call__(self, hidden_states: Sequence[mx.array]) -> mx.array:
+        """The DiT's text states, (B, N, output_dim).
+
+        Args:
+            hidden_states: the last `num_layers` hidden states, oldest first, each (B, N, hidden_size).
+        """
+        weights = self.fusion_weights()
+        mixed = sum(w * h.astype(mx.float32) for w, h in zip(weights, hidden_states, strict=True))
+        x = mixed.astype(hidden_states[0].dtype)
+        for layer in (*self.input_compress, *self.sequence_refiners, *self.output_proj):
+            x = layer(x)
+        return x
+
+
+def annealed_temperature(epoch: int, epochs: int, minimum: float = 0.5, start: float = 2.0) -> float:
+    """The fusion temperature at `epoch` of `epochs`: a cosine from `start` to `minimum` (section 3.2)."""
+    return minimum + (start - minimum) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Upstream's names are ours; the convolutions change their layout."""
+    out = {}
+    for name, w in weights.items():
+        if name.endswith("conv.depthwise.weight"):
+            w = conv_weight(w)  # (C, 1, k) -> (C, k, 1)
+        elif name.endswith("conv.pointwise.weight"):
+            w = pointwise_weight(w)
+        out[name] = w
+    return out
+
+
+def config_from_shapes(shapes: dict[str, tuple[int, ...]], num_layers: int) -> MCPConfig:
+    """The widths, which upstream fixes in its source, from the tensors' shapes."""
+    hidden_dim, hidden_size = shapes["input_compress.0.weight"]
+    blocks = {int(name.split(".")[1]) for name in shapes if name.startswith("sequence_refiners.")}
+    return MCPConfig(
+        hidden_size=hidden_size,
+        hidden_dim=hidden_dim,
+        output_dim=shapes["output_proj.0.weight"][0],
+        num_layers=num_layers,
+        num_refinement_blocks=len(blocks),
+        kernel_size=shapes["sequence_refiners.0.conv.depthwise.weight"][-1] if blocks else 3,
+    )

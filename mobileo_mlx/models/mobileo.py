@@ -1,0 +1,244 @@
+"""Mobile-O (arXiv 2602.20161) put together: which networks it has, their configurations, and whose each tensor is.
+
+The networks are eight components, each of which can be stored, loaded and dropped by itself: asking needs neither
+`dit` nor `vae_*`; drawing needs neither `vision_tower` nor `lm_head` nor `vae_encoder`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import Config
+from ..errors import ConfigError
+from . import dc_ae, fastvithd, mcp, qwen2, sana
+from .dc_ae import DCAEConfig, Decoder, Encoder
+from .fastvithd import FastViTHD, FastViTHDConfig, MMProjector, MMProjectorConfig
+from .mcp import MCPConfig, MobileConditioningProjector
+from .qwen2 import Qwen2Config, Qwen2Model
+from .sana import SanaConfig, SanaTransformer
+
+# Each component with the start of its tensors' names in upstream's checkpoint.
+_PREFIXES = {
+    "vision_tower": "model.vision_tower.vision_tower.model.",
+    "mm_projector": "model.mm_projector.",
+    "diffusion_connector": "model.diffusion_connector.fusion.",
+    "dit": "model.dit.",
+    "vae_encoder": "model.vae.encoder.",
+    "vae_decoder": "model.vae.decoder.",
+    "lm_head": "lm_head.",
+    "llm": "model.",
+}
+_LLM_PARTS = ("embed_tokens.", "layers.", "norm.")
+
+COMPONENTS = (
+    "vision_tower",
+    "mm_projector",
+    "llm",
+    "lm_head",
+    "diffusion_connector",
+    "dit",
+    "vae_encoder",
+    "vae_decoder",
+)
+
+# The DiT's configuration is not in upstream's checkpoint, which only names a repository. These are the two that
+# the published checkpoints name.
+_PUBLISHED_DITS = {
+    "Sana_600M_512px_diffusers": SanaConfig(
+        num_layers=28,
+        num_attention_heads=36,
+        attention_head_dim=32,
+        num_cross_attention_heads=16,
+        cross_attention_head_dim=72,
+        caption_channels=2304,
+    ),
+    "Sana_1600M_512px_diffusers": SanaConfig(
+        num_layers=20,
+        num_attention_heads=70,
+        attention_head_dim=32,
+        num_cross_attention_heads=20,
+        cross_attention_head_dim=112,
+        caption_channels=2304,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class MobileOConfig(Config):
+    vision_tower: FastViTHDConfig
+    mm_projector: MMProjectorConfig
+    llm: Qwen2Config
+    diffusion_connector: MCPConfig
+    dit: SanaConfig
+    vae: DCAEConfig
+    image_size: int  # side in pixels of the square that the vision tower sees
+    eos_token_ids: tuple[int, ...]
+    flow_shift: float = 3.0
+    num_train_timesteps: int = 1000
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """Width and height in pixels of a drawing, where no size is asked for."""
+        side = self.dit.sample_size * self.vae.factor
+        return side, side
+
+    @property
+    def size_multiple(self) -> int:
+        """Width and height of a drawing are multiples of this."""
+        return self.vae.factor * self.dit.patch_size
+
+    @property
+    def image_tokens(self) -> int:
+        """Positions that one image takes in the language model's context."""
+        return (self.image_size // self.vision_tower.patch_size) ** 2
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> MobileOConfig:
+        """Reads our own `config.json`."""
+        parts: dict[str, type[Config]] = {
+            "vision_tower": FastViTHDConfig,
+            "mm_projector": MMProjectorConfig,
+            "llm": Qwen2Config,
+            "diffusion_connector": MCPConfig,
+            "dit": SanaConfig,
+            "vae": DCAEConfig,
+        }
+        values = dict(values)
+        for name, kind in parts.items():
+            if isinstance(values.get(name), Mapping):
+                values[name] = kind.from_dict(values[name], f"{name!r} in {source}")
+        return super().from_dict(values, source)
+
+    @classmethod
+    def from_upstream(
+        cls,
+        config: Mapping[str, Any],
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        dit: Mapping[str, Any] | None = None,
+        vae: Mapping[str, Any] | None = None,
+        scheduler: Mapping[str, Any] | None = None,
+        generation_config: Mapping[str, Any] | None = None,
+        source: str = "config.json",
+    ) -> MobileOConfig:
+        """Puts the configuration together from what upstream's checkpoint has.
+
+        Args:
+            config: its `config.json`, which describes the language model and little else.
+            shapes: tensor name to shape; widths that upstream fixes in its source are read from here.
+            dit, vae, scheduler: diffusers' configurations where the checkpoint brings them; by default those of
+                the repository that the checkpoint names.
+            generation_config: for the tokens that end an answer.
+            source: the file, for errors.
+
+        Raises:
+            ConfigError: a key is missing, or the DiT's configuration is neither there nor known.
+        """
+        by_component: dict[str, dict[str, tuple[int, ...]]] = {name: {} for name in COMPONENTS}
+        for name, shape in shapes.items():
+            if (found := component_of(name)) is not None:
+                by_component[found[0]][found[1]] = tuple(shape)
+        vision, projector = by_component["vision_tower"], by_component["mm_projector"]
+        vocab_size = by_component["llm"].get("embed_tokens.weight", (config.get("vocab_size", 0),))[0]
+        llm = qwen2.config_from_upstream(dict(config), vocab_size, source)
+        tower = fastvithd.config_from_shapes(vision) if vision else FastViTHDConfig()
+        states = config.get("vlm_num_layers") or 4
+        connector = by_component["diffusion_connector"]
+        scheduler = scheduler or {}
+        return cls(
+            vision_tower=tower,
+            mm_projector=(
+                MMProjectorConfig(*reversed(projector["0.weight"]), projector["2.weight"][0])
+                if projector
+                else MMProjectorConfig(tower.output_dim, llm.hidden_size, llm.hidden_size)
+            ),
+            llm=llm,
+            diffusion_connector=(
+                mcp.config_from_shapes(connector, states)
+                if connector
+                else MCPConfig(llm.hidden_size, num_layers=states)
+            ),
+            dit=_dit_config(config, dit, source),
+            vae=DCAEConfig.from_dict(vae or {}, "the configuration of the VAE"),
+            image_size=_image_size(config, source),
+            eos_token_ids=_token_ids(
+                (generation_config or {}).get("eos_token_id", config.get("eos_token_id"))
+            ),
+            flow_shift=float(scheduler.get("flow_shift") or 3.0),
+            num_train_timesteps=int(scheduler.get("num_train_timesteps", 1000)),
+        )
+
+
+def _dit_config(config: Mapping[str, Any], dit: Mapping[str, Any] | None, source: str) -> SanaConfig:
+    if dit is not None:
+        return SanaConfig.from_dict(dit, "the configuration of the DiT")
+    repository = str(config.get("diffusion_name_or_path", ""))
+    published = _PUBLISHED_DITS.get(repository.rstrip("/").rsplit("/", 1)[-1])
+    if published is None:
+        raise ConfigError(
+            f"{source} names {repository!r} for the DiT's configuration, which is not known here; put its "
+            "'transformer', 'vae' and 'scheduler' configurations in a folder 'diffusion' beside it."
+        )
+    return published
+
+
+def _image_size(config: Mapping[str, Any], source: str) -> int:
+    """The tower's resolution is the number at the end of its name: mobileclip_l_1024."""
+    found = re.search(r"_(\d+)$", str(config.get("mm_vision_tower", "")))
+    if found is None:
+        raise ConfigError(
+            f"{source} lacks a 'mm_vision_tower' that ends in the image size, so it is not Mobile-O's."
+        )
+    return int(found[1])
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list | tuple) else (int(value),)
+
+
+def component_of(name: str) -> tuple[str, str] | None:
+    """The component of a tensor of upstream's checkpoint and its name there; None where it belongs to none."""
+    for component, prefix in _PREFIXES.items():
+        if name.startswith(prefix):
+            rest = name[len(prefix) :]
+            return (component, rest) if component != "llm" or rest.startswith(_LLM_PARTS) else None
+    return None
+
+
+def build(component: str, config: MobileOConfig) -> nn.Module:
+    """The network of a component in evaluation mode, with random weights that are not computed yet."""
+    llm = config.llm
+    module: nn.Module = {
+        "vision_tower": lambda: FastViTHD(config.vision_tower),
+        "mm_projector": lambda: MMProjector(config.mm_projector),
+        "llm": lambda: Qwen2Model(llm),
+        "lm_head": lambda: nn.Linear(llm.hidden_size, llm.vocab_size, bias=False),
+        "diffusion_connector": lambda: MobileConditioningProjector(config.diffusion_connector),
+        "dit": lambda: SanaTransformer(config.dit),
+        "vae_encoder": lambda: Encoder(config.vae),
+        "vae_decoder": lambda: Decoder(config.vae),
+    }[component]()
+    return module.eval()
+
+
+def sanitize(component: str, weights: dict[str, mx.array], config: MobileOConfig) -> dict[str, mx.array]:
+    """Upstream's tensors of a component, by the names of `component_of`, as our module names and lays them out."""
+    if component.startswith("vae_"):
+        return dc_ae.sanitize(weights, config.vae.attention_head_dim)
+    if component == "lm_head":
+        return weights
+    return {
+        "vision_tower": fastvithd.sanitize,
+        "mm_projector": fastvithd.sanitize_projector,
+        "llm": qwen2.sanitize,
+        "diffusion_connector": mcp.sanitize,
+        "dit": sana.sanitize,
+    }[component](weights)

@@ -1,0 +1,205 @@
+"""Qwen2 (arXiv 2407.10671): a decoder with grouped-query attention, rotary positions and biases on q, k and v.
+
+It takes embeddings, not ids, because image features are spliced among them. The cache is an argument, never a
+member; any object with `offset` and `update_and_fetch(keys, values)` serves, mlx-lm's caches among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import Config
+
+
+@dataclass(frozen=True)
+class Qwen2Config(Config):
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1_000_000.0
+    max_position_embeddings: int = 32768
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+class Cache(Protocol):
+    """What the attention asks of a key-value cache; `mlx_lm.models.cache.KVCache` has it too."""
+
+    offset: int
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]: ...
+
+
+class KVCache:
+    """Keys and values of one layer, (B, kv_heads, T, head_dim), in buffers that grow by `step` positions.
+
+    Interchangeable with mlx-lm's cache of the same name, whose import alone costs more than a second.
+    """
+
+    step = 256
+
+    def __init__(self) -> None:
+        self.offset = 0
+        self.keys: mx.array | None = None
+        self.values: mx.array | None = None
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Appends (B, kv_heads, T, head_dim) and returns all that is cached so far."""
+        start, end = self.offset, self.offset + keys.shape[2]
+        self.keys = _grown(self.keys, keys, start, end, self.step)
+        self.values = _grown(self.values, values, start, end, self.step)
+        self.keys[..., start:end, :] = keys
+        self.values[..., start:end, :] = values
+        self.offset = end
+        return self.keys[..., :end, :], self.values[..., :end, :]
+
+
+def _grown(buffer: mx.array | None, new: mx.array, start: int, end: int, step: int) -> mx.array:
+    if buffer is not None and end <= buffer.shape[2]:
+        return buffer
+    batch, heads, _, dim = new.shape
+    extra = -(-(end - start) // step) * step
+    room = mx.zeros((batch, heads, extra, dim), new.dtype)
+    return room if buffer is None else mx.concatenate([buffer[..., :start, :], room], axis=2)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Qwen2Config):
+        super().__init__()
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim, self.rope_theta = config.head_dim, config.rope_theta
+        dim, kv_dim = config.hidden_size, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, kv_dim)
+        self.v_proj = nn.Linear(dim, kv_dim)
+        self.o_proj = nn.Linear(dim, dim, bias=False)
+
+    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
+        batch, length, _ = x.shape
+        offset = cache.offset if cache is not None else 0
+
+        def heads(y: mx.array) -> mx.array:
+            return y.reshape(batch, length, -1, self.head_dim).swapaxes(1, 2)  # (B, heads, T, head_dim)
+
+        def rotated(y: mx.array) -> mx.array:
+            return mx.fast.rope(
+                y, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset
+            )
+
+        q, k, v = rotated(heads(self.q_proj(x))), rotated(heads(self.k_proj(x))), heads(self.v_proj(x))
+        if cache is not None:
+            k, v = cache.update_and_fetch(k, v)
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)
+        return self.o_proj(y.swapaxes(1, 2).reshape(batch, length, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: Qwen2Config):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: Qwen2Config):
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Qwen2Model(nn.Module):
+    """The transformer without `lm_head`, which drawing never needs."""
+
+    def __init__(self, config: Qwen2Config):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def make_cache(self) -> list[KVCache]:
+        """An empty cache, one entry a layer."""
+        return [KVCache() for _ in self.layers]
+
+    def __call__(
+        self,
+        inputs_embeds: mx.array,
+        *,
+        attention_mask: mx.array | None = None,
+        cache: Sequence[Cache] | None = None,
+    ) -> mx.array:
+        """The last hidden state, after the final norm: (B, T, hidden_size).
+
+        Args:
+            inputs_embeds: (B, T, hidden_size).
+            attention_mask: (B, T) bool, True where a token is to be seen; without a cache only.
+            cache: one entry a layer, holding the positions before these; extended in place.
+        """
+        return self.hidden_states(inputs_embeds, 1, attention_mask=attention_mask, cache=cache)[0]
+
+    def hidden_states(
+        self,
+        inputs_embeds: mx.array,
+        last: int,
+        *,
+        attention_mask: mx.array | None = None,
+        cache: Sequence[Cache] | None = None,
+    ) -> list[mx.array]:
+        """The `last` hidden states, each (B, T, hidden_size), as transformers counts them.
+
+        There are num_hidden_layers + 1: the embeddings, the output of every layer but the last, and the output
+        of the last layer *after* the final norm.
+        """
+        mask = _mask(inputs_embeds.shape[1], attention_mask)
+        caches: Sequence[Cache | None] = cache if cache is not None else [None] * len(self.layers)
+        states, x = [inputs_embeds], inputs_embeds
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
+            x = layer(x, mask, layer_cache)
+            states = [*states, x][-last:]
+        states[-1] = self.norm(x)
+        return states
+
+
+def _mask(length: int, attention_mask: mx.array | None) -> mx.array | str | None:
+    if attention_mask is None:
+        return "causal" if length > 1 else None
+    causal = mx.tril(mx.ones((length, length), mx.bool_))
+    return causal[None, None] & attention_mask[:, None, None, :]  # (B, 1, T, T)
+
+
+def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Upstream's names and layouts are ours; old checkpoints carry rotary tables, which are recomputed."""
+    return {k: v for k, v in weights.items() if not k.endswith("rotary_emb.inv_freq")}
+
+
+def config_from_upstream(config: dict[str, Any], vocab_size: int, source: str) -> Qwen2Config:
+    """Reads the language model's part of upstream's `config.json`.
+
+    Args:
+        config: the parsed file. Recent transformers nest `rope_theta` in `rope_parameters`.
+        vocab_size: the rows of the embedding as stored: resized vocabularies are often not written back.
+        source: the file, for errors.
+    """
+    rope = config.get("rope_parameters") or {}
+    theta = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+    return Qwen2Config.from_dict({**config, **theta, "vocab_size": vocab_size}, source)
