@@ -47,9 +47,7 @@ class FastViTHDConfig(Config):
 class ReparamConv(nn.Module):
     """A convolution, or a linear layer for kernel 1, and perhaps GELU."""
 
-    def __init__(
-        self, dim_in: int, dim_out: int, kernel: int, *, stride: int = 1, groups: int = 1, act: bool = True
-    ):
+    def __init__(self, dim_in: int, dim_out: int, kernel: int, *, stride: int = 1, groups: int = 1, act: bool = True):
         super().__init__()
         self.reparam_conv = (
             nn.Linear(dim_in, dim_out)

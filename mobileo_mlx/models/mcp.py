@@ -76,8 +76,7 @@ class MobileConditioningProjector(nn.Module):
             nn.Hardswish(),
         ]
         self.sequence_refiners = [
-            SequenceRefiner(config.hidden_dim, config.kernel_size)
-            for _ in range(config.num_refinement_blocks)
+            SequenceRefiner(config.hidden_dim, config.kernel_size) for _ in range(config.num_refinement_blocks)
         ]
         self.output_proj = [
             nn.Linear(config.hidden_dim, config.output_dim),
@@ -98,8 +97,8 @@ class MobileConditioningProjector(nn.Module):
             hidden_states: the last `num_layers` hidden states, oldest first, each (B, N, hidden_size).
         """
         weights = self.fusion_weights()
-        mixed = sum(w * h.astype(mx.float32) for w, h in zip(weights, hidden_states, strict=True))
-        x = mixed.astype(hidden_states[0].dtype)
+        stacked = mx.stack(list(hidden_states), axis=-1).astype(mx.float32)  # (B, N, hidden_size, num_layers)
+        x = (stacked @ weights).astype(hidden_states[0].dtype)
         for layer in (*self.input_compress, *self.sequence_refiners, *self.output_proj):
             x = layer(x)
         return x

@@ -154,7 +154,7 @@ class MobileOConfig(Config):
         return cls(
             vision_tower=tower,
             mm_projector=(
-                MMProjectorConfig(*reversed(projector["0.weight"]), projector["2.weight"][0])
+                MMProjectorConfig(projector["0.weight"][1], projector["0.weight"][0], projector["2.weight"][0])
                 if projector
                 else MMProjectorConfig(tower.output_dim, llm.hidden_size, llm.hidden_size)
             ),
@@ -167,9 +167,7 @@ class MobileOConfig(Config):
             dit=_dit_config(config, dit, source),
             vae=DCAEConfig.from_dict(vae or {}, "the configuration of the VAE"),
             image_size=_image_size(config, source),
-            eos_token_ids=_token_ids(
-                (generation_config or {}).get("eos_token_id", config.get("eos_token_id"))
-            ),
+            eos_token_ids=_token_ids((generation_config or {}).get("eos_token_id", config.get("eos_token_id"))),
             flow_shift=float(scheduler.get("flow_shift") or 3.0),
             num_train_timesteps=int(scheduler.get("num_train_timesteps", 1000)),
         )
@@ -192,9 +190,7 @@ def _image_size(config: Mapping[str, Any], source: str) -> int:
     """The tower's resolution is the number at the end of its name: mobileclip_l_1024."""
     found = re.search(r"_(\d+)$", str(config.get("mm_vision_tower", "")))
     if found is None:
-        raise ConfigError(
-            f"{source} lacks a 'mm_vision_tower' that ends in the image size, so it is not Mobile-O's."
-        )
+        raise ConfigError(f"{source} lacks a 'mm_vision_tower' that ends in the image size, so it is not Mobile-O's.")
     return int(found[1])
 
 

@@ -93,9 +93,7 @@ class Attention(nn.Module):
             return y.reshape(batch, length, -1, self.head_dim).swapaxes(1, 2)  # (B, heads, T, head_dim)
 
         def rotated(y: mx.array) -> mx.array:
-            return mx.fast.rope(
-                y, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset
-            )
+            return mx.fast.rope(y, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset)
 
         q, k, v = rotated(heads(self.q_proj(x))), rotated(heads(self.k_proj(x))), heads(self.v_proj(x))
         if cache is not None:

@@ -118,14 +118,14 @@ class PatchEmbed(nn.Module):
         x = latents.reshape(batch, rows, p, columns, p, channels).swapaxes(2, 3)
         x = self.proj(x.reshape(batch, rows * columns, p * p * channels))
         if self.interpolation_scale is not None:
-            x = x + self._positions(rows, columns, x.shape[-1]).astype(x.dtype)
+            x = x + self._positions(rows, columns, x.shape[-1], self.interpolation_scale).astype(x.dtype)
         return x
 
-    def _positions(self, rows: int, columns: int, dim: int) -> mx.array:
+    def _positions(self, rows: int, columns: int, dim: int, scale: float) -> mx.array:
         """(rows * columns, dim): half of the channels for the column, half for the row."""
 
         def encode(count: int) -> mx.array:
-            position = mx.arange(count) * (self.base_size / count / self.interpolation_scale)
+            position = mx.arange(count) * (self.base_size / count / scale)
             frequencies = mx.exp(-math.log(10000) * mx.arange(dim // 4, dtype=mx.float32) / (dim // 4))
             phase = position[:, None] * frequencies
             return mx.concatenate([mx.sin(phase), mx.cos(phase)], axis=-1)  # (count, dim / 2)
@@ -222,13 +222,9 @@ class SanaTransformer(nn.Module):
         self.caption_norm = nn.RMSNorm(config.dim, CAPTION_NORM_EPS)
         self.transformer_blocks = [TransformerBlock(config) for _ in range(config.num_layers)]
         self.scale_shift_table = mx.random.normal((2, config.dim)) * config.dim**-0.5
-        self.proj_out = nn.Linear(
-            config.dim, config.patch_size**2 * (config.out_channels or config.in_channels)
-        )
+        self.proj_out = nn.Linear(config.dim, config.patch_size**2 * (config.out_channels or config.in_channels))
 
-    def encode_text(
-        self, encoder_hidden_states: mx.array, attention_mask: mx.array | None = None
-    ) -> TextContext:
+    def encode_text(self, encoder_hidden_states: mx.array, attention_mask: mx.array | None = None) -> TextContext:
         """What a prompt contributes to every step.
 
         Args:

@@ -1,0 +1,156 @@
+"""A conversation whose keys and values are kept, so that a turn pays only for what is new."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from .decoding import Sampling, decode
+from .errors import OptionError, PromptError
+from .images import load_image
+from .prompts import IMAGE_TOKEN_INDEX, SYSTEM_PROMPT, check_text, encode_prompt, first_turn, next_turn
+from .results import Answer, AnswerToken, Message
+from .splice import splice
+from .tokenizer import IM_END
+
+if TYPE_CHECKING:
+    from .pipeline import ImageSource, MobileO
+
+
+class Chat:
+    """Turns of questions and answers about any number of images.
+
+    Attributes:
+        messages: what was said so far.
+        model: the model that answers; `chat.model.generate(...)` draws.
+    """
+
+    def __init__(self, model: MobileO, *, system_prompt: str = SYSTEM_PROMPT):
+        self.model = model
+        self.messages: list[Message] = []
+        self._system_prompt = system_prompt
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything that was said."""
+        self.messages.clear()
+        self._cache = self.model.component("llm").make_cache()
+        self._answer: list[int] = []  # the last answer's tokens
+        self._answer_start = 0  # where it starts in the cache
+
+    def send(self, text: str, **options: object) -> Answer:
+        """The whole answer; takes what `stream` takes."""
+        return Answer.of(list(self.stream(text, **options)))  # type: ignore[arg-type]
+
+    def stream(
+        self,
+        text: str,
+        *,
+        images: ImageSource | Sequence[ImageSource] = (),
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        repetition_penalty: float | None = None,
+        seed: int = 0,
+    ) -> Iterator[AnswerToken]:
+        """Says `text` and yields the answer's tokens.
+
+        Closing the iterator early leaves the chat usable, with the part of the answer that was yielded. Where
+        not even one token was, the turn is as if it had not been.
+
+        Args:
+            text: the user's turn.
+            images: shown before the text, in order; each a path, the bytes of a file, or a Pillow image.
+            max_tokens: at most; fewer where the context ends.
+            temperature, top_p, repetition_penalty, seed: see `mobileo_mlx.decoding.Sampling`.
+
+        Raises:
+            PromptError: the text is empty, or the conversation has become longer than the model's context.
+            ImageError: an image can't be read.
+            OptionError: an option is out of range.
+        """
+        sampling = Sampling(temperature, top_p, repetition_penalty, seed)
+        if max_tokens < 1:
+            raise OptionError(f"{max_tokens} tokens are not possible; choose 1 or more.")
+        check_text(text, "question")
+        loaded = [load_image(image) for image in _listed(images)]
+        return self._stream(text, loaded, max_tokens, sampling)
+
+    def _stream(self, text: str, images: list, max_tokens: int, sampling: Sampling) -> Iterator[AnswerToken]:
+        model, tokenizer = self.model, self.model.tokenizer
+        ids = self._new_ids(text, len(images))
+        config = model.config
+        positions = len(ids) + sum(i == IMAGE_TOKEN_INDEX for i in ids) * (config.image_tokens - 1)
+        start = self._cache[0].offset
+        room = config.llm.max_position_embeddings - start - positions
+        if room < 1:
+            raise PromptError(
+                f"The prompt takes {start + positions} positions and the model's context has "
+                f"{config.llm.max_position_embeddings}; shorten it, or start a new conversation."
+            )
+        mx.reset_peak_memory()
+        begin = time.perf_counter()
+        features = [model.encode_image(image)[0] for image in images]
+        mx.eval(features)
+        seen = time.perf_counter()
+        llm = model.component("llm")
+        embeds = splice(llm.embed_tokens, [ids], features).inputs_embeds
+        end = tokenizer.token_id(IM_END)
+        eos = (*config.eos_token_ids, *([] if end is None else [end]))
+        words, said, first = tokenizer.stream(), "", 0.0
+        previous = (self._answer, self._answer_start)
+        tokens: list[int] = []
+        try:
+            for decoded in decode(
+                llm,
+                model.lm_head(),
+                embeds,
+                self._cache,
+                max_tokens=min(max_tokens, room),
+                eos_token_ids=eos,
+                sampling=sampling,
+            ):
+                if not tokens:
+                    first = time.perf_counter()
+                    self._answer, self._answer_start = tokens, start + positions
+                tokens.append(decoded.token)
+                segment = words.add(decoded.token)
+                if decoded.finish_reason is None:
+                    said += segment
+                    yield AnswerToken(segment, decoded.token, None, positions)
+                    continue
+                segment += words.flush()
+                said += segment
+                timings = {"vision": seen - begin, "prefill": first - seen, "decode": time.perf_counter() - first}
+                yield AnswerToken(
+                    segment, decoded.token, decoded.finish_reason, positions, timings, mx.get_peak_memory()
+                )
+        finally:
+            # An interruption can come between two layers: the cache holds what all of them have.
+            settled = min(layer.offset for layer in self._cache) if tokens else start
+            for layer in self._cache:
+                layer.offset = settled
+            if tokens:
+                self.messages += [Message("user", text, len(images)), Message("assistant", said.strip())]
+            else:
+                self._answer, self._answer_start = previous
+
+    def _new_ids(self, text: str, images: int) -> list[int]:
+        """What the model has not read yet: the rest of the last answer, its end, and this turn."""
+        tokenizer = self.model.tokenizer
+        if not self.messages:
+            return encode_prompt(tokenizer, first_turn(text, images=images, system_prompt=self._system_prompt))
+        end = tokenizer.token_id(IM_END)
+        ids = encode_prompt(tokenizer, next_turn(text, images=images))
+        unread = self._answer[self._cache[0].offset - self._answer_start :]
+        if self._answer[-1] == end:
+            return unread + ids[1:]  # the answer ends as `next_turn` begins
+        # Another end token than the template's would be noise in the middle of a conversation.
+        return [i for i in unread if i not in self.model.config.eos_token_ids] + ids
+
+
+def _listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+    return list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]

@@ -1,0 +1,122 @@
+"""The token loop with a key-value cache: a generator that yields each token. It knows no text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import mlx.core as mx
+
+from .errors import OptionError
+from .models.qwen2 import Cache, Qwen2Model
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen from its logits.
+
+    Attributes:
+        temperature: 0 takes the most likely token.
+        top_p: sampling is among the most likely tokens that together have this probability.
+        repetition_penalty: above 1 tokens that were generated before become less likely (arXiv 1909.05858); the
+            prompt does not count, as in the original.
+        seed: of the random key; the same seed gives the same answer.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise OptionError(f"temperature {self.temperature} is not possible; choose 0 or more.")
+        if not 0 < self.top_p <= 1:
+            raise OptionError(f"top-p {self.top_p} is not possible; choose a number above 0 and up to 1.")
+        penalty = self.repetition_penalty
+        if penalty is not None and not (math.isfinite(penalty) and penalty > 0):
+            raise OptionError(f"repetition penalty {penalty} is not possible; choose a number above 0, such as 1.1.")
+
+
+@dataclass(frozen=True)
+class DecodedToken:
+    """One token and the logits that it was chosen from, (vocab_size,) float32."""
+
+    token: int
+    logits: mx.array
+    finish_reason: Literal["stop", "length"] | None
+
+
+def decode(
+    model: Qwen2Model,
+    lm_head: Callable[[mx.array], mx.array],
+    inputs_embeds: mx.array,
+    cache: Sequence[Cache],
+    *,
+    max_tokens: int,
+    eos_token_ids: Sequence[int] = (),
+    sampling: Sampling = Sampling(),
+) -> Iterator[DecodedToken]:
+    """Yields tokens until one of `eos_token_ids`, which is the last of them, or until there are `max_tokens`.
+
+    Args:
+        model: the language model.
+        lm_head: hidden states (B, 1, hidden_size) to logits.
+        inputs_embeds: the prompt, (1, T, hidden_size), after what the cache holds.
+        cache: extended in place. It may hold the last token that was yielded or not: its offset tells.
+        max_tokens: 1 or more.
+    """
+    choose = _sampler(sampling, max_tokens)
+    generated: list[int] = []
+
+    def following(embeds: mx.array) -> tuple[mx.array, mx.array]:
+        hidden = model(embeds, cache=cache)
+        return choose(lm_head(hidden[:, -1:])[0, 0].astype(mx.float32), generated)
+
+    token, logits = following(inputs_embeds)
+    while True:
+        generated.append(int(token))
+        finish_reason: Literal["stop", "length"] | None = None
+        if generated[-1] in eos_token_ids:
+            finish_reason = "stop"
+        elif len(generated) >= max_tokens:
+            finish_reason = "length"
+        current = logits
+        if finish_reason is None:
+            # The next token is computed while the caller prints this one.
+            token, logits = following(model.embed_tokens(token[None, None]))
+            mx.async_eval(token, logits)
+        yield DecodedToken(generated[-1], current, finish_reason)
+        if finish_reason is not None:
+            return
+
+
+def _sampler(sampling: Sampling, max_tokens: int) -> Callable[[mx.array, list[int]], tuple[mx.array, mx.array]]:
+    """A function from logits (vocab_size,) and the tokens so far to a token and the logits after the penalty."""
+    penalise: Callable[[mx.array, mx.array], mx.array] | None = None
+    among_likely: Callable[[mx.array, float], mx.array] | None = None
+    # mlx-lm takes more than a second to import, and plain decoding has no need of it.
+    if sampling.repetition_penalty not in (None, 1.0):
+        from mlx_lm.sample_utils import make_repetition_penalty
+
+        penalise = make_repetition_penalty(sampling.repetition_penalty, context_size=max_tokens)
+    if sampling.temperature > 0 and sampling.top_p < 1:
+        from mlx_lm.sample_utils import apply_top_p as among_likely
+
+    key = mx.random.key(sampling.seed)
+
+    def choose(logits: mx.array, generated: list[int]) -> tuple[mx.array, mx.array]:
+        nonlocal key
+        if penalise is not None and generated:
+            logits = penalise(mx.array(generated), logits[None])[0]
+        if sampling.temperature == 0:
+            return mx.argmax(logits), logits
+        key, subkey = mx.random.split(key)
+        scaled = logits / sampling.temperature
+        if among_likely is not None:
+            scaled = among_likely((scaled - mx.logsumexp(scaled))[None], sampling.top_p)[0]
+        return mx.random.categorical(scaled, key=subkey), logits
+
+    return choose

@@ -1,0 +1,459 @@
+"""`MobileO`: one model, four tasks. The one file that knows all the parts.
+
+Nothing is computed or read before it is needed: loading reads configuration and headers, and each task reads only the
+components that it uses.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .chat import Chat
+from .checkpoint import Checkpoint, parse_dtype
+from .diffusion import GenerationStep, denoise
+from .errors import OptionError, PromptError
+from .images import cover_crop, from_array, load_image, preprocess, to_signed
+from .models.mobileo import MobileOConfig
+from .prompts import SYSTEM_PROMPT, check_text, edit_prompt, encode_prompt, generate_prompt
+from .quantize import QuantizeSpec, resolve_quantize
+from .results import Answer, AnswerToken, GenerationResult
+from .schedulers import Scheduler, make_scheduler
+from .splice import splice
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .tokenizer import Tokenizer
+
+    ImageSource = str | Path | bytes | Image.Image
+
+DEFAULT_MODEL = "Amshaker/Mobile-O-0.5B"
+MAX_SIDE = 4096  # of a drawing, in pixels; above it the decoder alone takes tens of gigabytes
+
+
+class MobileO:
+    """A loaded model.
+
+    Attributes:
+        config: dimensions of all networks.
+        checkpoint: where the weights come from.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: mx.Dtype | None = None,
+        quantize: Mapping[str, int] | None = None,
+    ):
+        self.checkpoint = checkpoint
+        self.config: MobileOConfig = checkpoint.config
+        self._dtype = dtype
+        self._bits = resolve_quantize(quantize)
+        self._components: dict[str, nn.Module] = {}
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        dtype: str | None = None,
+        quantize: Mapping[str, int] | None = None,
+        progress: bool = False,
+    ) -> MobileO:
+        """Finds a model, downloading it where needed, and reads its configuration.
+
+        Args:
+            model: a bundled name, a folder, or a repository on the hub.
+            dtype: "float32", "float16" or "bfloat16"; by default the checkpoint's on a GPU and float32 on a CPU.
+            quantize: bits for components, such as {"llm": 4, "dit": 8}, applied while loading.
+            progress: whether a download draws its bars on standard error.
+
+        Raises:
+            CheckpointError, ConfigError: the model is missing, damaged or foreign (DownloadError: unreachable).
+            OptionError: an unknown dtype, component or number of bits.
+        """
+        parsed = parse_dtype(dtype) if dtype is not None else None
+        resolve_quantize(quantize)  # mistakes show before a download
+        return cls(Checkpoint.open(model, progress=progress), dtype=parsed, quantize=quantize)
+
+    # Parts
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """Width and height in pixels of a drawing, where no size is asked for."""
+        return self.config.default_size
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, read on first use."""
+        return self.checkpoint.load_tokenizer()
+
+    def component(self, name: str) -> Any:
+        """The network of that name in `mobileo_mlx.models.mobileo.COMPONENTS`, loaded on first use.
+
+        Raises:
+            CheckpointError: it is not in the checkpoint, or does not fit the configuration.
+        """
+        if name not in self._components:
+            bits = self._bits.get(name)
+            spec = QuantizeSpec(bits) if bits is not None else None
+            self._components[name] = self.checkpoint.load(name, dtype=self._dtype, quantize=spec)
+        return self._components[name]
+
+    def release(self, *names: str) -> None:
+        """Frees the memory of components, all by default; they load again when they are needed."""
+        for name in names or tuple(self._components):
+            self._components.pop(name, None)
+        mx.clear_cache()
+
+    def lm_head(self) -> Callable[[mx.array], mx.array]:
+        """The map from hidden states to logits; the transposed embedding where the checkpoint ties them."""
+        if self.checkpoint.has("lm_head"):
+            return self.component("lm_head")
+        return self.component("llm").embed_tokens.as_linear
+
+    # From inputs to conditioning
+
+    def encode_image(self, image: Image.Image | mx.array) -> mx.array:
+        """An image's features for the language model, (B, image_tokens, hidden_size).
+
+        Args:
+            image: a Pillow image, or pixel values (B, H, W, 3) in [0, 1].
+        """
+        tower = self.component("vision_tower")
+        pixels = image if isinstance(image, mx.array) else preprocess(image, self.config.image_size)
+        x = pixels.astype(tower.patch_embed[0].reparam_conv.weight.dtype)
+        return self.component("mm_projector")(_in_turn(tower.blocks(), x).flatten(1, 2))
+
+    def hidden_states(self, input_ids: Sequence[Sequence[int]], image_features: Sequence[mx.array]) -> list[mx.array]:
+        """The hidden states that condition a drawing, oldest first, each (B, N, hidden_size).
+
+        Args:
+            input_ids: B rows of equal length, `IMAGE_TOKEN_INDEX` in the places of images.
+            image_features: each (tokens, hidden_size), in order.
+        """
+        llm = self.component("llm")
+        embeds = splice(llm.embed_tokens, input_ids, image_features).inputs_embeds
+        return llm.hidden_states(embeds, self.config.diffusion_connector.num_layers)
+
+    def conditioning(
+        self, states: list[mx.array], *, guided: bool, negative: list[mx.array] | None = None
+    ) -> tuple[mx.array, mx.array | None]:
+        """What the DiT reads, and the mask of padded positions where there are any.
+
+        With guidance the unconditional half comes first: zero hidden states sent through the connector, as in the
+        original, or the states of a negative prompt.
+
+        Returns:
+            (B or 2 B, N, caption_channels), and None or (2 B, N) bool.
+        """
+        connector = self.component("diffusion_connector")
+        if not guided:
+            return connector(states), None
+        if negative is None:
+            return connector([mx.concatenate([mx.zeros_like(state), state]) for state in states]), None
+        halves = [connector(negative), connector(states)]
+        if halves[0].shape == halves[1].shape:
+            return mx.concatenate(halves), None
+        length = max(half.shape[1] for half in halves)
+        padded = [mx.pad(half, [(0, 0), (0, length - half.shape[1]), (0, 0)]) for half in halves]
+        masks = [mx.broadcast_to(mx.arange(length) < half.shape[1], (half.shape[0], length)) for half in halves]
+        return mx.concatenate(padded), mx.concatenate(masks)
+
+    # Latents
+
+    def noise(self, seed: int, width: int, height: int) -> mx.array:
+        """The initial latents of a seed, (1, height / factor, width / factor, latent_channels) float32."""
+        factor = self.config.vae.factor
+        shape = (1, height // factor, width // factor, self.config.dit.in_channels)
+        return mx.random.normal(shape, key=mx.random.key(seed))
+
+    def encode_latents(self, image: Image.Image) -> mx.array:
+        """Scaled latents of an image, (1, h, w, latent_channels) float32."""
+        encoder = self.component("vae_encoder")
+        x = to_signed(image).astype(encoder.conv_in.weight.dtype)
+        return _in_turn(encoder.blocks(), x).astype(mx.float32) * self.config.vae.scaling_factor
+
+    def decode_array(self, latents: mx.array) -> mx.array:
+        """The pictures of scaled latents (B, h, w, latent_channels): (B, H, W, 3) float32, about [-1, 1]."""
+        decoder = self.component("vae_decoder")
+        x = (latents / self.config.vae.scaling_factor).astype(decoder.conv_in.weight.dtype)
+        # One after the other: at full resolution a single image fills hundreds of megabytes.
+        return mx.concatenate([_in_turn(decoder.blocks(), row[None]).astype(mx.float32) for row in x])
+
+    def decode_latents(self, latents: mx.array) -> list[Image.Image]:
+        """The images of scaled latents (B, h, w, latent_channels), such as `GenerationStep.denoised`."""
+        return from_array(self.decode_array(latents))
+
+    # Tasks
+
+    def generate(self, prompt: str, **options: Any) -> GenerationResult:
+        """Draws `prompt`; takes what `stream_generate` takes."""
+        return _last(self.stream_generate(prompt, **options))
+
+    def stream_generate(
+        self,
+        prompt: str,
+        *,
+        seed: int | Sequence[int] = 0,
+        steps: int = 20,
+        guidance_scale: float = 1.5,
+        scheduler: str = "dpm++",
+        flow_shift: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        negative_prompt: str | None = None,
+        initial_latents: mx.array | None = None,
+    ) -> Iterator[GenerationStep | GenerationResult]:
+        """Draws `prompt`, yielding every step and at last the result.
+
+        Args:
+            prompt: what to draw.
+            seed: of the noise; several seeds make several images in one batch, each the same as alone.
+            steps: of the sampler.
+            guidance_scale: above 1 follows the prompt more closely; 1 is twice as fast.
+            scheduler: "dpm++" or "euler".
+            flow_shift: of the noise levels; by default the checkpoint's, 3.0.
+            width, height: in pixels, multiples of `config.size_multiple`; by default `default_size`.
+            negative_prompt: what not to draw; it stands where the original has zero hidden states.
+            initial_latents: (B, height / factor, width / factor, latent_channels) instead of noise from seeds.
+
+        Raises:
+            PromptError: a prompt is empty or beyond the context.
+            OptionError: an option is out of range.
+        """
+        check_text(prompt)
+        return self._draw(
+            "generate", prompt, None, None, seed, steps, guidance_scale, scheduler, flow_shift, width, height,
+            negative_prompt, initial_latents,
+        )  # fmt: skip
+
+    def edit(self, image: ImageSource, instruction: str, **options: Any) -> GenerationResult:
+        """Draws `image` changed as `instruction` says; takes what `stream_edit` takes."""
+        return _last(self.stream_edit(image, instruction, **options))
+
+    def stream_edit(
+        self,
+        image: ImageSource,
+        instruction: str,
+        *,
+        strength: float | None = None,
+        seed: int | Sequence[int] = 0,
+        steps: int = 20,
+        guidance_scale: float = 1.5,
+        scheduler: str = "dpm++",
+        flow_shift: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        negative_prompt: str | None = None,
+        initial_latents: mx.array | None = None,
+    ) -> Iterator[GenerationStep | GenerationResult]:
+        """Draws `image` changed as `instruction` says, yielding every step and at last the result.
+
+        As in the original the image enters through the language model alone, and drawing starts from noise.
+
+        Args:
+            image: a path, the bytes of a file, or a Pillow image.
+            instruction: what to change.
+            strength: our extension: start from the encoded image at this noise level, above 0 (the image itself)
+                and up to 1; only the steps below that level are run.
+            seed, steps, guidance_scale, scheduler, flow_shift, width, height, negative_prompt, initial_latents:
+                see `stream_generate`.
+
+        Raises:
+            ImageError: the image can't be read.
+            PromptError, OptionError: see `stream_generate`.
+        """
+        check_text(instruction, "instruction")
+        return self._draw(
+            "edit", instruction, load_image(image), strength, seed, steps, guidance_scale, scheduler, flow_shift,
+            width, height, negative_prompt, initial_latents,
+        )  # fmt: skip
+
+    def ask(self, images: ImageSource | Sequence[ImageSource], question: str, **options: Any) -> Answer:
+        """The whole answer to a question about images; takes what `stream_ask` takes."""
+        return Answer.of(list(self.stream_ask(images, question, **options)))
+
+    def stream_ask(
+        self, images: ImageSource | Sequence[ImageSource], question: str, **options: Any
+    ) -> Iterator[AnswerToken]:
+        """Answers a question about one image or several, yielding each token.
+
+        Args:
+            images: each a path, the bytes of a file, or a Pillow image.
+            question: in words.
+            options: `max_tokens` (256), `temperature` (0: the most likely token), `top_p`, `repetition_penalty`
+                and `seed`, as in `Chat.stream`.
+
+        Raises:
+            ImageError, PromptError, OptionError: see `Chat.stream`.
+        """
+        return self.chat().stream(question, images=images, **options)
+
+    def chat(self, *, system_prompt: str = SYSTEM_PROMPT) -> Chat:
+        """A conversation that remembers."""
+        return Chat(self, system_prompt=system_prompt)
+
+    def _draw(
+        self,
+        task: Literal["generate", "edit"],
+        prompt: str,
+        image: Image.Image | None,
+        strength: float | None,
+        seed: int | Sequence[int],
+        steps: int,
+        guidance_scale: float,
+        scheduler_name: str,
+        flow_shift: float | None,
+        width: int | None,
+        height: int | None,
+        negative_prompt: str | None,
+        initial_latents: mx.array | None,
+    ) -> Iterator[GenerationStep | GenerationResult]:
+        """Checks everything now, and returns the generator that computes."""
+        if negative_prompt is not None:
+            check_text(negative_prompt, "negative prompt")
+        if not (math.isfinite(guidance_scale) and guidance_scale >= 1):
+            raise OptionError(f"guidance scale {guidance_scale} is not possible; choose 1 (none) or more.")
+        if negative_prompt is not None and guidance_scale == 1:
+            raise OptionError("a negative prompt needs guidance; choose a guidance scale above 1.")
+        shift = self.config.flow_shift if flow_shift is None else flow_shift
+        scheduler = make_scheduler(scheduler_name, steps, shift, self.config.num_train_timesteps)
+        start = _first_step(scheduler, strength)
+        if initial_latents is not None:
+            width, height, seeds = *self._latent_size(initial_latents), []
+        else:
+            width, height = self._checked_size(width, height)
+            seeds = [seed] if isinstance(seed, int) else list(seed)
+            if not seeds or not all(isinstance(s, int) and 0 <= s < 2**64 for s in seeds):
+                raise OptionError("a seed is a whole number from 0 to 2**64 - 1, and at least one is needed.")
+        ids = self._prompt_ids(task, prompt)
+        negative_ids = None if negative_prompt is None else self._prompt_ids(task, negative_prompt)
+
+        def draw() -> Iterator[GenerationStep | GenerationResult]:
+            mx.reset_peak_memory()
+            begin = time.perf_counter()
+            latents = (
+                initial_latents
+                if initial_latents is not None
+                else mx.concatenate([self.noise(s, width, height) for s in seeds])
+            )
+            if image is not None and strength is not None:
+                source = self.encode_latents(cover_crop(image, width, height))
+                sigma = float(scheduler.sigmas[start])
+                latents = (1 - sigma) * source + sigma * latents
+            features = [] if image is None else [self.encode_image(image)[0]]
+            conditioning, mask = self.conditioning(
+                self.hidden_states([ids], features),
+                guided=guidance_scale != 1,
+                negative=None if negative_ids is None else self.hidden_states([negative_ids], features),
+            )
+            batch = latents.shape[0]
+            conditioning = mx.repeat(conditioning, batch, axis=0)
+            mask = None if mask is None else mx.repeat(mask, batch, axis=0)
+            mx.eval(conditioning, latents)
+            encoded = time.perf_counter()
+            for step in denoise(
+                self.component("dit"),
+                scheduler,
+                latents,
+                conditioning,
+                guidance_scale=guidance_scale,
+                attention_mask=mask,
+                start=start,
+            ):
+                latents = step.latents
+                yield step
+            denoised = time.perf_counter()
+            images = self.decode_latents(latents)
+            yield GenerationResult(
+                images=images,
+                latents=latents,
+                task=task,
+                model=self.checkpoint.name,
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                seeds=seeds,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                scheduler=scheduler_name,
+                flow_shift=shift,
+                width=width,
+                height=height,
+                strength=strength,
+                timings={
+                    "encode": encoded - begin,
+                    "denoise": denoised - encoded,
+                    "decode": time.perf_counter() - denoised,
+                },
+                peak_memory=mx.get_peak_memory(),
+            )
+
+        return draw()
+
+    def _prompt_ids(self, task: str, text: str) -> list[int]:
+        template = edit_prompt if task == "edit" else generate_prompt
+        ids = encode_prompt(self.tokenizer, template(text))
+        positions = len(ids) + (self.config.image_tokens - 1 if task == "edit" else 0)
+        context = self.config.llm.max_position_embeddings
+        if positions > context:
+            raise PromptError(
+                f"The prompt takes {positions} positions and the model's context has {context}; shorten it."
+            )
+        return ids
+
+    def _checked_size(self, width: int | None, height: int | None) -> tuple[int, int]:
+        default = self.default_size
+        width = default[0] if width is None else width
+        height = default[1] if height is None else height
+        multiple = self.config.size_multiple
+        if not (multiple <= width <= MAX_SIDE and multiple <= height <= MAX_SIDE):
+            raise OptionError(f"size {width}x{height} is not possible; each side is {multiple} to {MAX_SIDE} pixels.")
+        if width % multiple or height % multiple:
+            nearest = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
+            raise OptionError(
+                f"size {width}x{height} is not possible: sides are multiples of {multiple}; "
+                f"{nearest[0]}x{nearest[1]} would do."
+            )
+        return width, height
+
+    def _latent_size(self, latents: mx.array) -> tuple[int, int]:
+        channels, factor = self.config.dit.in_channels, self.config.vae.factor
+        if latents.ndim != 4 or latents.shape[-1] != channels:
+            raise OptionError(f"initial latents have the shape {latents.shape} instead of (B, h, w, {channels}).")
+        return self._checked_size(latents.shape[2] * factor, latents.shape[1] * factor)
+
+
+def _first_step(scheduler: Scheduler, strength: float | None) -> int:
+    """The first step whose noise level is at most `strength`."""
+    if strength is None or strength == 1:
+        return 0
+    if not 0 < strength < 1:
+        raise OptionError(f"strength {strength} is not possible; choose a number above 0 and up to 1.")
+    start = next(i for i, sigma in enumerate(scheduler.sigmas) if sigma <= strength)
+    if start == len(scheduler.timesteps):
+        raise OptionError(f"strength {strength} leaves none of the {start} steps; choose more of either.")
+    return start
+
+
+def _in_turn(blocks: Iterable[Callable[[mx.array], mx.array]], x: mx.array) -> mx.array:
+    """Runs blocks one by one, evaluating each, so that only one block's intermediates are in memory."""
+    for block in blocks:
+        x = block(x)
+        mx.eval(x)
+    return x
+
+
+def _last(events: Iterator[GenerationStep | GenerationResult]) -> GenerationResult:
+    *_, result = events
+    assert isinstance(result, GenerationResult)
+    return result

@@ -1,0 +1,115 @@
+"""What the tasks yield and return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """Finished drawings of one prompt, and all that is needed to make them again.
+
+    Attributes:
+        images: one for each seed.
+        latents: (B, h, w, latent_channels) float32, scaled: what the decoder divides by its scaling factor.
+        seeds: of each image's noise; empty where `initial_latents` were given.
+        timings: seconds in "encode" (text, image, connector), "denoise" and "decode".
+        peak_memory: bytes that MLX held at most.
+    """
+
+    images: list[Image.Image]
+    latents: mx.array
+    task: Literal["generate", "edit"]
+    model: str
+    prompt: str
+    negative_prompt: str | None
+    seeds: list[int]
+    steps: int
+    guidance_scale: float
+    scheduler: str
+    flow_shift: float
+    width: int
+    height: int
+    strength: float | None
+    timings: dict[str, float]
+    peak_memory: int
+
+    def metadata(self, index: int = 0) -> dict[str, Any]:
+        """Everything that makes image `index` again, as JSON can hold it."""
+        from . import __version__
+
+        return {
+            "software": f"mobileo-mlx {__version__}",
+            "task": self.task,
+            "model": self.model,
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "scheduler": self.scheduler,
+            "flow_shift": self.flow_shift,
+            "width": self.width,
+            "height": self.height,
+            "strength": self.strength,
+            "seed": self.seeds[index] if self.seeds else None,
+        }
+
+
+@dataclass(frozen=True)
+class AnswerToken:
+    """One token of an answer.
+
+    Attributes:
+        text: what to print now; "" while a character is incomplete and for control tokens.
+        token: the id.
+        finish_reason: in the last one "stop" (the model ended its answer) or "length" (`max_tokens`), else None.
+        prompt_tokens: positions of the prompt that were computed for this answer, image features among them.
+        timings: in the last one seconds in "vision", "prefill" (to the first token) and "decode" (the rest).
+        peak_memory: in the last one, bytes that MLX held at most.
+    """
+
+    text: str
+    token: int
+    finish_reason: Literal["stop", "length"] | None
+    prompt_tokens: int
+    timings: dict[str, float] = field(default_factory=dict)
+    peak_memory: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer; the attributes are those of `AnswerToken`, with the whole `text` and all `tokens`."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    timings: dict[str, float]
+    peak_memory: int
+
+    @classmethod
+    def of(cls, stream: list[AnswerToken]) -> Answer:
+        """Joins a finished stream."""
+        last = stream[-1]
+        return cls(
+            text="".join(token.text for token in stream).strip(),
+            tokens=[token.token for token in stream],
+            finish_reason=last.finish_reason or "stop",
+            prompt_tokens=last.prompt_tokens,
+            timings=last.timings,
+            peak_memory=last.peak_memory,
+        )
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat; `images` says how many were shown with it."""
+
+    role: Literal["user", "assistant"]
+    content: str
+    images: int = 0
