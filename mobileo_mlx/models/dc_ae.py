@@ -14,7 +14,15 @@ import mlx.nn as nn
 
 from ..config import Config
 from ..errors import ConfigError
-from .layers import Conv2d, GLUMBConv, GroupedLinear, conv_weight, pointwise_weight, relu_linear_attention
+from .layers import (
+    Conv2d,
+    DepthwiseConv2d,
+    GLUMBConv,
+    GroupedLinear,
+    conv_weight,
+    pointwise_weight,
+    relu_linear_attention,
+)
 
 RMS_NORM_EPS = 1e-5
 
@@ -82,7 +90,7 @@ class MultiscaleProjection(nn.Module):
 
     def __init__(self, dim: int, heads: int, kernel: int):
         super().__init__()
-        self.proj_in = nn.Conv2d(3 * dim, 3 * dim, kernel, padding=kernel // 2, groups=3 * dim, bias=False)
+        self.proj_in = DepthwiseConv2d(3 * dim, kernel, bias=False)
         self.proj_out = GroupedLinear(3 * dim, 3 * heads)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -139,22 +147,28 @@ class EfficientViTBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    def __init__(self, dim_in: int, dim_out: int):
+    def __init__(self, dim_in: int, dim_out: int, *, shortcut: bool = True):
         super().__init__()
+        self.shortcut = shortcut
         self.conv = Conv2d(dim_in, dim_out, 3, stride=2, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
         y = self.conv(x)
+        if not self.shortcut:
+            return y
         return y + _averaged(_pixel_unshuffle(x), y.shape[-1])
 
 
 class Upsample(nn.Module):
-    def __init__(self, dim_in: int, dim_out: int):
+    def __init__(self, dim_in: int, dim_out: int, *, shortcut: bool = True):
         super().__init__()
+        self.shortcut = shortcut
         self.conv = Conv2d(dim_in, dim_out, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
         y = self.conv(_nearest(x))
+        if not self.shortcut:
+            return y
         return y + _pixel_shuffle(mx.repeat(x, 4 * y.shape[-1] // x.shape[-1], axis=-1))
 
 
@@ -193,11 +207,16 @@ class Encoder(nn.Module):
         super().__init__()
         dims, layers = config.encoder_block_out_channels, config.encoder_layers_per_block
         kinds, scales = config.encoder_block_types, config.encoder_qkv_multiscales
-        self.conv_in = Conv2d(config.in_channels, dims[0], 3, padding=1)
+        # Where the first stage has no blocks, the image is made smaller at once.
+        self.conv_in = (
+            Conv2d(config.in_channels, dims[0], 3, padding=1)
+            if layers[0]
+            else Downsample(config.in_channels, dims[1], shortcut=False)
+        )
         self.down_blocks: list[list[nn.Module]] = []
         for i, dim in enumerate(dims):
             stage = [_block(kinds[i], dim, scales[i], config) for _ in range(layers[i])]
-            if i + 1 < len(dims):
+            if i + 1 < len(dims) and layers[i]:
                 stage.append(Downsample(dim, dims[i + 1]))
             self.down_blocks.append(stage)
         self.conv_out = Conv2d(dims[-1], config.latent_channels, 3, padding=1)
@@ -231,9 +250,16 @@ class Decoder(nn.Module):
         self.up_blocks: list[list[nn.Module]] = []  # in the checkpoint's order; the last one runs first
         for i, dim in enumerate(dims):
             stage = [_block(kinds[i], dim, scales[i], config) for _ in range(layers[i])]
-            self.up_blocks.append(stage if i + 1 == len(dims) else [Upsample(dims[i + 1], dim), *stage])
-        self.norm_out = RMSNorm(dims[0])
-        self.conv_out = Conv2d(dims[0], config.in_channels, 3, padding=1)
+            if i + 1 < len(dims) and layers[i]:
+                stage.insert(0, Upsample(dims[i + 1], dim))
+            self.up_blocks.append(stage)
+        self.norm_out = RMSNorm(dims[0] if layers[0] else dims[1])
+        # Where the first stage has no blocks, the last step makes the image as large as it was.
+        self.conv_out = (
+            Conv2d(dims[0], config.in_channels, 3, padding=1)
+            if layers[0]
+            else Upsample(dims[1], config.in_channels, shortcut=False)
+        )
 
     def blocks(self) -> list[Callable[[mx.array], mx.array]]:
         """All blocks in order. A caller that evaluates after each bounds the memory that is in flight."""

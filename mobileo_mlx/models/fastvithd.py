@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
-from .layers import Conv2d, conv_weight, pointwise_weight
+from .layers import Conv2d, DepthwiseConv2d, conv_weight, pointwise_weight
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,11 @@ class FastViTHDConfig(Config):
 
 
 class ReparamConv(nn.Module):
-    """A convolution, or a linear layer for kernel 1, and perhaps GELU."""
+    """A convolution under the name that reparameterisation gives it, and perhaps GELU."""
 
-    def __init__(self, dim_in: int, dim_out: int, kernel: int, *, stride: int = 1, groups: int = 1, act: bool = True):
+    def __init__(self, convolution: nn.Module, *, act: bool = True):
         super().__init__()
-        self.reparam_conv = (
-            nn.Linear(dim_in, dim_out)
-            if kernel == 1
-            else Conv2d(dim_in, dim_out, kernel, stride=stride, padding=kernel // 2, groups=groups)
-        )
+        self.reparam_conv = convolution
         self.act = act
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -62,9 +58,9 @@ class ReparamConv(nn.Module):
 
 
 class LargeKernelConv(nn.Module):
-    def __init__(self, dim_in: int, dim_out: int, kernel: int, stride: int):
+    def __init__(self, dim: int, kernel: int, stride: int, multiplier: int):
         super().__init__()
-        self.lkb_reparam = Conv2d(dim_in, dim_out, kernel, stride=stride, padding=kernel // 2, groups=dim_in)
+        self.lkb_reparam = DepthwiseConv2d(dim, kernel, stride=stride, multiplier=multiplier)
 
     def __call__(self, x: mx.array) -> mx.array:
         return nn.gelu(self.lkb_reparam(x))
@@ -73,7 +69,10 @@ class LargeKernelConv(nn.Module):
 class Downsample(nn.Module):
     def __init__(self, dim_in: int, dim_out: int, kernel: int, stride: int):
         super().__init__()
-        self.proj = [LargeKernelConv(dim_in, dim_out, kernel, stride), ReparamConv(dim_out, dim_out, 1)]
+        self.proj = [
+            LargeKernelConv(dim_in, kernel, stride, dim_out // dim_in),
+            ReparamConv(nn.Linear(dim_out, dim_out)),
+        ]
 
     def __call__(self, x: mx.array) -> mx.array:
         for layer in self.proj:
@@ -86,7 +85,7 @@ class ConvNorm(nn.Module):
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
-        self.conv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim, bias=False)
+        self.conv = DepthwiseConv2d(dim, 7, bias=False)
         self.bn = nn.BatchNorm(dim, eps)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -107,7 +106,7 @@ class ConvFFN(nn.Module):
 class RepMixerBlock(nn.Module):
     def __init__(self, dim: int, ratio: float, config: FastViTHDConfig):
         super().__init__()
-        self.token_mixer = ReparamConv(dim, dim, config.repmixer_kernel_size, groups=dim, act=False)
+        self.token_mixer = ReparamConv(DepthwiseConv2d(dim, config.repmixer_kernel_size), act=False)
         self.convffn = ConvFFN(dim, ratio, config.norm_eps)
         self.layer_scale = mx.full((dim,), 1e-5)
 
@@ -161,7 +160,7 @@ class ConvExpand(nn.Module):
 
     def __init__(self, dim: int, dim_out: int, inner: int):
         super().__init__()
-        self.reparam_conv = Conv2d(dim, dim_out, 3, padding=1, groups=dim)
+        self.reparam_conv = DepthwiseConv2d(dim, 3, multiplier=dim_out // dim)
         self.se = SqueezeExcite(dim_out, inner)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -173,9 +172,9 @@ class FastViTHD(nn.Module):
         super().__init__()
         dims = config.embed_dims
         self.patch_embed = [
-            ReparamConv(3, dims[0], 3, stride=2),
-            ReparamConv(dims[0], dims[0], 3, stride=2, groups=dims[0]),
-            ReparamConv(dims[0], dims[0], 1),
+            ReparamConv(Conv2d(3, dims[0], 3, stride=2, padding=1)),
+            ReparamConv(DepthwiseConv2d(dims[0], 3, stride=2)),
+            ReparamConv(nn.Linear(dims[0], dims[0])),
         ]
         # One flat list, as in the checkpoint: stage, downsampling, [positional convolution,] stage, ...
         self.network: list[nn.Module | list[nn.Module]] = []
@@ -185,7 +184,7 @@ class FastViTHD(nn.Module):
                 self.network.append(Downsample(dims[i - 1], dim, config.down_patch_size, stride))
             kernel = config.pos_embs[i]
             if kernel is not None:
-                self.network.append(ReparamConv(dim, dim, kernel, groups=dim, act=False))
+                self.network.append(ReparamConv(DepthwiseConv2d(dim, kernel), act=False))
             block = RepMixerBlock if config.token_mixers[i] == "repmixer" else AttentionBlock
             self.network.append([block(dim, config.mlp_ratios[i], config) for _ in range(config.layers[i])])
         self.conv_exp = ConvExpand(dims[-1], config.output_dim, config.se_channels)

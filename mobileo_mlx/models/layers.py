@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -26,6 +28,82 @@ class Conv2d(nn.Conv2d):
             flip=True,
         )
         return y + self.bias if "bias" in self else y
+
+
+class DepthwiseConv2d(nn.Module):
+    """A convolution that sees each channel alone, padded so that stride 1 keeps the size.
+
+    Args:
+        channels: input channels.
+        kernel: side of the kernel, odd.
+        stride: of both directions.
+        multiplier: output channels for each input channel, side by side.
+        bias: whether there is one.
+
+    (B, H, W, channels) to (B, H / stride, W / stride, channels * multiplier), rounded up.
+    """
+
+    def __init__(self, channels: int, kernel: int, *, stride: int = 1, multiplier: int = 1, bias: bool = True):
+        super().__init__()
+        self.stride, self.multiplier = stride, multiplier
+        dim = channels * multiplier
+        self.weight = mx.random.uniform(-1 / kernel, 1 / kernel, (dim, kernel, kernel, 1))
+        if bias:
+            self.bias = mx.zeros((dim,))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self.multiplier > 1:
+            # Metal's depthwise kernel wants as many outputs as inputs.
+            x = mx.repeat(x, self.multiplier, axis=-1)
+        kernel = self.weight.shape[1]
+        if mx.default_device() == mx.cpu and _products_pay(x.shape, kernel):
+            y = _depthwise_by_products(x, self.weight, self.stride)
+        else:
+            y = mx.conv2d(x, self.weight, self.stride, kernel // 2, groups=x.shape[-1])
+        return y + self.bias if "bias" in self else y
+
+
+def _products_pay(shape: tuple[int, ...], kernel: int) -> bool:
+    """Whether matrix products are faster than the CPU's depthwise convolution.
+
+    That one is a plain loop, some 70 times slower for each multiplication than a matrix product; small maps and large
+    batches, as in training, make up for the zeros in the matrices.
+    """
+    batch, height, width, channels = shape
+    positions = height * width
+    if channels * positions**2 > 2**24:
+        return False  # the matrices would take more than 64 MiB
+    return positions * (kernel**2 + batch) < 70 * batch * kernel**2
+
+
+def _depthwise_by_products(x: mx.array, weight: mx.array, stride: int) -> mx.array:
+    """Depthwise convolution as one dense matrix a channel, (input positions, output positions)."""
+    batch, height, width, channels = x.shape
+    kernel = weight.shape[1]
+    basis, out_height, out_width = _shifts(height, width, kernel, stride)
+    matrices = (weight.reshape(channels, kernel**2) @ basis).reshape(channels, height * width, -1)
+    y = x.reshape(batch, height * width, channels).transpose(2, 0, 1) @ matrices  # (C, B, H' W')
+    return y.transpose(1, 2, 0).reshape(batch, out_height, out_width, channels)
+
+
+@functools.lru_cache(maxsize=64)
+def _shifts(height: int, width: int, kernel: int, stride: int) -> tuple[mx.array, int, int]:
+    """For each tap of the kernel which input position it takes to which output position, (k k, H W H' W') of 0 or 1."""
+    import numpy as np
+
+    out_height, out_width = -(-height // stride), -(-width // stride)
+    basis = np.zeros((kernel, kernel, height, width, out_height, out_width), np.float32)
+    for i in range(kernel):
+        for j in range(kernel):
+            for row in range(out_height):
+                source = row * stride + i - kernel // 2
+                if not 0 <= source < height:
+                    continue
+                for column in range(out_width):
+                    source_column = column * stride + j - kernel // 2
+                    if 0 <= source_column < width:
+                        basis[i, j, source, source_column, row, column] = 1
+    return mx.array(basis.reshape(kernel**2, -1)), out_height, out_width
 
 
 class GroupedLinear(nn.Module):
@@ -61,7 +139,7 @@ class GLUMBConv(nn.Module):
         super().__init__()
         hidden = int(expand_ratio * channels)
         self.conv_inverted = nn.Linear(channels, 2 * hidden)
-        self.conv_depth = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden)
+        self.conv_depth = DepthwiseConv2d(2 * hidden, 3)
         self.conv_point = nn.Linear(hidden, channels, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
