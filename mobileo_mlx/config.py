@@ -31,9 +31,7 @@ class Config:
         missing = [
             f.name
             for f in fields
-            if f.name not in values
-            and f.default is dataclasses.MISSING
-            and f.default_factory is dataclasses.MISSING
+            if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         ]
         if missing:
             raise ConfigError(f"{source} lacks {', '.join(repr(name) for name in missing)}.")

@@ -17,6 +17,7 @@ from .layers import GLUMBConv, conv_weight, pointwise_weight, relu_linear_attent
 
 TIMESTEP_CHANNELS = 256
 CAPTION_NORM_EPS = 1e-5
+OUTPUT_NORM_EPS = 1e-6  # fixed in diffusers, whatever `norm_eps` says of the blocks
 MASKED = -10000.0  # added to the scores of masked text, as diffusers does
 
 
@@ -255,7 +256,7 @@ class SanaTransformer(nn.Module):
         for block, keys, values in zip(self.transformer_blocks, context.keys, context.values, strict=True):
             x = block(x, modulation, keys, values, context.bias, size)
         shift, scale = mx.split(self.scale_shift_table + embedded[:, None], 2, axis=1)
-        x = self.proj_out(_modulated(x, shift, scale, self.config.norm_eps))
+        x = self.proj_out(_modulated(x, shift, scale, OUTPUT_NORM_EPS))
         return x.reshape(batch, *size, p, p, -1).swapaxes(2, 3).reshape(batch, height, width, -1)
 
 

@@ -1,0 +1,288 @@
+"""Checkpoints: opened by their headers alone, loaded strictly, one component at a time.
+
+Two layouts are read. Upstream's is a `config.json` that describes the language model, and one or several safetensors
+files for everything. Ours is a `config.json` that describes all components, and one safetensors file for each, with
+the tensors already in MLX's layout (written by `mobileo_mlx.convert`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from . import hub
+from .errors import CheckpointError, OptionError
+from .models.mobileo import COMPONENTS, MobileOConfig, build, component_of, sanitize
+from .quantize import BITS, QuantizeSpec, quantized_like
+from .quantize import quantize as quantize_module
+from .tensor_files import TensorInfo, read_header, read_json, read_tensors, weight_files
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+_STORED = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
+# merge_lora.py of the original can leave the unmerged state dict beside the merged one, under this prefix.
+_LORA_PREFIX = "base_model.model."
+# A checkpoint may do without the others: `lm_head` where it is tied to the embedding.
+_REQUIRED = tuple(name for name in COMPONENTS if name != "lm_head")
+_LISTED = 20  # names of one kind in an error
+
+
+def parse_dtype(name: str) -> mx.Dtype:
+    """float32, float16 or bfloat16.
+
+    Raises:
+        OptionError: another name.
+    """
+    if name not in DTYPES:
+        raise OptionError(f"dtype {name!r} is unknown; there are {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def default_dtype(stored: mx.Dtype) -> mx.Dtype:
+    """The dtype to compute in: the checkpoint's on a GPU; float32 on a CPU, whose BLAS knows no half precision."""
+    return mx.float32 if mx.default_device() == mx.cpu else stored
+
+
+def named_parameters(module: nn.Module) -> dict[str, mx.array]:
+    """All parameters of a module, frozen ones and running statistics too, by their dotted names."""
+    return tree_flatten(module.parameters(), destination={})  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk. Only headers and configurations have been read."""
+
+    name: str  # what the user called it
+    path: Path
+    layout: Literal["upstream", "mobileo-mlx"]
+    config: MobileOConfig
+    quantization: dict[str, QuantizeSpec] = field(default_factory=dict)  # of the components stored so
+    _tensors: dict[str, dict[str, TensorInfo]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, model: str | Path, *, progress: bool = False, partial: bool = False) -> Checkpoint:
+        """Finds a model and reads its headers and configuration.
+
+        Args:
+            model: a bundled name, a folder, or a repository on the hub; see `mobileo_mlx.hub.find`.
+            progress: whether a download draws its bars on standard error.
+            partial: whether a folder in upstream's layout may lack components.
+
+        Raises:
+            DownloadError: the repository is neither cached nor reachable.
+            CheckpointError: the folder holds no model, a file is damaged, or there are tensors of no component.
+            ConfigError: the configuration lacks something.
+        """
+        path = hub.find(model, progress=progress)
+        config = read_json(path / "config.json")
+        if config.get("format") == hub.OUR_FORMAT:
+            return _open_ours(str(model), path, config)
+        return _open_upstream(str(model), path, config, partial)
+
+    def tensors(self, component: str) -> dict[str, TensorInfo]:
+        """What is stored for a component, by name: upstream's names without their prefix, or ours.
+
+        Raises:
+            CheckpointError: nothing is.
+        """
+        if component not in self._tensors:
+            where = f"{component}.safetensors" if self.layout == "mobileo-mlx" else f"tensors of {component}"
+            raise CheckpointError(f"'{self.path}' has no {where}, which this needs; get the model again.")
+        return self._tensors[component]
+
+    def has(self, component: str) -> bool:
+        """Whether something is stored for a component."""
+        return component in self._tensors
+
+    def stored_dtype(self, component: str) -> mx.Dtype:
+        """The dtype that most of a component's floating-point data has."""
+        nbytes = dict.fromkeys(_STORED, 0)
+        for info in self.tensors(component).values():
+            if info.dtype in nbytes:
+                nbytes[info.dtype] += info.nbytes
+        return _STORED[max(nbytes, key=lambda dtype: nbytes[dtype])]
+
+    def load(self, component: str, *, dtype: mx.Dtype | None = None, quantize: QuantizeSpec | None = None) -> nn.Module:
+        """Builds a component with its weights, in evaluation mode.
+
+        Weights are read from disk when they are first used; only those that are quantized are read here, layer by
+        layer, so that little more than the quantized weights is ever in memory.
+
+        Args:
+            component: one of `COMPONENTS`.
+            dtype: of the floating-point weights; by default `default_dtype` of what is stored.
+            quantize: bits for the linear layers and embeddings of a component that is not stored quantized.
+
+        Raises:
+            CheckpointError: the component is not there, or its tensors are not those that the configuration asks
+                for; all that are missing, unexpected or of another shape are listed.
+            OptionError: the component is stored quantized with other bits.
+        """
+        infos = self.tensors(component)
+        stored = self.quantization.get(component)
+        if stored is not None and quantize is not None and quantize != stored:
+            raise OptionError(
+                f"{component} of '{self.path}' is quantized to {stored.bits} bits already; start from the original."
+            )
+        module = build(component, self.config)
+        weights = self._read(component, infos)
+        if stored is not None:
+            module = quantized_like(module, weights, stored)
+        expected = {name: array.shape for name, array in named_parameters(module).items()}
+        found = {name: array.shape for name, array in weights.items()}
+        self._check(component, expected, found)
+        module.load_weights(list(weights.items()))
+        del weights
+        if quantize is not None and stored is None:
+            module = quantize_module(module, quantize)
+        module.set_dtype(dtype or default_dtype(self.stored_dtype(component)))
+        return module.eval()
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            CheckpointError: its files are missing or malformed.
+        """
+        from .tokenizer import Tokenizer
+
+        return Tokenizer.load(self.path)
+
+    def _read(self, component: str, infos: Mapping[str, TensorInfo]) -> dict[str, mx.array]:
+        """The component's weights, not read yet, with our names and in our layout."""
+        weights = read_tensors(infos)
+        if self.layout == "mobileo-mlx":
+            return weights
+        try:
+            return sanitize(component, weights, self.config)
+        except (ValueError, IndexError) as error:
+            # A tensor without the dimensions that its new layout asks for. Find out which ones.
+            wrong = []
+            for name, array in weights.items():
+                try:
+                    sanitize(component, {name: array}, self.config)
+                except (ValueError, IndexError):
+                    wrong.append(f"{component}.{name} {array.shape}")
+            raise CheckpointError(
+                f"'{self.path}' holds tensors of the wrong shape: {_some(wrong)}; get the model again."
+            ) from error
+
+    def _check(
+        self, component: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        """Raises CheckpointError unless both have the same names and shapes."""
+        full = f"{component}.{{}}".format
+        problems = []
+        if missing := [full(name) for name in expected if name not in found]:
+            problems.append(f"missing are {_some(missing)}")
+        if unexpected := [full(name) for name in found if name not in expected]:
+            problems.append(f"unexpected are {_some(unexpected)}")
+        wrong = [
+            f"{full(name)} {found[name]} instead of {shape}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ]
+        if wrong:
+            problems.append(f"of the wrong shape are {_some(wrong)}")
+        if problems:
+            raise CheckpointError(f"'{self.path}' does not fit its configuration: {'; '.join(problems)}.")
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _open_ours(name: str, path: Path, config: dict[str, Any]) -> Checkpoint:
+    source = str(path / "config.json")
+    if config.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"'{source}' has format version {config.get('format_version')!r}, and this program reads "
+            f"{FORMAT_VERSION}; update mobileo-mlx."
+        )
+    files = {component: path / f"{component}.safetensors" for component in COMPONENTS}
+    tensors = {component: read_header(file) for component, file in files.items() if file.is_file()}
+    quantization = {}
+    for component, entry in (config.get("quantization") or {}).items():
+        try:
+            quantization[component] = QuantizeSpec(int(entry["bits"]), int(entry["group_size"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"'{source}' lacks bits or group_size for {component!r}.") from error
+        if quantization[component].bits not in BITS or quantization[component].group_size not in (32, 64, 128):
+            raise CheckpointError(f"'{source}' has a quantization of {component!r} that MLX does not have.")
+    for component, infos in tensors.items():
+        if component not in quantization and any(key.endswith(".scales") for key in infos):
+            raise CheckpointError(f"'{source}' does not say with how many bits {component!r} is quantized.")
+    _check_dtypes(path, tensors)
+    return Checkpoint(name, path, "mobileo-mlx", MobileOConfig.from_dict(config, source), quantization, tensors)
+
+
+def _open_upstream(name: str, path: Path, config: dict[str, Any], partial: bool) -> Checkpoint:
+    infos: dict[str, TensorInfo] = {}
+    for file in weight_files(path):
+        infos |= read_header(file)
+    # A prefixed tensor counts only where there is none of the plain name, which is then the merged one.
+    named = {key.removeprefix(_LORA_PREFIX): info for key, info in infos.items()}
+    named |= {key: info for key, info in infos.items() if not key.startswith(_LORA_PREFIX)}
+    tensors: dict[str, dict[str, TensorInfo]] = {}
+    unknown = []
+    for key, info in named.items():
+        if (found := component_of(key)) is None:
+            unknown.append(info.key)
+        else:
+            tensors.setdefault(found[0], {})[found[1]] = info
+    lacking = [component for component in _REQUIRED if component not in tensors]
+    if lacking and not partial:
+        raise CheckpointError(f"'{path}' is no Mobile-O model: it has no tensors of {', '.join(lacking)}.")
+    if unknown:
+        raise CheckpointError(f"'{path}' holds tensors that are not Mobile-O's: {_some(unknown)}.")
+    _check_dtypes(path, tensors)
+    shapes = {key: info.shape for key, info in named.items()}
+    source = str(path / "config.json")
+    generation = path / "generation_config.json"
+    try:
+        described = MobileOConfig.from_upstream(
+            config,
+            shapes,
+            dit=_diffusion(path, "transformer/config.json"),
+            vae=_diffusion(path, "vae/config.json"),
+            scheduler=_diffusion(path, "scheduler/scheduler_config.json"),
+            generation_config=read_json(generation) if generation.is_file() else None,
+            source=source,
+        )
+    except (KeyError, ValueError, IndexError) as error:
+        # Widths are read from the tensors, so a missing or mis-shaped one can show here first.
+        raise CheckpointError(
+            f"'{path}' lacks tensors that tell its dimensions, or they have odd shapes ({error}); get the model again."
+        ) from error
+    return Checkpoint(name, path, "upstream", described, {}, tensors)
+
+
+def _diffusion(path: Path, name: str) -> dict[str, Any] | None:
+    """A configuration of diffusers from the folder `diffusion` inside the model's folder or beside it."""
+    for folder in (path / "diffusion", path.parent / "diffusion"):
+        if (folder / name).is_file():
+            return read_json(folder / name)
+    return None
+
+
+def _check_dtypes(path: Path, tensors: Mapping[str, Mapping[str, TensorInfo]]) -> None:
+    known = {*_STORED, "U32", "I64"}  # quantized weights; BatchNorm's counters
+    odd = [
+        f"{component}.{key} ({info.dtype})"
+        for component, infos in tensors.items()
+        for key, info in infos.items()
+        if info.dtype not in known
+    ]
+    if odd:
+        raise CheckpointError(f"'{path}' holds tensors that are neither float32, float16 nor bfloat16: {_some(odd)}.")
