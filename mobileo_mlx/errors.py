@@ -35,3 +35,7 @@ class OptionError(MobileOError, ValueError):
 
 class OutputError(MobileOError):
     """A file can't be written: it exists, the folder is not writable, the disk is full."""
+
+
+class TrainingError(MobileOError):
+    """Training can't go on: the loss is not a number, or the data are not fit for it."""

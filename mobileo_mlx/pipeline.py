@@ -6,12 +6,11 @@ components that it uses.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,24 +18,24 @@ import mlx.nn as nn
 from .chat import Chat
 from .checkpoint import Checkpoint, parse_dtype
 from .diffusion import GenerationStep, denoise
-from .errors import OptionError, PromptError
+from .drawing import DrawingOptions, DrawingSettings, plan_steps, settle
+from .errors import PromptError
 from .images import cover_crop, from_array, load_image, preprocess, to_signed
 from .models.mobileo import MobileOConfig
-from .prompts import SYSTEM_PROMPT, check_text, edit_prompt, encode_prompt, generate_prompt
+from .prompts import SYSTEM_PROMPT, edit_prompt, encode_prompt, generate_prompt
 from .quantize import QuantizeSpec, resolve_quantize
 from .results import Answer, AnswerToken, GenerationResult
-from .schedulers import Scheduler, make_scheduler
 from .splice import splice
 
 if TYPE_CHECKING:
     from PIL import Image
+    from typing_extensions import Unpack
 
     from .tokenizer import Tokenizer
 
     ImageSource = str | Path | bytes | Image.Image
 
 DEFAULT_MODEL = "Amshaker/Mobile-O-0.5B"
-MAX_SIDE = 4096  # of a drawing, in pixels; above it the decoder alone takes tens of gigabytes
 
 
 class MobileO:
@@ -196,50 +195,36 @@ class MobileO:
 
     # Tasks
 
-    def generate(self, prompt: str, **options: Any) -> GenerationResult:
-        """Draws `prompt`; takes what `stream_generate` takes."""
+    def generate(self, prompt: str, **options: Unpack[DrawingOptions]) -> GenerationResult:
+        """Draws `prompt`: the last thing that `stream_generate` yields."""
         return _last(self.stream_generate(prompt, **options))
 
     def stream_generate(
-        self,
-        prompt: str,
-        *,
-        seed: int | Sequence[int] = 0,
-        steps: int = 20,
-        guidance_scale: float = 1.5,
-        scheduler: str = "dpm++",
-        flow_shift: float | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        negative_prompt: str | None = None,
-        initial_latents: mx.array | None = None,
+        self, prompt: str, **options: Unpack[DrawingOptions]
     ) -> Iterator[GenerationStep | GenerationResult]:
         """Draws `prompt`, yielding every step and at last the result.
 
         Args:
             prompt: what to draw.
-            seed: of the noise; several seeds make several images in one batch, each the same as alone.
-            steps: of the sampler.
-            guidance_scale: above 1 follows the prompt more closely; 1 is twice as fast.
-            scheduler: "dpm++" or "euler".
-            flow_shift: of the noise levels; by default the checkpoint's, 3.0.
-            width, height: in pixels, multiples of `config.size_multiple`; by default `default_size`.
-            negative_prompt: what not to draw; it stands where the original has zero hidden states.
-            initial_latents: (B, height / factor, width / factor, latent_channels) instead of noise from seeds.
+            options: see `mobileo_mlx.drawing.DrawingOptions`.
 
         Raises:
             PromptError: a prompt is empty or beyond the context.
             OptionError: an option is out of range.
         """
-        check_text(prompt)
-        return self._draw(
-            "generate", prompt, None, None, seed, steps, guidance_scale, scheduler, flow_shift, width, height,
-            negative_prompt, initial_latents,
-        )  # fmt: skip
+        settings = settle(self.config, "generate", prompt, **options)
+        return self._draw(settings, None, options.get("initial_latents"))
 
-    def edit(self, image: ImageSource, instruction: str, **options: Any) -> GenerationResult:
-        """Draws `image` changed as `instruction` says; takes what `stream_edit` takes."""
-        return _last(self.stream_edit(image, instruction, **options))
+    def edit(
+        self,
+        image: ImageSource,
+        instruction: str,
+        *,
+        strength: float | None = None,
+        **options: Unpack[DrawingOptions],
+    ) -> GenerationResult:
+        """Draws `image` changed as `instruction` says: the last thing that `stream_edit` yields."""
+        return _last(self.stream_edit(image, instruction, strength=strength, **options))
 
     def stream_edit(
         self,
@@ -247,15 +232,7 @@ class MobileO:
         instruction: str,
         *,
         strength: float | None = None,
-        seed: int | Sequence[int] = 0,
-        steps: int = 20,
-        guidance_scale: float = 1.5,
-        scheduler: str = "dpm++",
-        flow_shift: float | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        negative_prompt: str | None = None,
-        initial_latents: mx.array | None = None,
+        **options: Unpack[DrawingOptions],
     ) -> Iterator[GenerationStep | GenerationResult]:
         """Draws `image` changed as `instruction` says, yielding every step and at last the result.
 
@@ -265,19 +242,15 @@ class MobileO:
             image: a path, the bytes of a file, or a Pillow image.
             instruction: what to change.
             strength: our extension: start from the encoded image at this noise level, above 0 (the image itself)
-                and up to 1; only the steps below that level are run.
-            seed, steps, guidance_scale, scheduler, flow_shift, width, height, negative_prompt, initial_latents:
-                see `stream_generate`.
+                and up to 1 (nearly noise); only the steps below that level are run.
+            options: see `mobileo_mlx.drawing.DrawingOptions`.
 
         Raises:
             ImageError: the image can't be read.
             PromptError, OptionError: see `stream_generate`.
         """
-        check_text(instruction, "instruction")
-        return self._draw(
-            "edit", instruction, load_image(image), strength, seed, steps, guidance_scale, scheduler, flow_shift,
-            width, height, negative_prompt, initial_latents,
-        )  # fmt: skip
+        settings = settle(self.config, "edit", instruction, strength=strength, **options)
+        return self._draw(settings, load_image(image), options.get("initial_latents"))
 
     def ask(self, images: ImageSource | Sequence[ImageSource], question: str, **options: Any) -> Answer:
         """The whole answer to a question about images; takes what `stream_ask` takes."""
@@ -304,101 +277,69 @@ class MobileO:
         return Chat(self, system_prompt=system_prompt)
 
     def _draw(
-        self,
-        task: Literal["generate", "edit"],
-        prompt: str,
-        image: Image.Image | None,
-        strength: float | None,
-        seed: int | Sequence[int],
-        steps: int,
-        guidance_scale: float,
-        scheduler_name: str,
-        flow_shift: float | None,
-        width: int | None,
-        height: int | None,
-        negative_prompt: str | None,
-        initial_latents: mx.array | None,
+        self, settings: DrawingSettings, image: Image.Image | None, initial_latents: mx.array | None
     ) -> Iterator[GenerationStep | GenerationResult]:
-        """Checks everything now, and returns the generator that computes."""
-        if negative_prompt is not None:
-            check_text(negative_prompt, "negative prompt")
-        if not (math.isfinite(guidance_scale) and guidance_scale >= 1):
-            raise OptionError(f"guidance scale {guidance_scale} is not possible; choose 1 (none) or more.")
-        if negative_prompt is not None and guidance_scale == 1:
-            raise OptionError("a negative prompt needs guidance; choose a guidance scale above 1.")
-        shift = self.config.flow_shift if flow_shift is None else flow_shift
-        scheduler = make_scheduler(scheduler_name, steps, shift, self.config.num_train_timesteps)
-        start = _first_step(scheduler, strength)
-        if initial_latents is not None:
-            width, height, seeds = *self._latent_size(initial_latents), []
-        else:
-            width, height = self._checked_size(width, height)
-            seeds = [seed] if isinstance(seed, int) else list(seed)
-            if not seeds or not all(isinstance(s, int) and 0 <= s < 2**64 for s in seeds):
-                raise OptionError("a seed is a whole number from 0 to 2**64 - 1, and at least one is needed.")
-        ids = self._prompt_ids(task, prompt)
-        negative_ids = None if negative_prompt is None else self._prompt_ids(task, negative_prompt)
+        """Checks the length of the prompts now, and returns the generator that computes."""
+        ids = self._prompt_ids(settings.task, settings.prompt)
+        negative = settings.negative_prompt
+        negative_ids = None if negative is None else self._prompt_ids(settings.task, negative)
+        return self._steps(settings, ids, negative_ids, image, initial_latents)
 
-        def draw() -> Iterator[GenerationStep | GenerationResult]:
-            mx.reset_peak_memory()
-            begin = time.perf_counter()
-            latents = (
-                initial_latents
-                if initial_latents is not None
-                else mx.concatenate([self.noise(s, width, height) for s in seeds])
-            )
-            if image is not None and strength is not None:
-                source = self.encode_latents(cover_crop(image, width, height))
-                sigma = float(scheduler.sigmas[start])
-                latents = (1 - sigma) * source + sigma * latents
-            features = [] if image is None else [self.encode_image(image)[0]]
-            conditioning, mask = self.conditioning(
-                self.hidden_states([ids], features),
-                guided=guidance_scale != 1,
-                negative=None if negative_ids is None else self.hidden_states([negative_ids], features),
-            )
-            batch = latents.shape[0]
-            conditioning = mx.repeat(conditioning, batch, axis=0)
-            mask = None if mask is None else mx.repeat(mask, batch, axis=0)
-            mx.eval(conditioning, latents)
-            encoded = time.perf_counter()
-            for step in denoise(
-                self.component("dit"),
-                scheduler,
-                latents,
-                conditioning,
-                guidance_scale=guidance_scale,
-                attention_mask=mask,
-                start=start,
-            ):
-                latents = step.latents
-                yield step
-            denoised = time.perf_counter()
-            images = self.decode_latents(latents)
-            yield GenerationResult(
-                images=images,
-                latents=latents,
-                task=task,
-                model=self.checkpoint.name,
-                prompt=prompt,
-                negative_prompt=negative_prompt,
-                seeds=seeds,
-                steps=steps,
-                guidance_scale=guidance_scale,
-                scheduler=scheduler_name,
-                flow_shift=shift,
-                width=width,
-                height=height,
-                strength=strength,
-                timings={
-                    "encode": encoded - begin,
-                    "denoise": denoised - encoded,
-                    "decode": time.perf_counter() - denoised,
-                },
-                peak_memory=mx.get_peak_memory(),
-            )
-
-        return draw()
+    def _steps(
+        self,
+        settings: DrawingSettings,
+        ids: list[int],
+        negative_ids: list[int] | None,
+        image: Image.Image | None,
+        latents: mx.array | None,
+    ) -> Iterator[GenerationStep | GenerationResult]:
+        mx.reset_peak_memory()
+        begin = time.perf_counter()
+        scheduler, start = plan_steps(self.config, settings)
+        width, height = settings.width, settings.height
+        if latents is None:
+            latents = mx.concatenate([self.noise(seed, width, height) for seed in settings.seeds])
+        if image is not None and settings.strength is not None:
+            source = self.encode_latents(cover_crop(image, width, height))
+            sigma = float(scheduler.sigmas[start])
+            latents = (1 - sigma) * source + sigma * latents
+        features = [] if image is None else [self.encode_image(image)[0]]
+        conditioning, mask = self.conditioning(
+            self.hidden_states([ids], features),
+            guided=settings.guidance_scale != 1,
+            negative=None if negative_ids is None else self.hidden_states([negative_ids], features),
+        )
+        # One prompt, a row for each image.
+        conditioning = mx.repeat(conditioning, latents.shape[0], axis=0)
+        mask = None if mask is None else mx.repeat(mask, latents.shape[0], axis=0)
+        mx.eval(conditioning, latents)
+        encoded = time.perf_counter()
+        for step in denoise(
+            self.component("dit"),
+            scheduler,
+            latents,
+            conditioning,
+            guidance_scale=settings.guidance_scale,
+            attention_mask=mask,
+            start=start,
+        ):
+            latents = step.latents
+            yield step
+        denoised = time.perf_counter()
+        images = self.decode_latents(latents)
+        timings = {
+            "encode": encoded - begin,
+            "denoise": denoised - encoded,
+            "decode": time.perf_counter() - denoised,
+        }
+        yield GenerationResult(
+            **vars(settings),
+            model=self.checkpoint.name,
+            images=images,
+            latents=latents,
+            timings=timings,
+            peak_memory=mx.get_peak_memory(),
+        )
 
     def _prompt_ids(self, task: str, text: str) -> list[int]:
         template = edit_prompt if task == "edit" else generate_prompt
@@ -410,39 +351,6 @@ class MobileO:
                 f"The prompt takes {positions} positions and the model's context has {context}; shorten it."
             )
         return ids
-
-    def _checked_size(self, width: int | None, height: int | None) -> tuple[int, int]:
-        default = self.default_size
-        width = default[0] if width is None else width
-        height = default[1] if height is None else height
-        multiple = self.config.size_multiple
-        if not (multiple <= width <= MAX_SIDE and multiple <= height <= MAX_SIDE):
-            raise OptionError(f"size {width}x{height} is not possible; each side is {multiple} to {MAX_SIDE} pixels.")
-        if width % multiple or height % multiple:
-            nearest = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
-            raise OptionError(
-                f"size {width}x{height} is not possible: sides are multiples of {multiple}; "
-                f"{nearest[0]}x{nearest[1]} would do."
-            )
-        return width, height
-
-    def _latent_size(self, latents: mx.array) -> tuple[int, int]:
-        channels, factor = self.config.dit.in_channels, self.config.vae.factor
-        if latents.ndim != 4 or latents.shape[-1] != channels:
-            raise OptionError(f"initial latents have the shape {latents.shape} instead of (B, h, w, {channels}).")
-        return self._checked_size(latents.shape[2] * factor, latents.shape[1] * factor)
-
-
-def _first_step(scheduler: Scheduler, strength: float | None) -> int:
-    """The first step whose noise level is at most `strength`."""
-    if strength is None or strength == 1:
-        return 0
-    if not 0 < strength < 1:
-        raise OptionError(f"strength {strength} is not possible; choose a number above 0 and up to 1.")
-    start = next(i for i, sigma in enumerate(scheduler.sigmas) if sigma <= strength)
-    if start == len(scheduler.timesteps):
-        raise OptionError(f"strength {strength} leaves none of the {start} steps; choose more of either.")
-    return start
 
 
 def _in_turn(blocks: Iterable[Callable[[mx.array], mx.array]], x: mx.array) -> mx.array:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
+
+from .drawing import DrawingSettings
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -11,31 +13,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class GenerationResult:
-    """Finished drawings of one prompt, and all that is needed to make them again.
+class GenerationResult(DrawingSettings):
+    """Finished drawings of one prompt, with the settings that they were made with.
 
     Attributes:
+        model: what the user called it.
         images: one for each seed.
-        latents: (B, h, w, latent_channels) float32, scaled: what the decoder divides by its scaling factor.
-        seeds: of each image's noise; empty where `initial_latents` were given.
+        latents: (B, h, w, latent_channels) float32, scaled: the decoder divides them by its scaling factor.
         timings: seconds in "encode" (text, image, connector), "denoise" and "decode".
         peak_memory: bytes that MLX held at most.
     """
 
+    model: str
     images: list[Image.Image]
     latents: mx.array
-    task: Literal["generate", "edit"]
-    model: str
-    prompt: str
-    negative_prompt: str | None
-    seeds: list[int]
-    steps: int
-    guidance_scale: float
-    scheduler: str
-    flow_shift: float
-    width: int
-    height: int
-    strength: float | None
     timings: dict[str, float]
     peak_memory: int
 
@@ -43,20 +34,13 @@ class GenerationResult:
         """Everything that makes image `index` again, as JSON can hold it."""
         from . import __version__
 
+        settings = {field.name: getattr(self, field.name) for field in fields(DrawingSettings)}
+        seeds = settings.pop("seeds")
         return {
             "software": f"mobileo-mlx {__version__}",
-            "task": self.task,
             "model": self.model,
-            "prompt": self.prompt,
-            "negative_prompt": self.negative_prompt,
-            "steps": self.steps,
-            "guidance_scale": self.guidance_scale,
-            "scheduler": self.scheduler,
-            "flow_shift": self.flow_shift,
-            "width": self.width,
-            "height": self.height,
-            "strength": self.strength,
-            "seed": self.seeds[index] if self.seeds else None,
+            **settings,
+            "seed": seeds[index] if seeds else None,
         }
 
 

@@ -196,11 +196,11 @@ class Upsample(nn.Module):
         padded = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
         phases = []
         for i, pair in enumerate(rows):
-            v = mx.concatenate(pair, axis=1)  # (O, 2, 3, I)
+            v = mx.concatenate(list(pair), axis=1)  # (O, 2, 3, I)
             columns = ((v[:, :, :1], v[:, :, 1:2] + v[:, :, 2:]), (v[:, :, :1] + v[:, :, 1:2], v[:, :, 2:]))
             for j, taps in enumerate(columns):
                 part = padded[:, i : i + height + 1, j : j + width + 1]
-                phases.append(mx.conv2d(part, mx.concatenate(taps, axis=2)))
+                phases.append(mx.conv2d(part, mx.concatenate(list(taps), axis=2)))
         y = mx.stack(phases, axis=3).reshape(batch, height, width, 2, 2, -1)
         return y.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1) + self.conv.bias
 

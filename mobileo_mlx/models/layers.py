@@ -83,7 +83,8 @@ def _depthwise_by_products(x: mx.array, weight: mx.array, stride: int) -> mx.arr
     basis, out_height, out_width = _shifts(height, width, kernel, stride)
     matrices = (weight.reshape(channels, kernel**2) @ basis).reshape(channels, height * width, -1)
     y = x.reshape(batch, height * width, channels).transpose(2, 0, 1) @ matrices  # (C, B, H' W')
-    return y.transpose(1, 2, 0).reshape(batch, out_height, out_width, channels)
+    # The products run in float32, the only precision that reaches BLAS.
+    return y.transpose(1, 2, 0).reshape(batch, out_height, out_width, channels).astype(x.dtype)
 
 
 @functools.lru_cache(maxsize=64)

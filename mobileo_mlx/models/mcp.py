@@ -1,7 +1,8 @@
 """The Mobile Conditioning Projector (Mobile-O, section 3.1): from the language model's states to the DiT's text.
 
 A learned, temperature-scaled mixture of the last hidden states, then two refinements by depthwise-separable
-convolution and channel attention. It never sees a mask: padding would change the result.
+convolution and channel attention. Both look at all positions: where rows are padded, only a mask keeps the result what
+it is for each row alone.
 """
 
 from __future__ import annotations
@@ -47,8 +48,11 @@ class ChannelAttention(nn.Module):
         inner = max(dim // 4, 8)
         self.fc = [nn.Linear(dim, inner, bias=False), nn.Hardswish(), nn.Linear(inner, dim, bias=False)]
 
-    def __call__(self, x: mx.array) -> mx.array:
-        gate = x.mean(axis=1, keepdims=True)  # (B, 1, C): over the sequence
+    def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
+        if mask is None:
+            gate = x.mean(axis=1, keepdims=True)  # (B, 1, C): over the sequence
+        else:
+            gate = (x * mask).sum(axis=1, keepdims=True) / mask.sum(axis=1, keepdims=True)
         for layer in self.fc:
             gate = layer(gate)
         return x * (mx.clip(gate + 3, 0, 6) / 6)
@@ -61,8 +65,10 @@ class SequenceRefiner(nn.Module):
         self.channel_attn = ChannelAttention(dim)
         self.norm = nn.LayerNorm(dim, LAYER_NORM_EPS)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.norm(x + self.channel_attn(self.conv(x)))
+    def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
+        # What is padded is zero for the convolution, as the room beyond the end of a row is.
+        y = self.conv(x if mask is None else x * mask)
+        return self.norm(x + self.channel_attn(y, mask))
 
 
 class MobileConditioningProjector(nn.Module):
@@ -90,16 +96,23 @@ class MobileConditioningProjector(nn.Module):
         logits = self.layer_weights.astype(mx.float32) / self.temperature.astype(mx.float32)
         return mx.softmax(logits, axis=-1)
 
-    def __call__(self, hidden_states: Sequence[mx.array]) -> mx.array:
+    def __call__(self, hidden_states: Sequence[mx.array], attention_mask: mx.array | None = None) -> mx.array:
         """The DiT's text states, (B, N, output_dim).
 
         Args:
             hidden_states: the last `num_layers` hidden states, oldest first, each (B, N, hidden_size).
+            attention_mask: (B, N) bool, False where a row has ended. The original has none, and there padding
+                changes the result.
         """
         weights = self.fusion_weights()
         stacked = mx.stack(list(hidden_states), axis=-1).astype(mx.float32)  # (B, N, hidden_size, num_layers)
         x = (stacked @ weights).astype(hidden_states[0].dtype)
-        for layer in (*self.input_compress, *self.sequence_refiners, *self.output_proj):
+        mask = None if attention_mask is None else attention_mask[..., None].astype(x.dtype)
+        for layer in self.input_compress:
+            x = layer(x)
+        for refiner in self.sequence_refiners:
+            x = refiner(x, mask)
+        for layer in self.output_proj:
             x = layer(x)
         return x
 

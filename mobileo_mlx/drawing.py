@@ -1,0 +1,160 @@
+"""What to draw and how: options with their defaults, checked before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from .errors import OptionError
+from .prompts import check_text
+from .schedulers import Scheduler, make_scheduler
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from .models.mobileo import MobileOConfig
+
+MAX_SIDE = 4096  # of a drawing, in pixels; above it the decoder alone takes tens of gigabytes
+
+
+class DrawingOptions(TypedDict, total=False):
+    """The options of drawing and editing.
+
+    Fields:
+        seed: of the noise (0). Several seeds make several images in one batch, each the same as alone.
+        steps: of the sampler (20).
+        guidance_scale: above 1 follows the prompt more closely (1.5); 1 is twice as fast.
+        scheduler: "dpm++" (the default) or "euler".
+        flow_shift: of the noise levels; by default the checkpoint's, 3.0 for the published ones.
+        width, height: in pixels, multiples of `MobileOConfig.size_multiple`; by default the checkpoint's own size.
+        negative_prompt: what not to draw; it stands where the original has zero hidden states.
+        initial_latents: (B, height / factor, width / factor, latent_channels), instead of noise from seeds.
+    """
+
+    seed: int | Sequence[int]
+    steps: int
+    guidance_scale: float
+    scheduler: str
+    flow_shift: float | None
+    width: int | None
+    height: int | None
+    negative_prompt: str | None
+    initial_latents: mx.array | None
+
+
+@dataclass(frozen=True)
+class DrawingSettings:
+    """All settings of a drawing, defaults filled in and checked; see `DrawingOptions`.
+
+    Attributes:
+        seeds: one for each image; empty where there are initial latents.
+        strength: of an edit that starts from its source image; None starts from noise.
+    """
+
+    task: Literal["generate", "edit"]
+    prompt: str
+    negative_prompt: str | None
+    seeds: list[int]
+    steps: int
+    guidance_scale: float
+    scheduler: str
+    flow_shift: float
+    width: int
+    height: int
+    strength: float | None
+
+
+def settle(
+    config: MobileOConfig,
+    task: Literal["generate", "edit"],
+    prompt: str,
+    *,
+    strength: float | None = None,
+    seed: int | Sequence[int] = 0,
+    steps: int = 20,
+    guidance_scale: float = 1.5,
+    scheduler: str = "dpm++",
+    flow_shift: float | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    negative_prompt: str | None = None,
+    initial_latents: mx.array | None = None,
+) -> DrawingSettings:
+    """Fills in the defaults and checks everything that can be checked without weights.
+
+    Raises:
+        PromptError: a prompt is empty.
+        OptionError: an option is out of range.
+    """
+    check_text(prompt, "instruction" if task == "edit" else "prompt")
+    if negative_prompt is not None:
+        check_text(negative_prompt, "negative prompt")
+    if not (math.isfinite(guidance_scale) and guidance_scale >= 1):
+        raise OptionError(f"guidance scale {guidance_scale} is not possible; choose 1 (none) or more.")
+    if negative_prompt is not None and guidance_scale == 1:
+        raise OptionError("a negative prompt needs guidance; choose a guidance scale above 1.")
+    seeds: list[int] = []
+    if initial_latents is not None:
+        width, height = _size_of(config, initial_latents)
+    else:
+        seeds = [seed] if isinstance(seed, int) else list(seed)
+        if not seeds or not all(isinstance(s, int) and 0 <= s < 2**64 for s in seeds):
+            raise OptionError("a seed is a whole number from 0 to 2**64 - 1, and at least one is needed.")
+    width, height = _checked_size(config, width, height)
+    settings = DrawingSettings(
+        task=task,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        seeds=seeds,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        scheduler=scheduler,
+        flow_shift=config.flow_shift if flow_shift is None else flow_shift,
+        width=width,
+        height=height,
+        strength=strength,
+    )
+    plan_steps(config, settings)
+    return settings
+
+
+def plan_steps(config: MobileOConfig, settings: DrawingSettings) -> tuple[Scheduler, int]:
+    """The sampler, and the first of its steps that is run: the first whose noise level is at most `strength`.
+
+    Raises:
+        OptionError: the sampler is unknown, or steps, shift or strength are out of range.
+    """
+    scheduler = make_scheduler(settings.scheduler, settings.steps, settings.flow_shift, config.num_train_timesteps)
+    strength = settings.strength
+    if strength is None or strength == 1:
+        return scheduler, 0
+    if not 0 < strength < 1:
+        raise OptionError(f"strength {strength} is not possible; choose a number above 0 and up to 1.")
+    start = next(i for i, sigma in enumerate(scheduler.sigmas) if sigma <= strength)
+    if start == settings.steps:
+        raise OptionError(f"strength {strength} leaves none of the {start} steps; choose more of either.")
+    return scheduler, start
+
+
+def _checked_size(config: MobileOConfig, width: int | None, height: int | None) -> tuple[int, int]:
+    width = config.default_size[0] if width is None else width
+    height = config.default_size[1] if height is None else height
+    multiple = config.size_multiple
+    if not (multiple <= width <= MAX_SIDE and multiple <= height <= MAX_SIDE):
+        raise OptionError(f"size {width}x{height} is not possible; each side is {multiple} to {MAX_SIDE} pixels.")
+    if width % multiple or height % multiple:
+        nearest = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
+        raise OptionError(
+            f"size {width}x{height} is not possible: sides are multiples of {multiple}; "
+            f"{nearest[0]}x{nearest[1]} would do."
+        )
+    return width, height
+
+
+def _size_of(config: MobileOConfig, latents: Any) -> tuple[int, int]:
+    channels, factor = config.dit.in_channels, config.vae.factor
+    if latents.ndim != 4 or latents.shape[-1] != channels:
+        raise OptionError(f"initial latents have the shape {latents.shape} instead of (B, h, w, {channels}).")
+    return latents.shape[2] * factor, latents.shape[1] * factor

@@ -1,0 +1,1 @@
+"""Training: the same modules, prompts and samplers as inference."""

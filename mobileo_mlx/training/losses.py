@@ -1,0 +1,66 @@
+"""The objectives: flow matching on latents, and cross-entropy on answers (Mobile-O, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..models.sana import SanaTransformer
+from ..splice import IGNORED_LABEL
+
+
+def flow_matching_loss(
+    dit: SanaTransformer,
+    latents: mx.array,
+    noise: mx.array,
+    sigmas: mx.array,
+    conditioning: mx.array,
+    attention_mask: mx.array | None = None,
+    num_train_timesteps: int = 1000,
+) -> mx.array:
+    """The mean squared error of the velocity, noise - latents, at x = (1 - sigma) latents + sigma noise.
+
+    Args:
+        latents: scaled and clean, (B, h, w, latent_channels).
+        noise: of the same shape.
+        sigmas: (B,) in [0, 1].
+        conditioning: the connector's output, (B, N, caption_channels).
+        attention_mask: (B, N) bool, False where a row is padded.
+        num_train_timesteps: the timestep at sigma 1.
+    """
+    s = sigmas[:, None, None, None]
+    x_t = (1 - s) * latents + s * noise
+    context = dit.encode_text(conditioning, attention_mask)
+    velocity = dit(x_t.astype(conditioning.dtype), num_train_timesteps * sigmas, context)
+    return ((velocity.astype(mx.float32) - (noise - latents)) ** 2).mean()
+
+
+def answer_loss(lm_head: Callable[[mx.array], mx.array], hidden: mx.array, labels: mx.array) -> mx.array:
+    """The mean cross-entropy of the labels, each predicted from the position before it.
+
+    Args:
+        lm_head: hidden states to logits.
+        hidden: the language model's output, (B, T, hidden_size).
+        labels: (B, T) int, the id at each position; `IGNORED_LABEL` does not count.
+    """
+    targets = labels[:, 1:]
+    counted = targets != IGNORED_LABEL
+    logits = lm_head(hidden[:, :-1]).astype(mx.float32)
+    losses = nn.losses.cross_entropy(logits, mx.where(counted, targets, 0))
+    return (losses * counted).sum() / mx.maximum(counted.sum(), 1)
+
+
+def uniform_sigmas(key: mx.array, batch: int, shift: float = 1.0) -> mx.array:
+    """Noise levels (B,), uniform before the shift s -> shift s / (1 + (shift - 1) s)."""
+    return _shifted(mx.random.uniform(shape=(batch,), key=key), shift)
+
+
+def logit_normal_sigmas(key: mx.array, batch: int, shift: float = 1.0) -> mx.array:
+    """Noise levels (B,) of a logit-normal distribution (arXiv 2403.03206, section 3.1), then shifted."""
+    return _shifted(mx.sigmoid(mx.random.normal((batch,), key=key)), shift)
+
+
+def _shifted(s: mx.array, shift: float) -> mx.array:
+    return shift * s / (1 + (shift - 1) * s)
