@@ -1,0 +1,101 @@
+"""Batches for the small model: captions, questions and edits as the sequences that inference will see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mobileo_mlx.prompts import IMAGE_TOKEN_INDEX, ask_prompt, edit_prompt, encode_prompt, generate_prompt
+from mobileo_mlx.splice import IGNORED_LABEL
+from mobileo_mlx.tokenizer import IM_END, Tokenizer
+
+from .edits import sample_edit
+from .questions import QUESTION_TYPES, sample_question
+from .text import sample_caption
+from .tiny import GRID
+from .world import UNITS, Scene, pick
+
+# Relations are the hardest to learn, so they are asked more often.
+_KINDS = (*QUESTION_TYPES, "relation", "relation", "where")
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """A batch of prompts, padded on the right, with an image in each or in none.
+
+    Attributes:
+        ids: (B, T) int, `IMAGE_TOKEN_INDEX` in the place of the image.
+        mask: (B, T) bool, False where a row is padded.
+        labels: (B, T) int, the ids of answers; `IGNORED_LABEL` elsewhere.
+        seen: the scenes that stand in the image's place, where there is one.
+        drawn: the scenes that are to be drawn, where there is something to draw.
+    """
+
+    ids: np.ndarray
+    mask: np.ndarray
+    labels: np.ndarray
+    seen: list[Scene]
+    drawn: list[Scene]
+
+
+def captions(rng: np.random.Generator, tokenizer: Tokenizer, size: int) -> Sequences:
+    """Prompts to draw from."""
+    samples = [sample_caption(rng) for _ in range(size)]
+    rows = [encode_prompt(tokenizer, generate_prompt(sample.text)) for sample in samples]
+    return _padded(rows, [[IGNORED_LABEL] * len(row) for row in rows], [], [sample.scene for sample in samples])
+
+
+def edits(rng: np.random.Generator, tokenizer: Tokenizer, size: int) -> Sequences:
+    """Instructions to change a scene."""
+    samples = [sample_edit(rng) for _ in range(size)]
+    rows = [encode_prompt(tokenizer, edit_prompt(sample.text)) for sample in samples]
+    return _padded(
+        rows,
+        [[IGNORED_LABEL] * len(row) for row in rows],
+        [sample.before for sample in samples],
+        [sample.after for sample in samples],
+    )
+
+
+def questions(rng: np.random.Generator, tokenizer: Tokenizer, size: int) -> Sequences:
+    """Questions with their answers."""
+    rows, labels, scenes = [], [], []
+    for _ in range(size):
+        sample = sample_question(rng, pick(rng, _KINDS))
+        prompt = encode_prompt(tokenizer, ask_prompt(sample.text))
+        answer = tokenizer.encode(sample.answer + IM_END)
+        rows.append(prompt + answer)
+        labels.append([IGNORED_LABEL] * len(prompt) + answer)
+        scenes.append(sample.scene)
+    return _padded(rows, labels, scenes, [])
+
+
+def symbols(scene: Scene, tokenizer: Tokenizer) -> np.ndarray:
+    """What the image tokens of a scene should say, (GRID * GRID, 2) ids: colour and shape, or the ground twice."""
+
+    def word(text: str) -> int:
+        (token,) = tokenizer.encode(f" {text}")
+        return token
+
+    grid = np.full((GRID, GRID, 2), word(scene.background))
+    cells = UNITS // GRID  # eighths of the side in a token
+    for thing in scene.objects:
+        column, row = thing.x // cells, thing.y // cells
+        grid[row - 1 : row + 1, column - 1 : column + 1] = word(thing.colour), word(thing.shape)
+    return grid.reshape(GRID * GRID, 2)
+
+
+def _padded(rows: Sequence[list[int]], labels: Sequence[list[int]], seen: list[Scene], drawn: list[Scene]) -> Sequences:
+    length = max(len(row) for row in rows)
+    mask = np.array([[i < len(row) for i in range(length)] for row in rows])
+
+    def filled(values: Sequence[list[int]], padding: int) -> np.ndarray:
+        return np.array([row + [padding] * (length - len(row)) for row in values])
+
+    return Sequences(filled(rows, 0), mask, filled(labels, IGNORED_LABEL), seen, drawn)
+
+
+def has_image(sequences: Sequences) -> bool:
+    return bool((sequences.ids == IMAGE_TOKEN_INDEX).any())
