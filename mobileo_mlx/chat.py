@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -55,7 +55,7 @@ class Chat:
         top_p: float = 1.0,
         repetition_penalty: float | None = None,
         seed: int = 0,
-    ) -> Iterator[AnswerToken]:
+    ) -> Generator[AnswerToken, None, None]:
         """Says `text` and yields the answer's tokens.
 
         Closing the iterator early leaves the chat usable, with the part of the answer that was yielded. Where
@@ -79,7 +79,9 @@ class Chat:
         loaded = [load_image(image) for image in _listed(images)]
         return self._stream(text, loaded, max_tokens, sampling)
 
-    def _stream(self, text: str, images: list, max_tokens: int, sampling: Sampling) -> Iterator[AnswerToken]:
+    def _stream(
+        self, text: str, images: list, max_tokens: int, sampling: Sampling
+    ) -> Generator[AnswerToken, None, None]:
         model, tokenizer = self.model, self.model.tokenizer
         ids = self._new_ids(text, len(images))
         config = model.config

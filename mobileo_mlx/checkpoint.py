@@ -24,6 +24,7 @@ from .quantize import quantize as quantize_module
 from .tensor_files import TensorInfo, read_header, read_json, read_tensors, weight_files
 
 if TYPE_CHECKING:
+    from .adapters import Adapter
     from .tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
@@ -111,7 +112,14 @@ class Checkpoint:
                 nbytes[info.dtype] += info.nbytes
         return _STORED[max(nbytes, key=lambda dtype: nbytes[dtype])]
 
-    def load(self, component: str, *, dtype: mx.Dtype | None = None, quantize: QuantizeSpec | None = None) -> nn.Module:
+    def load(
+        self,
+        component: str,
+        *,
+        dtype: mx.Dtype | None = None,
+        quantize: QuantizeSpec | None = None,
+        adapter: Adapter | None = None,
+    ) -> nn.Module:
         """Builds a component with its weights, in evaluation mode.
 
         Weights are read from disk when they are first used; only those that are quantized are read here, layer by
@@ -121,6 +129,7 @@ class Checkpoint:
             component: one of `COMPONENTS`.
             dtype: of the floating-point weights; by default `default_dtype` of what is stored.
             quantize: bits for the linear layers and embeddings of a component that is not stored quantized.
+            adapter: applied last, so that it does the same to weights quantized here as to those stored quantized.
 
         Raises:
             CheckpointError: the component is not there, or its tensors are not those that the configuration asks
@@ -144,6 +153,8 @@ class Checkpoint:
         del weights
         if quantize is not None and stored is None:
             module = quantize_module(module, quantize)
+        if adapter is not None:
+            module = adapter.apply(component, module, self.config)
         module.set_dtype(dtype or default_dtype(self.stored_dtype(component)))
         return module.eval()
 
@@ -173,7 +184,7 @@ class Checkpoint:
                 except (ValueError, IndexError):
                     wrong.append(f"{component}.{name} {array.shape}")
             raise CheckpointError(
-                f"'{self.path}' holds tensors of the wrong shape: {_some(wrong)}; get the model again."
+                f"'{self.path}' holds tensors of the wrong shape: {listed(wrong)}; get the model again."
             ) from error
 
     def _check(
@@ -183,21 +194,22 @@ class Checkpoint:
         full = f"{component}.{{}}".format
         problems = []
         if missing := [full(name) for name in expected if name not in found]:
-            problems.append(f"missing are {_some(missing)}")
+            problems.append(f"missing are {listed(missing)}")
         if unexpected := [full(name) for name in found if name not in expected]:
-            problems.append(f"unexpected are {_some(unexpected)}")
+            problems.append(f"unexpected are {listed(unexpected)}")
         wrong = [
             f"{full(name)} {found[name]} instead of {shape}"
             for name, shape in expected.items()
             if name in found and found[name] != shape
         ]
         if wrong:
-            problems.append(f"of the wrong shape are {_some(wrong)}")
+            problems.append(f"of the wrong shape are {listed(wrong)}")
         if problems:
             raise CheckpointError(f"'{self.path}' does not fit its configuration: {'; '.join(problems)}.")
 
 
-def _some(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The names for an error: sorted, and the first ones only where there are very many."""
     names = sorted(names)
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
@@ -245,7 +257,7 @@ def _open_upstream(name: str, path: Path, config: dict[str, Any], partial: bool)
     if lacking and not partial:
         raise CheckpointError(f"'{path}' is no Mobile-O model: it has no tensors of {', '.join(lacking)}.")
     if unknown:
-        raise CheckpointError(f"'{path}' holds tensors that are not Mobile-O's: {_some(unknown)}.")
+        raise CheckpointError(f"'{path}' holds tensors that are not Mobile-O's: {listed(unknown)}.")
     _check_dtypes(path, tensors)
     shapes = {key: info.shape for key, info in named.items()}
     source = str(path / "config.json")
@@ -285,4 +297,4 @@ def _check_dtypes(path: Path, tensors: Mapping[str, Mapping[str, TensorInfo]]) -
         if info.dtype not in known
     ]
     if odd:
-        raise CheckpointError(f"'{path}' holds tensors that are neither float32, float16 nor bfloat16: {_some(odd)}.")
+        raise CheckpointError(f"'{path}' holds tensors that are neither float32, float16 nor bfloat16: {listed(odd)}.")

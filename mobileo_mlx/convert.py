@@ -13,6 +13,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from .adapters import Adapter
 from .checkpoint import DTYPES, FORMAT_VERSION, Checkpoint, named_parameters, parse_dtype
 from .errors import OptionError
 from .files import atomic_folder, check_output_folder
@@ -144,14 +145,63 @@ def convert(
     source = Checkpoint.open(model, progress=download_progress)
     if twice := sorted(bits.keys() & source.quantization.keys()):
         raise OptionError(f"{', '.join(twice)} of '{source.path}' can't be quantized again: start from the original.")
+    quantization = source.quantization | {name: QuantizeSpec(n) for name, n in bits.items() if source.has(name)}
+    return _write(source, folder, chosen, quantization, None, progress)
+
+
+def fuse(
+    model: str | Path,
+    adapter: str | Path,
+    folder: str | Path,
+    *,
+    scale: float = 1.0,
+    dtype: str | None = None,
+    progress: Callable[[str], None] | None = None,
+    download_progress: bool = False,
+) -> ModelInfo:
+    """Writes a model with an adapter merged into its weights, as `convert` writes a model.
+
+    Args:
+        model, folder, progress, download_progress: see `convert`.
+        adapter: the folder of an adapter; see `mobileo_mlx.adapters`.
+        scale: how strongly it changes the model: 0 not at all, 1 as trained.
+        dtype: of the merged weights too; by default what is stored.
+
+    Raises:
+        CheckpointError: the model or the adapter is damaged, or the adapter is for another model.
+        OptionError: the adapter changes a component that is quantized: quantizing the sum again would lose much of
+            what the adapter adds.
+        OutputError: see `convert`.
+    """
+    chosen = parse_dtype(dtype) if dtype is not None else None
+    check_output_folder(folder)
+    opened = Adapter.open(adapter, scale=scale)
+    source = Checkpoint.open(model, progress=download_progress)
+    opened.check(source)
+    if quantized := sorted(opened.components & source.quantization.keys()):
+        raise OptionError(
+            f"{', '.join(quantized)} of '{source.path}' is quantized, so '{adapter}' can't be merged into it: fuse it "
+            "into the original, and convert the result."
+        )
+    return _write(source, folder, chosen, source.quantization, opened, progress)
+
+
+def _write(
+    source: Checkpoint,
+    folder: str | Path,
+    dtype: mx.Dtype | None,
+    quantization: Mapping[str, QuantizeSpec],
+    adapter: Adapter | None,
+    progress: Callable[[str], None] | None,
+) -> ModelInfo:
     components = [name for name in COMPONENTS if source.has(name)]
-    quantization = source.quantization | {name: QuantizeSpec(n) for name, n in bits.items() if name in components}
     with atomic_folder(folder) as temporary:
         for component in components:
             if progress is not None:
                 progress(component)
-            stored_dtype = chosen or source.stored_dtype(component)
-            module = source.load(component, dtype=stored_dtype, quantize=quantization.get(component))
+            stored_dtype = dtype or source.stored_dtype(component)
+            spec = quantization.get(component)
+            module = source.load(component, dtype=stored_dtype, quantize=spec, adapter=adapter)
             tensors = named_parameters(module)
             # The module would keep every tensor alive that is written.
             del module

@@ -38,6 +38,8 @@ class Sampling:
         penalty = self.repetition_penalty
         if penalty is not None and not (math.isfinite(penalty) and penalty > 0):
             raise OptionError(f"repetition penalty {penalty} is not possible; choose a number above 0, such as 1.1.")
+        if not 0 <= self.seed < 2**64:
+            raise OptionError(f"seed {self.seed} is not possible; choose a whole number from 0 to 2**64 - 1.")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from .adapters import Adapter
 from .chat import Chat
 from .checkpoint import Checkpoint, parse_dtype
 from .diffusion import GenerationStep, denoise
@@ -44,6 +45,7 @@ class MobileO:
     Attributes:
         config: dimensions of all networks.
         checkpoint: where the weights come from.
+        adapter: what changes them, if anything does.
     """
 
     def __init__(
@@ -52,8 +54,12 @@ class MobileO:
         *,
         dtype: mx.Dtype | None = None,
         quantize: Mapping[str, int] | None = None,
+        adapter: Adapter | None = None,
     ):
+        if adapter is not None:
+            adapter.check(checkpoint)
         self.checkpoint = checkpoint
+        self.adapter = adapter
         self.config: MobileOConfig = checkpoint.config
         self._dtype = dtype
         self._bits = resolve_quantize(quantize)
@@ -66,6 +72,8 @@ class MobileO:
         *,
         dtype: str | None = None,
         quantize: Mapping[str, int] | None = None,
+        adapter: str | Path | None = None,
+        adapter_scale: float = 1.0,
         progress: bool = False,
     ) -> MobileO:
         """Finds a model, downloading it where needed, and reads its configuration.
@@ -74,15 +82,19 @@ class MobileO:
             model: a bundled name, a folder, or a repository on the hub.
             dtype: "float32", "float16" or "bfloat16"; by default the checkpoint's on a GPU and float32 on a CPU.
             quantize: bits for components, such as {"llm": 4, "dit": 8}, applied while loading.
+            adapter: a folder that `finetune` or the PEFT library wrote; see `mobileo_mlx.adapters`.
+            adapter_scale: how strongly it changes the model: 0 not at all, 1 as trained.
             progress: whether a download draws its bars on standard error.
 
         Raises:
-            CheckpointError, ConfigError: the model is missing, damaged or foreign (DownloadError: unreachable).
-            OptionError: an unknown dtype, component or number of bits.
+            CheckpointError, ConfigError: the model is missing, damaged or foreign (DownloadError: unreachable); or the
+                adapter is, or it is for another model.
+            OptionError: an unknown dtype, component or number of bits, or a scale that is no number.
         """
         parsed = parse_dtype(dtype) if dtype is not None else None
         resolve_quantize(quantize)  # mistakes show before a download
-        return cls(Checkpoint.open(model, progress=progress), dtype=parsed, quantize=quantize)
+        opened = None if adapter is None else Adapter.open(adapter, scale=adapter_scale)
+        return cls(Checkpoint.open(model, progress=progress), dtype=parsed, quantize=quantize, adapter=opened)
 
     # Parts
 
@@ -105,7 +117,7 @@ class MobileO:
         if name not in self._components:
             bits = self._bits.get(name)
             spec = QuantizeSpec(bits) if bits is not None else None
-            self._components[name] = self.checkpoint.load(name, dtype=self._dtype, quantize=spec)
+            self._components[name] = self.checkpoint.load(name, dtype=self._dtype, quantize=spec, adapter=self.adapter)
         return self._components[name]
 
     def release(self, *names: str) -> None:
@@ -339,6 +351,8 @@ class MobileO:
             latents=latents,
             timings=timings,
             peak_memory=mx.get_peak_memory(),
+            adapter=None if self.adapter is None else self.adapter.name,
+            adapter_scale=1.0 if self.adapter is None else self.adapter.scale,
         )
 
     def _prompt_ids(self, task: str, text: str) -> list[int]:

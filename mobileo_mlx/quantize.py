@@ -101,9 +101,9 @@ def quantize(module: nn.Module, spec: QuantizeSpec) -> nn.Module:
         the module; another one if it was a single layer itself.
     """
     # The largest first: while it is in memory in full, little else is.
-    paths = sorted(_layers(module), key=lambda path: -_at(module, path).weight.size)
+    paths = sorted(_layers(module), key=lambda path: -module_at(module, path).weight.size)
     for path in paths:
-        layer = _at(module, path)
+        layer = module_at(module, path)
         group_size = spec.layer_group_size(layer.weight.shape[-1])
         if group_size is None:
             continue
@@ -112,7 +112,7 @@ def quantize(module: nn.Module, spec: QuantizeSpec) -> nn.Module:
             new = nn.QuantizedEmbedding.from_embedding(layer, group_size, spec.bits)
         else:
             new = QuantizedLinear.from_linear(layer, group_size, spec.bits)
-        module = _replaced(module, path, new)
+        module = replaced(module, path, new)
         # The last reference to the original has to go before the next layer is read.
         del layer
         mx.eval(new.parameters())
@@ -127,7 +127,7 @@ def quantized_like(module: nn.Module, names: Container[str], spec: QuantizeSpec)
         the module; another one if it was a single layer itself.
     """
     for path in list(_layers(module)):
-        layer = _at(module, path)
+        layer = module_at(module, path)
         outputs, width = layer.weight.shape
         group_size = spec.layer_group_size(width)
         if group_size is None or f"{path}.scales".lstrip(".") not in names:
@@ -137,7 +137,7 @@ def quantized_like(module: nn.Module, names: Container[str], spec: QuantizeSpec)
             new = nn.QuantizedEmbedding(outputs, width, group_size, spec.bits)
         else:
             new = QuantizedLinear(width, outputs, "bias" in layer, group_size, spec.bits)
-        module = _replaced(module, path, new)
+        module = replaced(module, path, new)
     return module
 
 
@@ -148,17 +148,19 @@ def _layers(module: nn.Module) -> Iterator[str]:
             yield path
 
 
-def _at(module: nn.Module, path: str) -> nn.Module:
+def module_at(module: nn.Module, path: str) -> nn.Module:
+    """The submodule with this dotted path; "" is the module itself."""
     for key in path.split(".") if path else ():
         module = module[int(key)] if isinstance(module, list) else module[key]
     return module
 
 
-def _replaced(module: nn.Module, path: str, new: nn.Module) -> nn.Module:
+def replaced(module: nn.Module, path: str, new: nn.Module) -> nn.Module:
+    """The module with `new` in the place of the submodule with this path; `new` itself where that is ""."""
     if not path:
         return new
     parent, _, key = path.rpartition(".")
-    owner = _at(module, parent)
+    owner = module_at(module, parent)
     if isinstance(owner, list):
         owner[int(key)] = new
     else:

@@ -22,6 +22,8 @@ class GenerationResult(DrawingSettings):
         latents: (B, h, w, latent_channels) float32, scaled: the decoder divides them by its scaling factor.
         timings: seconds in "encode" (text, image, connector), "denoise" and "decode".
         peak_memory: bytes that MLX held at most.
+        adapter: what the user called it; None where there was none.
+        adapter_scale: how strongly it changed the model.
     """
 
     model: str
@@ -29,6 +31,8 @@ class GenerationResult(DrawingSettings):
     latents: mx.array
     timings: dict[str, float]
     peak_memory: int
+    adapter: str | None = None
+    adapter_scale: float = 1.0
 
     def metadata(self, index: int = 0) -> dict[str, Any]:
         """Everything that makes image `index` again, as JSON can hold it."""
@@ -39,6 +43,7 @@ class GenerationResult(DrawingSettings):
         return {
             "software": f"mobileo-mlx {__version__}",
             "model": self.model,
+            **({"adapter": self.adapter, "adapter_scale": self.adapter_scale} if self.adapter else {}),
             **settings,
             "seed": seeds[index] if seeds else None,
         }

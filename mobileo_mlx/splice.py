@@ -34,7 +34,7 @@ def splice(
     image_features: Sequence[mx.array] = (),
     *,
     attention_mask: np.ndarray | None = None,
-    labels: np.ndarray | None = None,
+    labels: Sequence[Sequence[int]] | np.ndarray | None = None,
 ) -> Spliced:
     """Embeds token ids and puts the features of an image wherever an id is `IMAGE_TOKEN_INDEX`.
 

@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 
+import mobileo_mlx  # noqa: F401  (before any test imports MLX: this is what loads a fast BLAS)
+
 
 @pytest.fixture(scope="session")
 def reference() -> Path:

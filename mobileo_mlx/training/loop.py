@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -22,11 +21,10 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from ..errors import CheckpointError, TrainingError
-from ..files import atomic_folder
+from ..errors import TrainingError
+from .checkpoints import append_metrics, checkpoints, clean, read_checkpoint, write_checkpoint
 
-STATE_FILE = "state.json"
-_KEPT = 2  # the last checkpoints; one would be lost with a disk that fills while it is replaced
+_MEMORY = 0.95  # of the running mean of the loss
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class StepReport:
         metrics: parts of the loss and whatever else the loss function returned.
         grad_norm: of all trained parameters, before clipping.
         learning_rate: of the first group.
-        samples_per_second: since this process started.
+        samples_per_second: since this process started; what is done between steps does not count.
     """
 
     step: int
@@ -73,10 +71,14 @@ class Fit:
         folder: of checkpoints and metrics.jsonl; None keeps nothing.
         save_every: steps between checkpoints.
         describe: what to keep in checkpoints and to compare when resuming.
+        tolerance: how many times its smallest value the running mean of the loss may be, before the run is stopped.
+        before_step: called with the step (0 for the first) before it, for what changes on a schedule.
+        stop: asked after each step; a True ends the run there, with a checkpoint.
+        suspects: the step (0 for the first) to the names of the samples that may have made its loss infinite.
     """
 
     model: nn.Module
-    loss: Callable[[nn.Module, Any, mx.array], tuple[mx.array, dict[str, mx.array]]]
+    loss: Callable[[Any, Any, mx.array], tuple[mx.array, dict[str, mx.array]]]
     batches: Callable[[int, int], Any]
     optimizer: optim.Optimizer
     steps: int
@@ -88,6 +90,10 @@ class Fit:
     folder: Path | None = None
     save_every: int = 500
     describe: dict[str, Any] = field(default_factory=dict)
+    tolerance: float = math.inf
+    before_step: Callable[[int], None] | None = None
+    stop: Callable[[], bool] | None = None
+    suspects: Callable[[int], str] | None = None
 
     step: int = field(default=0, init=False)
     averages: dict[str, mx.array] | None = field(default=None, init=False)
@@ -98,32 +104,39 @@ class Fit:
         Data-parallel where `mx.distributed` has several processes: gradients are averaged, the first one writes.
 
         Raises:
-            TrainingError: the loss or the gradient is not finite; the last checkpoint stays as it is.
+            TrainingError: the loss or the gradient is not finite, or the loss grows; the last checkpoint is kept.
+            CheckpointError: the last checkpoint in `folder` is of another run.
+            OutputError: the disk is full, or the folder can't be written.
         """
         world = mx.distributed.init()
         self.optimizer.init(self.model.trainable_parameters())
+        if self.ema is not None:
+            self.averages = _flat(self.model.trainable_parameters())
         self.resume()
-        if self.ema is not None and self.averages is None:
-            self.averages = dict(tree_flatten(self.model.trainable_parameters()))
         gradient = nn.value_and_grad(self.model, self.loss)
-        begin, first = time.perf_counter(), self.step
-        while self.step < self.steps:
+        busy, first = 0.0, self.step
+        mean = _RunningMean()
+        stopped = False
+        while self.step < self.steps and not stopped:
+            begin = time.perf_counter()
+            if self.before_step is not None:
+                self.before_step(self.step)
             losses, metrics, grads = self._accumulated(gradient, world)
             grads, norm = optim.clip_grad_norm(grads, self.clip or math.inf)
             loss, grad_norm = float(losses), float(norm)
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                raise TrainingError(
-                    f"The loss is {loss} and the gradient's norm {grad_norm} at step {self.step + 1}; "
-                    "lower the learning rate, and look at the samples of this step. The last checkpoint is whole."
-                )
+                raise self._failure(f"the loss is {loss} and the gradient's norm {grad_norm}")
+            if mean.add(loss) > self.tolerance * mean.lowest:
+                raise self._failure(f"the loss grows, from {mean.lowest:.3g} to {mean.value:.3g} in the mean")
             self.optimizer.update(self.model, grads)
             self.step += 1
             if self.averages is not None and self.ema is not None:
                 # Early on a long memory would hold little but the start.
                 decay = min(self.ema, (1 + self.step) / (10 + self.step))
-                current = dict(tree_flatten(self.model.trainable_parameters()))
+                current = _flat(self.model.trainable_parameters())
                 self.averages = {k: decay * v + (1 - decay) * current[k] for k, v in self.averages.items()}
             mx.eval(self.model.parameters(), self.optimizer.state, self.averages or {})
+            busy += time.perf_counter() - begin
             report = StepReport(
                 step=self.step,
                 steps=self.steps,
@@ -131,14 +144,28 @@ class Fit:
                 metrics={k: float(v) for k, v in metrics.items()},
                 grad_norm=grad_norm,
                 learning_rate=_learning_rate(self.optimizer),
-                samples_per_second=(self.step - first) * self.batch_size / (time.perf_counter() - begin),
+                samples_per_second=(self.step - first) * self.batch_size / busy,
             )
+            stopped = self._stopped(world)
             if self.folder is not None and world.rank() == 0:
-                with (self.folder / "metrics.jsonl").open("a") as file:
-                    file.write(report.to_json() + "\n")
-                if self.step % self.save_every == 0 or self.step == self.steps:
+                append_metrics(self.folder, report.to_json())
+                if self.step % self.save_every == 0 or self.step == self.steps or stopped:
                     self.save()
             yield report
+
+    def _stopped(self, world: mx.distributed.Group) -> bool:
+        """Whether one of the processes is to stop: then all do, at the same step."""
+        stopped = self.stop is not None and self.stop()
+        if world.size() > 1:
+            stopped = bool(mx.distributed.all_sum(mx.array(stopped, mx.float32)) > 0)
+        return stopped
+
+    def _failure(self, what: str) -> TrainingError:
+        samples = "the samples of this step" if self.suspects is None else self.suspects(self.step)
+        return TrainingError(
+            f"At step {self.step + 1} {what}; lower the learning rate, and look at {samples}: the last checkpoint is "
+            "kept."
+        )
 
     def _accumulated(self, gradient: Callable, world: mx.distributed.Group) -> tuple[mx.array, dict, Any]:
         """Loss, metrics and gradient of one step: means over the parts of this process and over all processes."""
@@ -152,72 +179,97 @@ class Fit:
             total = found if total is None else tree_map(lambda a, b: a + b, total, found)
             mx.eval(total)
         if world.size() > 1:
-            total = tree_map(lambda x: mx.distributed.all_sum(x.astype(mx.float32)).astype(x.dtype), total)
+            total = _summed(total, world)
         return tree_map(lambda x: x / parts, total)
 
     def save(self) -> None:
-        """Writes a checkpoint of this step into `folder`, whole or not at all, and removes old ones."""
-        assert self.folder is not None
-        with atomic_folder(self.folder / f"step-{self.step:07d}") as temporary:
-            arrays = {"model": dict(tree_flatten(self.model.trainable_parameters()))}
-            arrays["optimizer"] = dict(tree_flatten(self.optimizer.state))
-            if self.averages is not None:
-                arrays["ema"] = self.averages
-            for name, values in arrays.items():
-                mx.save_safetensors(str(temporary / f"{name}.safetensors"), values)
-            state = {"step": self.step, "steps": self.steps, "seed": self.seed, "describe": self.describe}
-            (temporary / STATE_FILE).write_text(json.dumps(state, indent=2))
-        for old in checkpoints(self.folder)[:-_KEPT]:
-            shutil.rmtree(old)
-
-    def resume(self) -> None:
-        """Takes up the last checkpoint in `folder`, if there is one.
+        """Writes a checkpoint of this step into `folder`, whole or not at all, and removes old ones.
 
         Raises:
-            CheckpointError: it is of another run.
+            OutputError: the disk is full, or the folder can't be written.
+        """
+        assert self.folder is not None
+        write_checkpoint(self.folder, self.step, self._arrays(), {"steps": self.steps, **self._settings()})
+
+    def _arrays(self) -> dict[str, dict[str, mx.array]]:
+        arrays = {"model": self._changing(), "optimizer": _flat(self.optimizer.state)}
+        return arrays if self.averages is None else {**arrays, "ema": self.averages}
+
+    def _settings(self) -> dict[str, Any]:
+        return {"seed": self.seed, "describe": self.describe}
+
+    def _changing(self) -> dict[str, mx.array]:
+        """What training changes: trainable parameters, and the statistics that BatchNorm keeps of its batches."""
+        trained = _flat(self.model.trainable_parameters())
+        return {
+            name: value
+            for name, value in _flat(self.model.parameters()).items()
+            if name in trained or name.endswith(("running_mean", "running_var"))
+        }
+
+    def resume(self) -> None:
+        """Takes up the last checkpoint in `folder`, if there is one. With several processes the first one reads it.
+
+        Raises:
+            CheckpointError: it is of another run, or damaged.
         """
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        found = checkpoints(self.folder)
-        if not found:
+        world = mx.distributed.init()
+        arrays: dict[str, dict[str, mx.array]] = {}
+        if world.rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if found := checkpoints(self.folder):
+                self.step, arrays = read_checkpoint(found[-1], self._settings())
+            clean(self.folder, self.step)
+        if world.size() > 1:
+            self.step = int(mx.distributed.all_sum(mx.array(self.step)))
+            arrays = self._shared(arrays, world) if self.step else {}
+        if not arrays:
             return
-        state = json.loads((found[-1] / STATE_FILE).read_text())
-        if state["describe"] != self.describe or state["seed"] != self.seed:
-            raise CheckpointError(
-                f"'{found[-1]}' belongs to a run with other settings; continue with those, or choose another folder."
-            )
-        self.step = state["step"]
-        self.model.update(tree_unflatten(_load(found[-1] / "model.safetensors")))
-        self.optimizer.state = tree_unflatten(_load(found[-1] / "optimizer.safetensors"))
-        if (found[-1] / "ema.safetensors").exists():
-            self.averages = dict(_load(found[-1] / "ema.safetensors"))
-        _drop_later(self.folder / "metrics.jsonl", self.step)
+        self.model.update(tree_unflatten(list(arrays["model"].items())))
+        self.optimizer.state = tree_unflatten(list(arrays["optimizer"].items()))
+        if "ema" in arrays:
+            self.averages = arrays["ema"]
+
+    def _shared(self, arrays: dict[str, dict[str, mx.array]], world: mx.distributed.Group) -> dict[str, Any]:
+        """The first process's arrays in all processes: the others, which have arrays of the same names, add zeros."""
+        own = arrays or tree_map(mx.zeros_like, self._arrays())
+        shared = {
+            kind: {name: mx.distributed.all_sum(own[kind][name]) for name in sorted(own[kind])} for kind in sorted(own)
+        }
+        mx.eval(shared)
+        return shared
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / STATE_FILE).is_file())
+def _summed(tree: Any, world: mx.distributed.Group) -> Any:
+    """Sums a tree over all processes, in one message: hundreds of small ones would take longer than the step."""
+    flat: list[tuple[str, mx.array]] = tree_flatten(tree)  # type: ignore[assignment]
+    joint = mx.concatenate([x.reshape(-1).astype(mx.float32) for _, x in flat])
+    ends = np.cumsum([x.size for _, x in flat])[:-1].tolist()
+    parts = mx.split(mx.distributed.all_sum(joint, group=world), ends)
+    return tree_unflatten(
+        [(name, part.reshape(x.shape).astype(x.dtype)) for (name, x), part in zip(flat, parts, strict=True)]
+    )
 
 
-def _load(path: Path) -> list[tuple[str, mx.array]]:
-    arrays = mx.load(str(path))
-    assert isinstance(arrays, dict)
-    return list(arrays.items())
+class _RunningMean:
+    """The running mean of the loss, and its smallest value so far."""
+
+    def __init__(self) -> None:
+        self.value, self.lowest, self._weight = 0.0, math.inf, 0.0
+
+    def add(self, loss: float) -> float:
+        self._weight = _MEMORY * self._weight + 1  # of all losses so far; that of the newest is 1
+        self.value += (loss - self.value) / self._weight
+        if self._weight > 0.5 / (1 - _MEMORY):  # some ten steps: fewer say little
+            self.lowest = min(self.lowest, self.value)
+        return self.value
 
 
-def _drop_later(path: Path, step: int) -> None:
-    """Removes the metrics of steps that were done after the checkpoint and will be done again."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-        path.write_text("".join(line + "\n" for line in lines))
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return math.inf  # cut short when the process was killed
+def _flat(tree: Any) -> dict[str, mx.array]:
+    """The arrays of a tree by their dotted names."""
+    return tree_flatten(tree, destination={})  # type: ignore[return-value]
 
 
 def _learning_rate(optimizer: optim.Optimizer) -> float:

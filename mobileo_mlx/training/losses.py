@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from ..models.sana import SanaTransformer
 from ..splice import IGNORED_LABEL
@@ -30,11 +31,16 @@ def flow_matching_loss(
         attention_mask: (B, N) bool, False where a row is padded.
         num_train_timesteps: the timestep at sigma 1.
     """
-    s = sigmas[:, None, None, None]
-    x_t = (1 - s) * latents + s * noise
+    x_t = noised(latents, noise, sigmas)
     context = dit.encode_text(conditioning, attention_mask)
     velocity = dit(x_t.astype(conditioning.dtype), num_train_timesteps * sigmas, context)
     return ((velocity.astype(mx.float32) - (noise - latents)) ** 2).mean()
+
+
+def noised(latents: mx.array, noise: mx.array, sigmas: mx.array) -> mx.array:
+    """x_t = (1 - sigma) latents + sigma noise, each (B, h, w, C); sigmas (B,)."""
+    s = sigmas[:, None, None, None]
+    return (1 - s) * latents + s * noise
 
 
 def answer_loss(lm_head: Callable[[mx.array], mx.array], hidden: mx.array, labels: mx.array) -> mx.array:
@@ -52,6 +58,22 @@ def answer_loss(lm_head: Callable[[mx.array], mx.array], hidden: mx.array, label
     return (losses * counted).sum() / mx.maximum(counted.sum(), 1)
 
 
+def answer_losses(lm_head: Callable[[mx.array], mx.array], hidden: mx.array, labels: np.ndarray) -> mx.array:
+    """The cross-entropy of each label, predicted from the position before it: (labels that count,) float32.
+
+    Logits are computed for these positions alone. With a real vocabulary, those of whole sequences with their images
+    would take gigabytes.
+
+    Args:
+        lm_head: hidden states to logits.
+        hidden: the language model's output, (B, T, hidden_size).
+        labels: (B, T) int; `IGNORED_LABEL` does not count.
+    """
+    rows, columns = np.nonzero(labels[:, 1:] != IGNORED_LABEL)
+    logits = lm_head(hidden[mx.array(rows), mx.array(columns)]).astype(mx.float32)
+    return nn.losses.cross_entropy(logits, mx.array(labels[rows, columns + 1]))
+
+
 def uniform_sigmas(key: mx.array, batch: int, shift: float = 1.0) -> mx.array:
     """Noise levels (B,), uniform before the shift s -> shift s / (1 + (shift - 1) s)."""
     return _shifted(mx.random.uniform(shape=(batch,), key=key), shift)
@@ -60,6 +82,11 @@ def uniform_sigmas(key: mx.array, batch: int, shift: float = 1.0) -> mx.array:
 def logit_normal_sigmas(key: mx.array, batch: int, shift: float = 1.0) -> mx.array:
     """Noise levels (B,) of a logit-normal distribution (arXiv 2403.03206, section 3.1), then shifted."""
     return _shifted(mx.sigmoid(mx.random.normal((batch,), key=key)), shift)
+
+
+def upstream_sigmas(u: mx.array, num_train_timesteps: int = 1000) -> mx.array:
+    """Upstream's noise levels for uniform `u` (B,) in [0, 1): one of the table's, 1 at u = 0 and 0.001 at the end."""
+    return (num_train_timesteps - mx.floor(u * num_train_timesteps)) / num_train_timesteps
 
 
 def _shifted(s: mx.array, shift: float) -> mx.array:

@@ -1,0 +1,1 @@
+"""The `mobileo-mlx` command. All printing of the project lives in this package."""

@@ -1,0 +1,45 @@
+"""`mobileo-mlx convert`: a checkpoint in our layout, in another precision or with fewer bits."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options, printing
+
+NAME = "convert"
+
+
+def command(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A folder, or a repository on the hub.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The new folder; must not exist.")],
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            metavar="DTYPE",
+            help="Store in float16, bfloat16 or float32. [default: as in the source]",
+        ),
+    ] = None,
+    quantize: options.Quantize = None,
+) -> None:
+    """Write a checkpoint as a folder of ours: config.json, one file per part, tokenizer.json."""
+    from mobileo_mlx.convert import convert
+
+    bits = options.parse_quantize(quantize)
+    shown = sys.stderr.isatty()
+    with printing.Progress() as progress:
+        written = convert(
+            source,
+            target,
+            dtype=dtype,
+            quantize=bits,
+            progress=lambda component: progress.say(f"writing {component}"),
+            download_progress=shown,
+        )
+    if not written.tokenizer:
+        printing.note(f"note: '{source}' has no tokenizer; add its tokenizer.json to '{target}' before you use it.")
+    printing.out(str(target))

@@ -1,0 +1,267 @@
+"""`mobileo-mlx finetune`: what the model learns from quadruplets, written as an adapter."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options, printing
+
+if TYPE_CHECKING:
+    from mobileo_mlx.training.trainer import Event, Finetune, Options
+
+NAME = "finetune"
+_SHOWN_PROBLEMS = 1000  # beyond these a list helps nobody
+
+
+def command(
+    quadruplets: Annotated[
+        Path,
+        typer.Option(
+            "--quadruplets",
+            metavar="DATA",
+            help="A JSONL file, a WebDataset shard (*.tar), or a folder of shards.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The new folder for adapter, checkpoints and curves."),
+    ] = None,
+    model: options.Model = None,
+    train: Annotated[
+        str,
+        typer.Option(
+            "--train",
+            metavar="PRESET",
+            help="lora: fits a 16 GB Mac; paper: post-training as published; align, sft: the two stages before it, "
+            "on prompt-image pairs.",
+        ),
+    ] = "lora",
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--layout",
+            metavar="NAME",
+            help="inference: what the model reads is what it reads in use; upstream: the original's sequences, images "
+            "and rates.",
+        ),
+    ] = "inference",
+    dit: Annotated[
+        str | None, typer.Option("--dit", metavar="HOW", help="full, lora or frozen. [default: the preset's]")
+    ] = None,
+    vision: Annotated[
+        str | None, typer.Option("--vision", metavar="HOW", help="full or frozen. [default: the preset's]")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", help="Optimizer steps. [default: from --epochs]")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", metavar="N", help="Passes over the data. [default: the preset's]")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", metavar="N", help="Samples in a step, on all machines. [default: the preset's]"),
+    ] = None,
+    accumulate: Annotated[
+        int,
+        typer.Option("--accumulate", metavar="N", help="Compute a step in N parts, one after the other."),
+    ] = 1,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", metavar="X", help="The largest rate. [default: the preset's]")
+    ] = None,
+    warmup: Annotated[
+        float | None,
+        typer.Option(
+            "--warmup", metavar="SHARE", help="Share of the steps until the rate is full. [default: the preset's]"
+        ),
+    ] = None,
+    rank: Annotated[int, typer.Option("--rank", metavar="N", help="Rank of the low-rank updates.")] = 16,
+    alpha: Annotated[float, typer.Option("--alpha", metavar="X", help="They are scaled by alpha / rank.")] = 32.0,
+    dropout: Annotated[float, typer.Option("--dropout", metavar="SHARE", help="Of the updates' inputs.")] = 0.05,
+    cond_dropout: Annotated[
+        float | None,
+        typer.Option(
+            "--cond-dropout",
+            metavar="SHARE",
+            help="Share of the samples drawn without their text, for guidance. [default: 0.1; upstream's layout: 0]",
+        ),
+    ] = None,
+    flow_shift: Annotated[
+        float, typer.Option("--flow-shift", metavar="X", help="Above 1: train more at high noise.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", metavar="SEED", help="Of everything random.")] = 0,
+    held_out: Annotated[
+        float,
+        typer.Option("--held-out", metavar="SHARE", help="Share of the samples to judge by and not to train on."),
+    ] = 0.05,
+    sample_every: Annotated[
+        int | None,
+        typer.Option(
+            "--sample-every",
+            metavar="N",
+            help="Steps between held-out losses, pictures and answers. [default: a tenth of the run, 20 or more]",
+        ),
+    ] = None,
+    save_every: Annotated[
+        int | None,
+        typer.Option(
+            "--save-every", metavar="N", help="Steps between checkpoints. [default: a twentieth of the run, 10 to 500]"
+        ),
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool | None,
+        typer.Option(
+            "--gradient-checkpointing/--no-gradient-checkpointing",
+            help="Less memory for a third more time. [default: for large models]",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="DTYPE", help="Compute in bfloat16 or float32. [default: by device]"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the last checkpoint in DIR, with the same options.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the data, show what the model will read, and stop.")
+    ] = False,
+) -> None:
+    """Teach the model from quadruplets: prompt, image, question, answer; prints the adapter's folder.
+
+    Each line of the JSONL file is an object with "prompt", "image", "question" and "answer", or a list "qa" of
+    questions and answers; an edit has "source_image" too. `mlx.launch -n N mobileo-mlx finetune ...` trains on several
+    machines.
+    """
+    from mobileo_mlx.errors import OptionError
+    from mobileo_mlx.training.stages import stage_named
+    from mobileo_mlx.training.trainer import Options, check_new
+
+    stage = stage_named(train).adjusted(
+        dit=dit, vision=vision, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, warmup=warmup
+    )
+    chosen = Options(
+        stage=stage,
+        layout=layout,  # type: ignore[arg-type]  # checked there
+        rank=rank,
+        alpha=alpha,
+        dropout=dropout,
+        steps=steps,
+        accumulate=accumulate,
+        cond_dropout=cond_dropout,
+        flow_shift=flow_shift,
+        seed=seed,
+        held_out=held_out,
+        sample_every=sample_every,
+        save_every=save_every,
+        recompute=gradient_checkpointing,
+        dtype=dtype,
+    )
+    if out is None and not dry_run:
+        raise OptionError("--out is missing; name the folder for the adapter, or add --dry-run.")
+    if out is not None and not resume and not dry_run and leading():
+        check_new(out)
+    run = _prepare(quadruplets, model or options.DEFAULT_MODEL, chosen)
+    if dry_run:
+        _describe(run)
+        return
+    assert out is not None
+    with _stoppable() as stopped:
+        for event in run.start(out, resume=resume, stop=lambda: bool(stopped)):
+            if leading():
+                _show(event, run)
+    if stopped:
+        raise KeyboardInterrupt
+    if leading():
+        printing.out(str(out))
+
+
+def leading() -> bool:
+    """Whether this process is the one that writes: the only one, or the first of `mlx.launch`."""
+    import mlx.core as mx
+
+    return mx.distributed.init().rank() == 0
+
+
+def _prepare(data: Path, model: str, chosen: Options) -> Finetune:
+    """The run, with data that was checked. What is wrong with them is listed before the error is raised."""
+    from mobileo_mlx.training.data import DataError
+    from mobileo_mlx.training.trainer import Finetune
+
+    if leading():
+        printing.note(f"reading {data}")
+    with printing.Progress() as progress:
+        try:
+            return Finetune(
+                data,
+                model,
+                chosen,
+                progress=lambda count: progress.say(f"{count} samples are fine") if count % 50 == 0 else None,
+                download_progress=sys.stderr.isatty(),
+            )
+        except DataError as error:
+            progress.say("")
+            for problem in error.problems[:_SHOWN_PROBLEMS] if leading() else ():
+                printing.note(str(problem))
+            raise
+
+
+def _describe(run: Finetune) -> None:
+    """What `--dry-run` prints: counts, and what the model reads."""
+    data, stage = run.data, run.options.stage
+    held_out = len(run.held_out)
+    printing.out(
+        f"{len(data.samples)} samples: {len(data.samples) - data.edits} drawings, {data.edits} edits, "
+        f"{data.questions} questions; {held_out} held out"
+    )
+    printing.out(f"{run.steps} steps of {stage.batch_size} samples, {stage.name}, {run.options.layout} layout")
+    for title, text in run.previews():
+        printing.out(f"\n--- {title}\n{text}")
+
+
+@contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    """Lets the first Ctrl-C end the run after the step that is being computed; the second one ends it at once.
+
+    Yields:
+        a list that is not empty once the run is to stop.
+    """
+    stopped: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> Any:
+        if stopped:
+            raise KeyboardInterrupt
+        stopped.append(number)
+        printing.note("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _show(event: Event, run: Finetune) -> None:
+    from mobileo_mlx.training.trainer import Finished, HeldOut, Shown
+
+    if isinstance(event, HeldOut):
+        parts = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
+        printing.note(f"step {event.step}: held out {parts}")
+    elif isinstance(event, Shown):
+        printing.note(f"step {event.step}: pictures and answers in {event.path}")
+    elif isinstance(event, Finished):
+        if event.step < event.steps:
+            printing.note(f"stopped at step {event.step} of {event.steps}; --resume continues")
+    else:
+        left = (event.steps - event.step) * run.options.stage.batch_size / max(event.samples_per_second, 1e-9)
+        parts = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
+        printing.note(
+            f"step {event.step}/{event.steps}: loss {event.loss:.4f} ({parts}), "
+            f"{event.samples_per_second:.3g} samples/s, {printing.seconds(left)} left"
+        )

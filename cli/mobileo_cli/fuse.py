@@ -1,0 +1,44 @@
+"""`mobileo-mlx fuse`: a model with an adapter merged into its weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options, printing
+
+NAME = "fuse"
+
+
+def command(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A bundled name, a folder, or a repository on the hub.")
+    ],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="The folder of the adapter.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The new folder; must not exist.")],
+    adapter_scale: options.AdapterScale = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            metavar="DTYPE",
+            help="Store in float16, bfloat16 or float32. [default: as in the model]",
+        ),
+    ] = None,
+) -> None:
+    """Merge an adapter into a model's weights, and write them as a folder of ours."""
+    from mobileo_mlx.convert import fuse
+
+    with printing.Progress() as progress:
+        fuse(
+            model,
+            adapter,
+            target,
+            **options.given(scale=adapter_scale, dtype=dtype),
+            progress=lambda component: progress.say(f"writing {component}"),
+            download_progress=sys.stderr.isatty(),
+        )
+    printing.out(str(target))

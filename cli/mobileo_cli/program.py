@@ -1,0 +1,40 @@
+"""The `mobileo-mlx` program as typer knows it: its commands.
+
+The command modules import only typer, so that `--help` answers at once; each command imports the library inside its
+body.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import ask, chat, convert, edit, finetune, fuse, generate, info, printing, random_model
+
+NAME = "mobileo-mlx"
+
+program = typer.Typer(
+    name=NAME,
+    add_completion=False,
+    rich_markup_mode=None,  # rich would double the time that --help takes
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+for module in (generate, edit, ask, chat, finetune, convert, fuse, info, random_model):
+    program.command(module.NAME)(module.command)
+
+
+@program.callback(invoke_without_command=True)
+def _program(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Mobile-O in MLX: draws, edits, and answers questions about images, with one small model."""
+    if version:
+        from mobileo_mlx import __version__
+
+        printing.out(f"{NAME} {__version__}")
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        printing.out(context.get_help())

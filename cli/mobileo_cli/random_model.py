@@ -1,0 +1,23 @@
+"""`mobileo-mlx random-model`: a small checkpoint with random weights, to try the commands and for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import printing
+
+NAME = "random-model"
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The new folder; must not exist.")],
+    seed: Annotated[int, typer.Option("--seed", metavar="SEED", help="Seed of the weights.")] = 0,
+) -> None:
+    """Write a small model with random weights: untrained, its images and answers mean nothing."""
+    from mobileo_mlx.random_model import write_random_model
+
+    write_random_model(folder, seed=seed)
+    printing.out(str(folder))

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mobileo_mlx.images import read_metadata
+
+from .conftest import COMMAND, Run
+
+
+@pytest.fixture
+def draw(here, tiny_model: Path):
+    """`generate` with the small model and two steps."""
+
+    def run(*arguments: object, stdin: bytes = b""):
+        result = here("generate", "-m", tiny_model, "--steps", 2, *arguments, stdin=stdin)
+        assert result.status == 0, result.err
+        return result
+
+    return run
+
+
+def pixels(path: str | Path) -> bytes:
+    with Image.open(path) as image:
+        return image.tobytes()
+
+
+def test_default_name_and_size(draw, tiny_model: Path) -> None:
+    from mobileo_mlx import MobileO
+
+    result = draw("A red cat, sitting", "--seed", 7)
+    assert result.lines == ["a-red-cat-sitting-7.png"]
+    with Image.open("a-red-cat-sitting-7.png") as image:
+        assert image.size == MobileO.load(tiny_model).default_size
+        assert image.format == "PNG"
+
+
+def test_the_installed_command(command: Run, work: Path, tiny_model: Path) -> None:
+    done = command("generate", "a cat", "-m", tiny_model, "--steps", 1, "--seed", 3)
+    assert (done.returncode, done.stdout) == (0, "a-cat-3.png\n")
+    assert re.fullmatch(r"image 1/1, seed 3: \d+x\d+, 1 steps, .*s\n", done.stderr)
+    assert [path.name for path in work.iterdir()] == ["a-cat-3.png"]
+
+
+def test_prompt_from_standard_input(draw) -> None:
+    assert draw("-", "--seed", 1, stdin="Ärger\n".encode()).lines == ["ärger-1.png"]
+    assert read_metadata("ärger-1.png")["prompt"] == "Ärger"
+
+
+def test_prompt_from_a_file(draw) -> None:
+    Path("prompt.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n")  # as written by an editor on Windows
+    assert draw("--prompt-file", "prompt.txt", "--seed", 1).lines == ["a-cat-1.png"]
+    assert read_metadata("a-cat-1.png")["prompt"] == "a cat"
+
+
+def test_several_seeds_and_images(draw) -> None:
+    result = draw("a cat", "--seed", 5, "--seed", 9, "-n", 2)
+    assert result.lines == [f"a-cat-{seed}.png" for seed in (5, 6, 9, 10)]
+    assert len({pixels(path) for path in result.lines}) == 4
+
+
+def test_overlapping_seeds_are_drawn_once(draw) -> None:
+    assert draw("a cat", "--seed", 5, "--seed", 6, "-n", 2).lines == [f"a-cat-{seed}.png" for seed in (5, 6, 7)]
+
+
+def test_a_seed_gives_the_same_image_again(draw) -> None:
+    alone = draw("a cat", "--seed", 6, "-o", "alone.png").lines
+    among = draw("a cat", "--seed", 5, "-n", 3, "-o", "{seed}.png").lines
+    assert pixels(alone[0]) == pixels(among[1])
+
+
+def test_random_seed_is_told(draw) -> None:
+    first, second = draw("a cat"), draw("a cat")
+    assert first.lines != second.lines
+    seed = re.fullmatch(r"a-cat-(\d+)\.png", first.lines[0])
+    assert seed is not None
+    assert f"seed {seed[1]}" in first.err
+    assert read_metadata(first.lines[0])["seed"] == int(seed[1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--steps", "3"],
+        ["--guidance-scale", "1.0"],
+        ["--guidance-scale", "4"],
+        ["--scheduler", "euler"],
+        ["--flow-shift", "1"],
+        ["--negative-prompt", "a dog"],
+        ["--quantize", "dit=4"],
+    ],
+)
+def test_options_change_the_image(draw, options: list[str]) -> None:
+    draw("a cat", "--seed", 1, "-o", "plain.png")
+    draw("a cat", "--seed", 1, "-o", "other.png", *options)
+    assert pixels("plain.png") != pixels("other.png")
+
+
+def test_size(draw) -> None:
+    draw("a cat", "--size", "96x64", "-o", "wide.png")
+    with Image.open("wide.png") as image:
+        assert image.size == (96, 64)
+
+
+def test_dtype(draw) -> None:
+    draw("a cat", "--seed", 1, "--size", "64x64", "--dtype", "bfloat16", "-o", "low.png")
+    draw("a cat", "--seed", 1, "--size", "64x64", "--dtype", "float32", "-o", "high.png")
+    assert pixels("low.png") != pixels("high.png")
+
+
+def test_name_pattern(draw) -> None:
+    Path("out").mkdir()
+    result = draw("a cat", "--seed", 4, "-n", 2, "-o", "out/{index}-{seed}-{prompt}.png")
+    assert result.lines == ["out/1-4-a-cat.png", "out/2-5-a-cat.png"]
+
+
+def test_nothing_is_overwritten_silently(draw) -> None:
+    Path("cat.png").write_text("precious")
+    assert draw("a cat", "-n", 2, "-o", "cat.png").lines == ["cat-1.png", "cat-2.png"]
+    assert Path("cat.png").read_text() == "precious"
+
+
+def test_overwrite(draw) -> None:
+    Path("cat.png").write_text("old")
+    assert draw("a cat", "-n", 2, "-o", "cat.png", "--overwrite").lines == ["cat.png", "cat-1.png"]
+    assert pixels("cat.png") != pixels("cat-1.png")
+
+
+def test_previews(draw) -> None:
+    result = draw("a cat", "--seed", 7, "--previews", "steps", "-o", "cat.png", "--steps", 3)
+    assert result.lines == ["cat.png"]
+    assert sorted(path.name for path in Path("steps").iterdir()) == [
+        "7-contact-sheet.png",
+        "7-step-01.png",
+        "7-step-02.png",
+        "7-step-03.png",
+    ]
+    # What the last step predicts is the image itself.
+    assert pixels("steps/7-step-03.png") == pixels("cat.png")
+    assert pixels("steps/7-step-01.png") != pixels("cat.png")
+    with Image.open("steps/7-contact-sheet.png") as sheet, Image.open("cat.png") as image:
+        assert sheet.size == (2 * image.width, 2 * image.height)
+
+
+def test_previews_are_not_overwritten_silently(draw) -> None:
+    for _ in range(2):
+        draw("a cat", "--seed", 7, "--previews", "steps", "--steps", 1, "-o", "cat.png")
+    assert {path.name for path in Path("steps").iterdir()} == {
+        "7-contact-sheet.png",
+        "7-contact-sheet-1.png",
+        "7-step-01.png",
+        "7-step-01-1.png",
+    }
+    draw("a cat", "--seed", 7, "--previews", "steps", "--steps", 1, "-o", "cat.png", "--overwrite")
+    assert len(list(Path("steps").iterdir())) == 4
+
+
+def test_metadata_holds_all_that_is_needed(draw, tiny_model: Path) -> None:
+    draw("a cat", "--seed", 7, "--size", "64x96", "--scheduler", "euler", "--negative-prompt", "dog", "-o", "cat.png")
+    metadata = read_metadata("cat.png")
+    expected = {
+        "prompt": "a cat",
+        "negative_prompt": "dog",
+        "seed": 7,
+        "steps": 2,
+        "guidance_scale": 1.5,
+        "scheduler": "euler",
+        "flow_shift": 3.0,
+        "width": 64,
+        "height": 96,
+        "model": str(tiny_model),
+    }
+    assert {name: metadata[name] for name in expected} == expected
+
+
+def test_no_metadata(draw) -> None:
+    draw("a secret", "--no-metadata", "-o", "cat.png")
+    data = Path("cat.png").read_bytes()
+    assert b"mobileo" not in data
+    assert b"secret" not in data
+
+
+def test_replay(draw, here) -> None:
+    options = ["--size", "64x96", "--scheduler", "euler", "--negative-prompt", "a dog", "--guidance-scale", "2"]
+    draw("a cat", "--seed", 7, "--quantize", "dit=8", "--flow-shift", "2", *options, "-o", "first.png")
+    again = here("generate", "--from-image", "first.png", "-o", "again.png")
+    assert (again.status, again.lines) == (0, ["again.png"])
+    assert pixels("again.png") == pixels("first.png")
+    assert read_metadata("again.png") == read_metadata("first.png")
+
+
+def test_replay_with_other_options(draw, here) -> None:
+    draw("a cat", "--seed", 7, "--negative-prompt", "a dog", "-o", "first.png")
+    changed = here("generate", "a bird", "--from-image", "first.png", "--steps", 1, "--seed", 8, "-o", "other.png")
+    assert changed.status == 0, changed.err
+    metadata = read_metadata("other.png")
+    assert (metadata["prompt"], metadata["steps"], metadata["seed"]) == ("a bird", 1, 8)
+    assert metadata["negative_prompt"] == "a dog"
+
+
+def test_replay_for_more_images(draw, here) -> None:
+    draw("a cat", "--seed", 7, "-o", "first.png")
+    assert here("generate", "--from-image", "first.png", "-n", 3).lines == [f"a-cat-{seed}.png" for seed in (7, 8, 9)]
+
+
+def test_replay_without_the_negative_prompt(draw, here) -> None:
+    draw("a cat", "--seed", 7, "--negative-prompt", "a dog", "-o", "first.png")
+    draw("a cat", "--seed", 7, "-o", "plain.png")
+    assert here("generate", "--from-image", "first.png", "--negative-prompt", "", "-o", "again.png").status == 0
+    assert pixels("again.png") == pixels("plain.png") != pixels("first.png")
+
+
+def test_verbose(draw) -> None:
+    quiet = draw("a cat")
+    verbose = draw("a cat", "-v")
+    assert len(quiet.err.splitlines()) == 1
+    _, details = verbose.err.splitlines()
+    assert re.search(r"denois\w* [\d.]+ s", details)
+    assert re.search(r"peak memory [\d.]+ [kMG]?B$", details)
+
+
+def test_progress_bar_in_a_terminal(environment: dict[str, str], work: Path, tiny_model: Path) -> None:
+    reading, writing = pty.openpty()
+    done = subprocess.run(
+        [str(COMMAND), "generate", "a cat", "-m", str(tiny_model), "--steps", "3", "--seed", "1"],
+        stdout=subprocess.PIPE,
+        stderr=writing,
+        cwd=work,
+        env=environment,
+    )
+    shown = os.read(reading, 100_000).decode()
+    os.close(writing)
+    os.close(reading)
+    assert done.stdout == b"a-cat-1.png\n"
+    assert re.search(r"image 1/1, seed 1 \[#+\.+\] 2/3, [\d.]+ s left", shown)
+
+
+def test_foreign_metadata_is_refused(refused, work: Path) -> None:
+    from mobileo_mlx.images import save_png
+
+    image = Image.new("RGB", (8, 8))
+    image.save(work / "foreign.png")
+    assert "foreign.png" in refused("generate", "--from-image", "foreign.png")
+    save_png(image, work / "damaged.png", {"prompt": 3, "seed": 1})
+    assert "damaged.png: its metadata has no valid prompt" in refused("generate", "--from-image", "damaged.png")
+    save_png(image, work / "edited.png", {"task": "edit", "prompt": "redder", "seed": 1})
+    assert "'edit'" in refused("generate", "--from-image", "edited.png")
+
+
+def test_metadata_is_json(draw) -> None:
+    draw("a “cat” 🐈", "-o", "cat.png")
+    with Image.open("cat.png") as image:
+        assert json.loads(image.info["mobileo-mlx"])["prompt"] == "a “cat” 🐈"
