@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import dataclasses
+
+import mlx.core as mx
+import pytest
+
+from mobileo_mlx.errors import ConfigError
+from mobileo_mlx.models.dc_ae import DCAEConfig, Decoder, Encoder
+
+CONFIG = DCAEConfig(
+    latent_channels=4,
+    attention_head_dim=8,
+    encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+    decoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+    encoder_block_out_channels=(8, 16, 16),
+    decoder_block_out_channels=(8, 16, 16),
+    encoder_layers_per_block=(1, 2, 1),
+    decoder_layers_per_block=(2, 1, 1),
+    encoder_qkv_multiscales=((), (), (5,)),
+    decoder_qkv_multiscales=((), (), (5,)),
+)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (3, 5), (9, 2)])
+def test_shapes(size: tuple[int, int]) -> None:
+    assert CONFIG.factor == 4
+    height, width = size
+    image = Decoder(CONFIG)(mx.random.normal((2, height, width, 4)))
+    assert image.shape == (2, 4 * height, 4 * width, 3)
+    assert Encoder(CONFIG)(image).shape == (2, height, width, 4)
+
+
+def test_rows_of_a_batch_do_not_mix() -> None:
+    decoder, latents = Decoder(CONFIG), mx.random.normal((2, 4, 3, 4))
+    assert mx.allclose(decoder(latents)[1:], decoder(latents[1:]), atol=1e-5)
+
+
+def test_blocks_one_by_one_are_the_whole() -> None:
+    for module, x in (
+        (Decoder(CONFIG), mx.random.normal((1, 3, 5, 4))),
+        (Encoder(CONFIG), mx.random.normal((1, 12, 20, 3))),
+    ):
+        y = x
+        for block in module.blocks():
+            y = block(y)
+            mx.eval(y)
+        assert mx.allclose(y, module(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change", [{"upsample_block_type": "pixel_shuffle"}, {"downsample_block_type": "pixel_unshuffle"}]
+)
+def test_other_resampling_is_refused(change: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="pixel_"):
+        dataclasses.replace(CONFIG, **change)
+
+
+def test_lists_of_a_json_file_become_tuples() -> None:
+    values = {"encoder_qkv_multiscales": [[], [], [5]], "in_channels": 3, "_class_name": "AutoencoderDC"}
+    config = DCAEConfig.from_dict(values)
+    assert config.encoder_qkv_multiscales == ((), (), (5,))
+    assert hash(config) == hash(DCAEConfig.from_dict(values))
+
+
+def test_half_precision_keeps_its_dtype() -> None:
+    for module, x in (
+        (Decoder(CONFIG), mx.random.normal((1, 3, 5, 4))),
+        (Encoder(CONFIG), mx.random.normal((1, 12, 20, 3))),
+    ):
+        module.set_dtype(mx.float16)
+        assert module(x.astype(mx.float16)).dtype == mx.float16

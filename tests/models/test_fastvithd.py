@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import dataclasses
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from mobileo_mlx.models.fastvithd import (
+    FastViTHD,
+    FastViTHDConfig,
+    MMProjector,
+    MMProjectorConfig,
+    config_from_shapes,
+    sanitize,
+)
+
+CONFIG = FastViTHDConfig(
+    layers=(1, 2, 1, 1, 1), embed_dims=(4, 8, 16, 32, 64), mlp_ratios=(2, 2, 2, 2, 2), se_channels=6
+)
+
+
+@pytest.fixture(scope="module")
+def tower() -> FastViTHD:
+    return FastViTHD(CONFIG).eval()
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 192), (128, 64)])
+def test_one_token_for_each_patch(tower: FastViTHD, height: int, width: int) -> None:
+    assert CONFIG.patch_size == 64
+    tokens = tower(mx.random.uniform(shape=(2, height, width, 3)))
+    assert tokens.shape == (2, height * width // 64**2, CONFIG.output_dim)
+    assert mx.isfinite(tokens).all()
+
+
+def test_tokens_are_in_row_major_order(tower: FastViTHD) -> None:
+    x = mx.random.uniform(shape=(1, 128, 192, 3))
+    y = x
+    for block in tower.blocks():
+        y = block(y)
+    assert y.shape == (1, 2, 3, CONFIG.output_dim)
+    assert mx.array_equal(y.reshape(1, 6, -1), tower(x))
+
+
+def test_rows_of_a_batch_do_not_mix(tower: FastViTHD) -> None:
+    x = mx.random.uniform(shape=(2, 64, 64, 3))
+    assert mx.allclose(tower(x)[1:], tower(x[1:]), atol=1e-5)
+
+
+def test_half_precision_keeps_its_dtype() -> None:
+    tower = FastViTHD(CONFIG).eval()
+    tower.set_dtype(mx.float16)
+    assert tower(mx.random.uniform(shape=(1, 64, 64, 3)).astype(mx.float16)).dtype == mx.float16
+
+
+def test_every_parameter_matters(tower: FastViTHD) -> None:
+    """A part that is built and never called would load, and be wrong."""
+    x = mx.random.uniform(shape=(1, 64, 64, 3), key=mx.random.key(0))
+    params = dict(tree_flatten(tower.trainable_parameters()))
+
+    def loss(values: dict[str, mx.array]) -> mx.array:
+        tower.load_weights(list(values.items()), strict=False)
+        # Layer scales start at 1e-5, so that nothing may be rounded away here.
+        return (tower(x) * mx.random.normal((1, 1, CONFIG.output_dim), key=mx.random.key(1))).sum()
+
+    gradients = mx.grad(loss)(params)
+    tower.load_weights(list(params.items()), strict=False)
+    assert [name for name, g in gradients.items() if not (mx.abs(g).max() > 0).item()] == []
+
+
+def test_dimensions_are_read_from_the_tensors(tower: FastViTHD) -> None:
+    config = dataclasses.replace(CONFIG, mlp_ratios=(2.0, 3.0, 4.0, 2.0, 2.0), pos_embs=(None, 3, None, 7, 7))
+    shapes = {}
+    for name, w in tree_flatten(FastViTHD(config).parameters()):
+        shape = w.shape
+        if w.ndim == 4:
+            shape = (shape[0], shape[3], shape[1], shape[2])
+        shapes[name] = shape
+    assert config_from_shapes(shapes) == config
+
+
+def test_what_is_never_used_is_dropped() -> None:
+    weights = {"head.proj": mx.zeros((4, 4)), "network.0.0.convffn.conv.bn.num_batches_tracked": mx.array(3)}
+    assert sanitize(weights) == {}
+
+
+def test_projector() -> None:
+    projector = MMProjector(MMProjectorConfig(input_dim=6, hidden_dim=10, output_dim=8))
+    assert projector(mx.ones((2, 5, 6))).shape == (2, 5, 8)

@@ -1,0 +1,152 @@
+"""The token loop with a model that is a table: no text, no weights."""
+
+from __future__ import annotations
+
+import gc
+
+import mlx.core as mx
+import pytest
+
+from mobileo_mlx.decoding import Sampling, decode
+from mobileo_mlx.errors import OptionError
+from mobileo_mlx.models.qwen2 import KVCache
+
+VOCABULARY = 8
+
+
+class Successor:
+    """After token t comes t + 1: a model whose hidden state is the one-hot of the last token."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+
+    def embed_tokens(self, ids: mx.array) -> mx.array:
+        return mx.eye(VOCABULARY)[ids]
+
+    def __call__(self, inputs_embeds: mx.array, *, cache: list[KVCache]) -> mx.array:
+        self.lengths.append(inputs_embeds.shape[1])
+        for layer in cache:
+            layer.offset += inputs_embeds.shape[1]
+        return inputs_embeds
+
+
+def successor(hidden: mx.array) -> mx.array:
+    assert hidden.shape[1] == 1, "only the last position is needed"
+    return 5 * mx.roll(hidden, 1, axis=-1)
+
+
+def flat(hidden: mx.array) -> mx.array:
+    return mx.zeros_like(hidden) + mx.arange(VOCABULARY) * 0.1
+
+
+def run(head: object = successor, model: Successor | None = None, **options: object) -> list[tuple[int, str | None]]:
+    model = model or Successor()
+    prompt = model.embed_tokens(mx.array([[3, 1, 2]]))
+    options = {"max_tokens": 6, **options}
+    return [(step.token, step.finish_reason) for step in decode(model, head, prompt, [KVCache()], **options)]
+
+
+def test_the_limit_ends_it() -> None:
+    assert run() == [(3, None), (4, None), (5, None), (6, None), (7, None), (0, "length")]
+    assert run(max_tokens=1) == [(3, "length")]
+
+
+def test_an_end_token_ends_it_and_is_the_last() -> None:
+    assert run(eos_token_ids=(5, 7)) == [(3, None), (4, None), (5, "stop")]
+    assert run(eos_token_ids=(3,), max_tokens=1) == [(3, "stop")]
+
+
+def test_the_prompt_is_read_once() -> None:
+    model = Successor()
+    run(model=model)
+    assert model.lengths == [3, 1, 1, 1, 1, 1]
+
+
+def test_nothing_is_computed_after_the_end() -> None:
+    model = Successor()
+    run(model=model, eos_token_ids=(4,))
+    assert model.lengths == [3, 1]
+
+
+def test_closing_early_stops_the_model() -> None:
+    model, cache = Successor(), [KVCache()]
+    steps = decode(model, successor, model.embed_tokens(mx.array([[3, 1, 2]])), cache, max_tokens=1000)
+    tokens = [next(steps).token for _ in range(3)]
+    steps.close()
+    gc.collect()
+    assert tokens == [3, 4, 5]
+    # The fed tokens are the prompt, those that were yielded, and perhaps the next one.
+    assert cache[0].offset - 3 in (2, 3)
+    assert len(model.lengths) <= 4
+    with pytest.raises(StopIteration):
+        next(steps)
+
+
+def test_logits_are_those_that_the_token_was_chosen_from() -> None:
+    model = Successor()
+    prompt = model.embed_tokens(mx.array([[3, 1, 2]]))
+    for step in decode(model, successor, prompt, [KVCache()], max_tokens=4):
+        assert step.logits.shape == (VOCABULARY,)
+        assert step.logits.dtype == mx.float32
+        assert mx.argmax(step.logits).item() == step.token
+        assert step.logits[step.token].item() == 5
+
+
+def test_a_repetition_penalty_sees_generated_tokens_alone() -> None:
+    # Token 7 has the highest logit, then 6, ...: each is chosen once, and the prompt's own tokens too.
+    penalised = run(flat, sampling=Sampling(repetition_penalty=100.0), max_tokens=7)
+    assert [token for token, _ in penalised] == [7, 6, 5, 4, 3, 2, 1]
+    assert [token for token, _ in run(flat, max_tokens=3)] == [7, 7, 7]
+
+
+def test_a_penalty_of_one_is_none() -> None:
+    assert run(flat, sampling=Sampling(repetition_penalty=1.0)) == run(flat)
+
+
+def test_the_same_seed_gives_the_same_tokens() -> None:
+    answers = {seed: run(flat, sampling=Sampling(temperature=1.0, seed=seed), max_tokens=30) for seed in range(4)}
+    assert answers[2] == run(flat, sampling=Sampling(temperature=1.0, seed=2), max_tokens=30)
+    assert len({str(answer) for answer in answers.values()}) == 4
+
+
+def test_sampling_leaves_the_global_seed_alone() -> None:
+    mx.random.seed(1)
+    expected = mx.random.normal((3,))
+    mx.random.seed(1)
+    run(flat, sampling=Sampling(temperature=1.0))
+    assert mx.array_equal(mx.random.normal((3,)), expected)
+
+
+def test_a_low_temperature_is_greedy_and_a_high_one_is_not() -> None:
+    cold = run(flat, sampling=Sampling(temperature=0.001), max_tokens=20)
+    assert {token for token, _ in cold} == {7}
+    hot = run(flat, sampling=Sampling(temperature=50.0), max_tokens=60)
+    assert len({token for token, _ in hot}) == VOCABULARY
+
+
+def test_top_p_keeps_the_likely_tokens() -> None:
+    def two_of_eight(hidden: mx.array) -> mx.array:
+        return mx.zeros_like(hidden) + mx.array([0.0, 0, 6, 0, 0, 6, 0, 0])
+
+    options = {"max_tokens": 60}
+    sampled = run(two_of_eight, sampling=Sampling(temperature=1.0, top_p=0.9), **options)
+    assert {token for token, _ in sampled} == {2, 5}
+    everything = run(two_of_eight, sampling=Sampling(temperature=8.0), **options)
+    assert len({token for token, _ in everything}) > 4
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"temperature": -1.0}, "temperature -1.0"),
+        ({"temperature": float("nan")}, "temperature nan"),
+        ({"top_p": 0.0}, "top-p 0.0"),
+        ({"top_p": 1.5}, "top-p 1.5"),
+        ({"top_p": float("nan")}, "top-p nan"),
+        ({"repetition_penalty": 0.0}, "repetition penalty 0.0"),
+        ({"repetition_penalty": float("inf")}, "repetition penalty inf"),
+    ],
+)
+def test_impossible_options_are_named(options: dict[str, float], expected: str) -> None:
+    with pytest.raises(OptionError, match=expected):
+        Sampling(**options)

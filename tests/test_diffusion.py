@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mobileo_mlx.diffusion import denoise
+from mobileo_mlx.models.sana import CrossAttention, SanaConfig, SanaTransformer
+from mobileo_mlx.pipeline import MobileO
+from mobileo_mlx.schedulers import make_scheduler
+
+CONFIG = SanaConfig(
+    num_layers=2,
+    num_attention_heads=2,
+    attention_head_dim=8,
+    num_cross_attention_heads=2,
+    cross_attention_head_dim=8,
+    caption_channels=6,
+    in_channels=4,
+    out_channels=4,
+)
+
+
+@pytest.fixture(scope="module")
+def dit() -> SanaTransformer:
+    mx.random.seed(0)
+    return SanaTransformer(CONFIG).eval()
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> MobileO:
+    return MobileO.load(tiny_model)
+
+
+def noise(batch: int) -> mx.array:
+    return mx.random.normal((batch, 3, 2, 4), key=mx.random.key(0))
+
+
+def text(batch: int) -> mx.array:
+    return mx.random.normal((batch, 5, 6), key=mx.random.key(1))
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, kind: type, name: str) -> list[tuple[int, ...]]:
+    """The shapes of the first argument in all calls of a method."""
+    shapes: list[tuple[int, ...]] = []
+    method = getattr(kind, name)
+
+    def counting(self: Any, x: mx.array, *arguments: Any) -> Any:
+        shapes.append(x.shape)
+        return method(self, x, *arguments)
+
+    monkeypatch.setattr(kind, name, counting)
+    return shapes
+
+
+@pytest.mark.parametrize("name", ["dpm++", "euler"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_step_is_told(dit: SanaTransformer, name: str, batch: int) -> None:
+    scheduler = make_scheduler(name, 4)
+    steps = list(denoise(dit, scheduler, noise(batch), text(batch)))
+    assert [(step.step, step.steps) for step in steps] == [(i, 4) for i in (1, 2, 3, 4)]
+    assert [step.timestep for step in steps] == scheduler.timesteps.tolist()
+    assert [step.sigma for step in steps] == scheduler.sigmas[1:].tolist()
+    for step in steps:
+        for field in (step.latents, step.velocity, step.denoised):
+            assert field.shape == (batch, 3, 2, 4)
+            assert field.dtype == mx.float32
+    assert mx.array_equal(steps[-1].latents, steps[-1].denoised)
+
+
+def test_without_guidance_the_network_runs_once_a_step(dit: SanaTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = counted(monkeypatch, SanaTransformer, "__call__")
+    list(denoise(dit, make_scheduler("dpm++", 5), noise(2), text(2), guidance_scale=1.0))
+    assert shapes == [(2, 3, 2, 4)] * 5
+
+
+def test_with_guidance_both_halves_run_together(dit: SanaTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = counted(monkeypatch, SanaTransformer, "__call__")
+    list(denoise(dit, make_scheduler("dpm++", 5), noise(2), text(4), guidance_scale=1.5))
+    assert shapes == [(4, 3, 2, 4)] * 5
+
+
+def test_keys_and_values_of_the_text_are_computed_once(dit: SanaTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = counted(monkeypatch, CrossAttention, "keys_values")
+    projections = []
+    for block in dit.transformer_blocks:
+        for layer in (block.attn2.to_k, block.attn2.to_v):
+            projections.append(layer)
+    calls: list[int] = []
+    linear = type(projections[0])
+    call = linear.__call__
+
+    def counting(self: Any, x: mx.array) -> mx.array:
+        calls.extend(i for i, layer in enumerate(projections) if layer is self)
+        return call(self, x)
+
+    monkeypatch.setattr(linear, "__call__", counting)
+    list(denoise(dit, make_scheduler("dpm++", 6), noise(1), text(2), guidance_scale=2.0))
+    assert len(shapes) == CONFIG.num_layers
+    assert sorted(calls) == list(range(2 * CONFIG.num_layers))
+
+
+def test_guidance_of_equal_halves_changes_nothing(dit: SanaTransformer) -> None:
+    scheduler = make_scheduler("euler", 3)
+    twice = mx.concatenate([text(1), text(1)])
+    *_, plain = denoise(dit, scheduler, noise(1), text(1))
+    *_, guided = denoise(dit, scheduler, noise(1), twice, guidance_scale=7.0)
+    assert mx.allclose(plain.latents, guided.latents, atol=1e-5)
+
+
+def test_guidance_extrapolates_from_the_first_half(dit: SanaTransformer) -> None:
+    scheduler = make_scheduler("euler", 1)
+    conditional, unconditional = text(1), -text(1)
+    (c,) = denoise(dit, scheduler, noise(1), conditional)
+    (u,) = denoise(dit, scheduler, noise(1), unconditional)
+    both = mx.concatenate([unconditional, conditional])
+    (guided,) = denoise(dit, scheduler, noise(1), both, guidance_scale=2.5)
+    expected = u.velocity + 2.5 * (c.velocity - u.velocity)
+    assert mx.allclose(guided.velocity, expected, atol=1e-5)
+
+
+def test_a_later_start_leaves_steps_out(dit: SanaTransformer) -> None:
+    scheduler = make_scheduler("dpm++", 5)
+    steps = list(denoise(dit, scheduler, noise(1), text(1), start=3))
+    assert [(step.step, step.steps) for step in steps] == [(1, 2), (2, 2)]
+    assert [step.timestep for step in steps] == scheduler.timesteps[3:].tolist()
+
+
+def test_nothing_is_computed_before_it_is_asked_for(dit: SanaTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = counted(monkeypatch, SanaTransformer, "__call__")
+    steps: Iterator[Any] = denoise(dit, make_scheduler("euler", 9), noise(1), text(1))
+    assert shapes == []
+    next(steps)
+    next(steps)
+    steps.close()  # type: ignore[attr-defined]
+    assert len(shapes) == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"negative_prompt": "blue"}, {"scheduler": "euler"}])
+def test_a_seed_gives_the_same_image_alone_and_in_a_batch(model: MobileO, options: dict[str, Any]) -> None:
+    options = {"steps": 3, "width": 64, "height": 32, **options}
+    together = model.generate("a red circle", seed=[5, 6, 7], **options)
+    alone = model.generate("a red circle", seed=6, **options)
+    assert mx.allclose(together.latents[1:2], alone.latents, atol=1e-4)
+    first, second = (np.asarray(image, np.int16) for image in (together.images[1], alone.images[0]))
+    assert np.abs(first - second).max() <= 1
+    assert not mx.allclose(together.latents[0], together.latents[1], atol=0.1)
+
+
+def test_the_same_seed_gives_the_same_image_again(model: MobileO) -> None:
+    options = {"seed": 3, "steps": 2, "width": 32, "height": 32}
+    first, second = (model.generate("a tree", **options) for _ in range(2))
+    assert mx.array_equal(first.latents, second.latents)
+    other = model.generate("a tree", **{**options, "seed": 4})
+    assert not mx.allclose(first.latents, other.latents, atol=0.1)
+
+
+def test_steps_are_immutable(dit: SanaTransformer) -> None:
+    (step,) = denoise(dit, make_scheduler("euler", 1), noise(1), text(1))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        step.step = 2  # type: ignore[misc]
