@@ -1,4 +1,4 @@
-"""The largest published size with random weights: minutes and ten gigabytes, so it runs only when asked for (`-m slow`)."""
+"""The largest published size with random weights: minutes and ten gigabytes, so only when asked for (`-m slow`)."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""The commands: `python -m benchmarks.shapes score|quadruplets|render`.
+"""The commands: `python -m benchmarks.shapes score|quadruplets|render|train`.
 
 Exit status: 0 done, 2 it can't be done, 130 interrupted.
 """
@@ -51,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     render.add_argument("--size", type=int, default=128, help="of the pictures, in pixels (default: 128)")
     render.add_argument("--new", metavar="NAME", help="with a colour or shape outside the world: brown, ring")
     render.set_defaults(run=run_render)
+
+    train = commands.add_parser("train", help="teach the small model from nothing, stage by stage")
+    train.add_argument("--stage", default="all", help="autoencoder, questions, vision, drawing, joint, export, or all")
+    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="a stopped run goes on from here")
+    train.set_defaults(run=run_train)
 
     options = parser.parse_args(arguments)
     try:
@@ -151,6 +156,34 @@ def run_render(options: argparse.Namespace) -> None:
 
     save_png(draw_sheet(gallery(options.seed, options.size, options.new)), options.out, None)
     print(options.out)
+
+
+def run_train(options: argparse.Namespace) -> None:
+    import mlx.core as mx
+
+    from .train import STAGES, export, run
+
+    stages = (*STAGES, "export") if options.stage == "all" else (options.stage,)
+    if unknown := [stage for stage in stages if stage not in (*STAGES, "export")]:
+        raise OptionError(f"there is no stage {unknown[0]!r}; there are {', '.join(STAGES)}, export and all.")
+    first = mx.distributed.init().rank() == 0
+    for name in stages:
+        if name == "export":
+            if first:
+                export(options.out, options.out / "model")
+                print(options.out / "model")
+            continue
+        begin, before = time.monotonic(), None
+        for report in run(STAGES[name], options.out):
+            before = report.step - 1 if before is None else before
+            if first and (report.step % 25 == 0 or report.step == 1):
+                parts = "".join(f", {key} {value:.4f}" for key, value in report.metrics.items())
+                left = (report.steps - report.step) * (time.monotonic() - begin) / (report.step - before)
+                print(
+                    f"{name} {report.step}/{report.steps}: loss {report.loss:.4f}{parts}, "
+                    f"{report.samples_per_second:.0f} samples/s, {left / 60:.0f} min left",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

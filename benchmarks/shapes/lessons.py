@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mobileo_mlx.prompts import IMAGE_TOKEN_INDEX, ask_prompt, edit_prompt, encode_prompt, generate_prompt
+from mobileo_mlx.prompts import ask_prompt, edit_prompt, encode_prompt, generate_prompt
 from mobileo_mlx.splice import IGNORED_LABEL
 from mobileo_mlx.tokenizer import IM_END, Tokenizer
 
@@ -19,6 +19,7 @@ from .world import UNITS, Scene, pick
 
 # Relations are the hardest to learn, so they are asked more often.
 _KINDS = (*QUESTION_TYPES, "relation", "relation", "where")
+_ROWS, _COLUMNS = "ABCD", "EFGH"
 
 
 @dataclass(frozen=True)
@@ -73,18 +74,24 @@ def questions(rng: np.random.Generator, tokenizer: Tokenizer, size: int) -> Sequ
 
 
 def symbols(scene: Scene, tokenizer: Tokenizer) -> np.ndarray:
-    """What the image tokens of a scene should say, (GRID * GRID, 2) ids: colour and shape, or the ground twice."""
+    """What the image tokens of a scene should say, (GRID * GRID, 4) ids: colour, shape, row and column.
+
+    Where there is no object, the ground's name stands for colour and shape. Rows and columns are letters that no text
+    of the world has: places learned in this way are enough for relations, which are hardly learned without.
+    """
 
     def word(text: str) -> int:
-        (token,) = tokenizer.encode(f" {text}")
+        (token,) = tokenizer.encode(text)
         return token
 
-    grid = np.full((GRID, GRID, 2), word(scene.background))
+    grid = np.full((GRID, GRID, 4), word(f" {scene.background}"))
+    grid[..., 2] = np.array([word(letter) for letter in _ROWS])[:, None]
+    grid[..., 3] = np.array([word(letter) for letter in _COLUMNS])
     cells = UNITS // GRID  # eighths of the side in a token
     for thing in scene.objects:
         column, row = thing.x // cells, thing.y // cells
-        grid[row - 1 : row + 1, column - 1 : column + 1] = word(thing.colour), word(thing.shape)
-    return grid.reshape(GRID * GRID, 2)
+        grid[row - 1 : row + 1, column - 1 : column + 1, :2] = word(f" {thing.colour}"), word(f" {thing.shape}")
+    return grid.reshape(GRID * GRID, 4)
 
 
 def _padded(rows: Sequence[list[int]], labels: Sequence[list[int]], seen: list[Scene], drawn: list[Scene]) -> Sequences:
@@ -95,7 +102,3 @@ def _padded(rows: Sequence[list[int]], labels: Sequence[list[int]], seen: list[S
         return np.array([row + [padding] * (length - len(row)) for row in values])
 
     return Sequences(filled(rows, 0), mask, filled(labels, IGNORED_LABEL), seen, drawn)
-
-
-def has_image(sequences: Sequences) -> bool:
-    return bool((sequences.ids == IMAGE_TOKEN_INDEX).any())

@@ -54,12 +54,12 @@ def with_image(values: np.ndarray, ids: np.ndarray, tokens: int, filling: Any) -
 
 
 def symbol_features(model: Any, symbol_ids: mx.array) -> mx.array:
-    """What an ideal vision tower would say, (B, N, hidden_size): the sum of two words for each image token."""
+    """What an ideal vision tower would say, (B, N, hidden_size): the sum of the words of each image token."""
     return model.llm.embed_tokens(symbol_ids).sum(axis=2)
 
 
 def symbol_ids(scenes: list[Scene], tokenizer: Tokenizer) -> mx.array:
-    """(B, N, 2) ids."""
+    """(B, N, 4) ids; see `lessons.symbols`."""
     return mx.array(np.stack([symbols(scene, tokenizer) for scene in scenes]))
 
 

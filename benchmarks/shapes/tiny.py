@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mobileo_mlx.models.dc_ae import DCAEConfig
 from mobileo_mlx.models.fastvithd import FastViTHDConfig, MMProjectorConfig
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SIDE = 64  # pixels, of what is drawn and of what is seen
 GRID = 4  # latents and image tokens are GRID x GRID, and every object covers 2 x 2 of them
 
-_STAGES = {
+_STAGES: dict[str, tuple[Any, ...]] = {
     # No blocks at full resolution: the first convolution halves the image.
     "block_types": ("ResBlock", "ResBlock", "ResBlock", "EfficientViTBlock", "EfficientViTBlock"),
     "block_out_channels": (16, 24, 48, 96, 128),
@@ -65,7 +65,7 @@ def tiny_config(vocab_size: int, eos_token_ids: tuple[int, ...]) -> MobileOConfi
             interpolation_scale=1.0,  # positions: without them the order of objects is hardly learned
         ),
         vae=DCAEConfig(
-            **{f"{half}_{key}": value for half in ("encoder", "decoder") for key, value in _STAGES.items()},
+            **_both_halves(),
             scaling_factor=1.0,  # the autoencoder is trained towards latents of unit variance
             glumb_ratio=2.0,
         ),
@@ -73,6 +73,10 @@ def tiny_config(vocab_size: int, eos_token_ids: tuple[int, ...]) -> MobileOConfi
         eos_token_ids=eos_token_ids,
         flow_shift=6.0,  # the layout is decided at high noise
     )
+
+
+def _both_halves() -> dict[str, Any]:
+    return {f"{half}_{key}": value for half in ("encoder", "decoder") for key, value in _STAGES.items()}
 
 
 def tiny_tokenizer() -> tokenizers.Tokenizer:

@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten, tree_map
 from random_adapter import adapted_modules, write_random_adapter
 from safetensors.numpy import load_file, save_file
 
@@ -115,8 +116,6 @@ def test_which_layers_are_updated(tiny_model: Path) -> None:
 
 
 def named(tree: Any) -> list[str]:
-    from mlx.utils import tree_flatten
-
     return [name for name, _ in tree_flatten(tree)]
 
 
@@ -163,8 +162,6 @@ def test_the_gradient_is_that_of_the_same_mask_with_checkpointing(tiny_model: Pa
     x = mx.random.normal((1, 6, llm.embed_tokens.weight.shape[1]), key=mx.random.key(2))
 
     def gradient(call: Callable[..., mx.array]) -> dict[str, mx.array]:
-        from mlx.utils import tree_flatten
-
         grads = nn.value_and_grad(block, lambda m: (call(x, "causal", None) ** 2).sum())(block)[1]
         return dict(tree_flatten(grads))
 
@@ -293,6 +290,22 @@ def at(module: Any, path: str) -> Any:
     for key in path.split("."):
         module = module[int(key)] if key.isdecimal() else module[key]
     return module
+
+
+def test_updates_beside_quantized_weights_learn(tiny_model: Path, tmp_path: Path) -> None:
+    bits, config = {"llm": 8}, LoRAConfig(rank=2, dropout=0)
+    llm = MobileO.load(tiny_model, dtype="float32", quantize=bits).component("llm")
+    llm.freeze()
+    add_lora({"llm": llm}, config, key=mx.random.key(0))
+    loss, before = nn.value_and_grad(llm, lambda module: (states(module) ** 2).mean()), states(llm)
+    first, gradient = loss(llm)
+    assert len(named(gradient)) == 2 * 35
+    llm.update(tree_map(lambda w, g: w - 0.3 * g, llm.trainable_parameters(), gradient))
+    assert loss(llm)[0] < first
+    write_adapter(tmp_path, {"llm": llm}, config, base_model=tiny_model)
+    adapted = states(MobileO.load(tiny_model, dtype="float32", quantize=bits, adapter=tmp_path).component("llm"))
+    assert error(adapted, states(llm)) < 1e-5
+    assert error(before, states(llm)) > 1e-3
 
 
 def test_quantized_while_loading_or_before_is_the_same(tiny_model: Path, tmp_path: Path) -> None:
