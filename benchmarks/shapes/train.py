@@ -22,7 +22,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
+from mlx.utils import tree_map_with_path, tree_unflatten
 
 from mobileo_mlx.errors import CheckpointError
 from mobileo_mlx.files import atomic_write
@@ -69,10 +69,10 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("autoencoder", 2000, pictures=16, learning_rate=3e-3, seed=0),
-        Stage("questions", 1800, questions=64, learning_rate=1e-3, seed=1),
+        Stage("questions", 1000, questions=64, learning_rate=1e-3, seed=1),
         Stage("vision", 2000, pictures=64, learning_rate=2e-3, seed=2),
-        Stage("drawing", 4000, captions=24, edits=8, questions=16, learning_rate=2e-3, decay=0.35, ema=0.999, seed=3),
-        Stage("joint", 1000, captions=16, edits=16, questions=24, learning_rate=3e-4, ema=0.999, seed=4),
+        Stage("drawing", 3300, captions=20, edits=8, questions=16, learning_rate=2e-3, decay=0.35, ema=0.999, seed=3),
+        Stage("joint", 600, captions=16, edits=16, questions=24, learning_rate=3e-4, ema=0.999, seed=4),
     )
 }
 POOL = 30_000  # scenes with their latents; encoding anew in each step would cost more than the step
@@ -134,7 +134,7 @@ def run(stage: Stage, folder: Path) -> Iterator[StepReport]:
 
 
 def _schedule(stage: Stage) -> Callable:
-    rate, warmup = stage.learning_rate, 100
+    rate, warmup = stage.learning_rate, min(100, stage.steps // 4)
     if stage.decay == 1:
         parts = [optim.cosine_decay(rate, stage.steps - warmup, 0.01 * rate)]
         ends = [warmup]
@@ -192,12 +192,15 @@ def _vision(school: School, stage: Stage) -> Setup:
 def _drawing(school: School, stage: Stage) -> Setup:
     model = Student(school.config, "llm", "lm_head", "diffusion_connector", "dit")
     model.update(tree_unflatten(school.learned("questions", "llm", "lm_head")))
+    # The vision tower learns to say these words meanwhile.
+    model.llm.embed_tokens.freeze()  # type: ignore[attr-defined]
     return model, _lessons(school, stage), _lesson_loss(stage, lambda model, batch: symbol_features(model, batch))
 
 
 def _joint(school: School, stage: Stage) -> Setup:
     names = ("vision_tower", "mm_projector", "llm", "lm_head", "diffusion_connector", "dit")
     model = Student(school.config, *names)
+    model.update(tree_unflatten(school.learned("questions", "llm")))  # the embeddings, which drawing left alone
     model.update(tree_unflatten(school.learned("vision", *names[:2])))
     model.update(tree_unflatten(school.learned("drawing", *names[2:])))
 
@@ -310,6 +313,7 @@ def export(folder: Path, destination: Path) -> None:
         CheckpointError: a stage is not done.
         OutputError: the folder can't be written.
     """
+    from mobileo_mlx.checkpoint import named_parameters
     from mobileo_mlx.convert import write_config
     from mobileo_mlx.files import atomic_folder
     from mobileo_mlx.models.mobileo import COMPONENTS, build
@@ -320,8 +324,10 @@ def export(folder: Path, destination: Path) -> None:
     learned |= dict(school.learned("autoencoder", "vae_encoder", "vae_decoder"))
     with atomic_folder(destination) as temporary:
         for component in COMPONENTS:
-            names = dict(tree_flatten(build(component, school.config).parameters()))
-            tensors = {name: learned[f"{component}.{name}"].astype(mx.float16) for name in names}
+            parameters = named_parameters(build(component, school.config))
+            # The connector's temperature is a buffer, which no stage changes.
+            found = {k: v if k == "temperature" else learned[f"{component}.{k}"] for k, v in parameters.items()}
+            tensors = {name: array.astype(mx.float16) for name, array in found.items()}
             write_tensors(temporary / f"{component}.safetensors", tensors)
         school.tokenizer.save(temporary / "tokenizer.json")
         write_config(temporary, school.config, COMPONENTS)

@@ -1,0 +1,93 @@
+"""All stages of the small model's training, a few steps each: what comes out is a model that draws and answers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.shapes import lessons, train
+from benchmarks.shapes.text import sample_caption, vocabulary
+from benchmarks.shapes.tiny import GRID, SIDE, tiny_config, tiny_tokenizer
+from benchmarks.shapes.world import Object, Scene
+from mobileo_mlx import MobileO
+from mobileo_mlx.errors import CheckpointError
+from mobileo_mlx.prompts import encode_prompt, generate_prompt
+from mobileo_mlx.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(tiny_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def school(tmp_path_factory) -> Path:
+    """A folder in which every stage has been run for four steps with small batches."""
+    folder = tmp_path_factory.mktemp("school")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "POOL", 16)
+        patch.setattr(train, "STAGES", {name: _short(stage) for name, stage in train.STAGES.items()})
+        for stage in train.STAGES.values():
+            reports = list(train.run(stage, folder))
+            assert [report.step for report in reports] == [1, 2, 3, 4]
+            assert not list(train.run(stage, folder))  # done: nothing is left to run
+        train.export(folder, folder / "model")
+    return folder
+
+
+def _short(stage: train.Stage) -> train.Stage:
+    sizes = {name: min(2, getattr(stage, name)) for name in ("captions", "edits", "questions", "pictures")}
+    return replace(stage, steps=4, **sizes)
+
+
+def test_the_exported_model_runs(school):
+    model = MobileO.load(school / "model")
+    result = model.generate("a red star", steps=2)
+    assert result.images[0].size == (SIDE, SIDE)
+    assert isinstance(model.ask(result.images[0], "what color is the star?", max_tokens=4).text, str)
+    assert model.edit(result.images[0], "make the star blue", steps=2).images[0].size == (SIDE, SIDE)
+
+
+def test_a_stage_needs_those_before_it(tmp_path):
+    with pytest.raises(CheckpointError, match="run it first"):
+        list(train.run(train.STAGES["drawing"], tmp_path))
+
+
+def test_every_word_is_one_token(tokenizer):
+    assert all(len(tokenizer.encode(f" {word}")) == 1 for word in vocabulary())
+    ids = encode_prompt(tokenizer, generate_prompt("a red star"))
+    assert len(ids) == 14  # eleven for the template
+    assert tokenizer.vocab_size <= 512
+
+
+def test_symbols_say_what_is_where(tokenizer):
+    scene = Scene((Object("star", "red", 2, 4),), "gray")
+    grid = lessons.symbols(scene, tokenizer).reshape(GRID, GRID, 4)
+    word = {text: tokenizer.encode(text)[0] for text in (" red", " star", " gray", "A", "D", "E", "H")}
+    covered = np.zeros((GRID, GRID), bool)
+    covered[1:3, 0:2] = True  # an object covers 2 x 2 cells
+    assert (grid[covered][:, :2] == [word[" red"], word[" star"]]).all()
+    assert (grid[~covered][:, :2] == word[" gray"]).all()
+    assert (grid[0, :, 2] == word["A"]).all()
+    assert (grid[3, :, 2] == word["D"]).all()
+    assert (grid[:, 0, 3] == word["E"]).all()
+    assert (grid[:, 3, 3] == word["H"]).all()
+
+
+def test_the_model_is_small(tokenizer):
+    from mlx.utils import tree_flatten
+
+    from mobileo_mlx.models.mobileo import COMPONENTS, build
+
+    config = tiny_config(tokenizer.vocab_size, (0,))
+    sizes = [v.size for name in COMPONENTS for _, v in tree_flatten(build(name, config).parameters())]
+    assert sum(sizes) < 7_500_000  # 15 MB in float16
+
+
+def test_lessons_are_the_captions_prompts(tokenizer):
+    sequences = lessons.captions(np.random.default_rng(0), tokenizer, 3)
+    rng = np.random.default_rng(0)
+    expected = [encode_prompt(tokenizer, generate_prompt(sample_caption(rng).text)) for _ in range(3)]
+    for row, mask, ids in zip(sequences.ids, sequences.mask, expected, strict=True):
+        assert row[mask].tolist() == ids
