@@ -57,6 +57,13 @@ class ReparamConv(nn.Module):
         return nn.gelu(x) if self.act else x
 
 
+def _with_skip(convolution: DepthwiseConv2d) -> DepthwiseConv2d:
+    """A new convolution that lets its input through, as one into which a skip connection was folded."""
+    centre = convolution.weight.shape[1] // 2
+    convolution.weight[:, centre, centre] += 1
+    return convolution
+
+
 class LargeKernelConv(nn.Module):
     def __init__(self, dim: int, kernel: int, stride: int, multiplier: int):
         super().__init__()
@@ -106,7 +113,7 @@ class ConvFFN(nn.Module):
 class RepMixerBlock(nn.Module):
     def __init__(self, dim: int, ratio: float, config: FastViTHDConfig):
         super().__init__()
-        self.token_mixer = ReparamConv(DepthwiseConv2d(dim, config.repmixer_kernel_size), act=False)
+        self.token_mixer = ReparamConv(_with_skip(DepthwiseConv2d(dim, config.repmixer_kernel_size)), act=False)
         self.convffn = ConvFFN(dim, ratio, config.norm_eps)
         self.layer_scale = mx.full((dim,), 1e-5)
 
@@ -184,7 +191,7 @@ class FastViTHD(nn.Module):
                 self.network.append(Downsample(dims[i - 1], dim, config.down_patch_size, stride))
             kernel = config.pos_embs[i]
             if kernel is not None:
-                self.network.append(ReparamConv(DepthwiseConv2d(dim, kernel), act=False))
+                self.network.append(ReparamConv(_with_skip(DepthwiseConv2d(dim, kernel)), act=False))
             block = RepMixerBlock if config.token_mixers[i] == "repmixer" else AttentionBlock
             self.network.append([block(dim, config.mlp_ratios[i], config) for _ in range(config.layers[i])])
         self.conv_exp = ConvExpand(dims[-1], config.output_dim, config.se_channels)
