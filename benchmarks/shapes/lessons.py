@@ -17,8 +17,8 @@ from .text import sample_caption
 from .tiny import GRID
 from .world import UNITS, Scene, pick
 
-# Relations are the hardest to learn, so they are asked more often.
-_KINDS = (*QUESTION_TYPES, "relation", "relation", "where")
+# What has to find an object first is learned last, so it is asked more often.
+_KINDS = (*QUESTION_TYPES, "colour", "presence", "presence", "relation", "relation", "relation", "where", "where")
 _ROWS, _COLUMNS = "ABCD", "EFGH"
 
 

@@ -47,7 +47,7 @@ from .tiny import SIDE, tiny_config, tiny_tokenizer
 from .world import Scene, render_batch
 
 SHIFT = 6.0  # of the noise levels, as in sampling: the layout is decided at high noise
-QUESTION_WEIGHT = 0.1
+QUESTION_WEIGHT = 0.3
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ STAGES = {
         Stage("autoencoder", 2000, pictures=16, learning_rate=3e-3, seed=0),
         Stage("questions", 1000, questions=64, learning_rate=1e-3, seed=1),
         Stage("vision", 1800, pictures=64, learning_rate=1e-3, seed=2),
-        Stage("drawing", 3300, captions=20, edits=8, questions=16, learning_rate=2e-3, decay=0.35, ema=0.999, seed=3),
+        Stage("drawing", 1800, captions=20, edits=8, questions=24, learning_rate=2e-3, decay=0.35, ema=0.999, seed=3),
         Stage("joint", 600, captions=16, edits=16, questions=24, learning_rate=3e-4, ema=0.999, seed=4),
     )
 }

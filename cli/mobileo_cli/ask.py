@@ -31,7 +31,10 @@ def command(
     adapter_scale: options.AdapterScale = None,
     verbose: options.Verbose = False,
 ) -> None:
-    """Ask a question about images; the answer is printed as it comes."""
+    """Ask a question about images.
+
+    The answer is printed as it comes.
+    """
     from mobileo_mlx.errors import OptionError
 
     *files, question = arguments

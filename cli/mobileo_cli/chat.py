@@ -22,7 +22,10 @@ def command(
     adapter_scale: options.AdapterScale = None,
     verbose: options.Verbose = False,
 ) -> None:
-    """Talk about images, draw and edit them; /help lists the commands."""
+    """Talk about images, draw and edit them.
+
+    /help lists the commands.
+    """
     from . import history
     from .session import HELP, Session
 

@@ -26,7 +26,10 @@ def command(
     ] = None,
     quantize: options.Quantize = None,
 ) -> None:
-    """Write a checkpoint as a folder of ours: config.json, one file per part, tokenizer.json."""
+    """Write a checkpoint in our layout.
+
+    That is a folder of config.json, one file per part, and tokenizer.json.
+    """
     from mobileo_mlx.convert import convert
 
     bits = options.parse_quantize(quantize)

@@ -47,7 +47,10 @@ def command(
     adapter_scale: options.AdapterScale = None,
     verbose: options.Verbose = False,
 ) -> None:
-    """Edit an image as a text says; prints the path of each finished image."""
+    """Change an image as a text says.
+
+    Prints the path of each finished image.
+    """
     from mobileo_mlx.errors import OptionError
     from mobileo_mlx.images import read_metadata
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,8 @@ import typer
 from . import options, printing
 
 if TYPE_CHECKING:
-    from mobileo_mlx.training.trainer import Event, Finetune, Options
+    from mobileo_mlx.training.options import Options
+    from mobileo_mlx.training.trainer import Event, Finetune
 
 NAME = "finetune"
 _SHOWN_PROBLEMS = 1000  # beyond these a list helps nobody
@@ -53,6 +56,9 @@ def command(
             "and rates.",
         ),
     ] = "inference",
+    llm: Annotated[
+        str | None, typer.Option("--llm", metavar="HOW", help="lora or frozen. [default: the preset's]")
+    ] = None,
     dit: Annotated[
         str | None, typer.Option("--dit", metavar="HOW", help="full, lora or frozen. [default: the preset's]")
     ] = None,
@@ -133,18 +139,27 @@ def command(
         bool, typer.Option("--dry-run", help="Check the data, show what the model will read, and stop.")
     ] = False,
 ) -> None:
-    """Teach the model from quadruplets: prompt, image, question, answer; prints the adapter's folder.
+    """Teach the model from samples.
+
+    Quadruplets: prompt, image, question, answer. Prints the folder of the adapter that was learned.
 
     Each line of the JSONL file is an object with "prompt", "image", "question" and "answer", or a list "qa" of
     questions and answers; an edit has "source_image" too. `mlx.launch -n N mobileo-mlx finetune ...` trains on several
     machines.
     """
     from mobileo_mlx.errors import OptionError
+    from mobileo_mlx.training.checkpoints import check_new
+    from mobileo_mlx.training.options import Options
     from mobileo_mlx.training.stages import stage_named
-    from mobileo_mlx.training.trainer import Options, check_new
 
     stage = stage_named(train).adjusted(
-        dit=dit, vision=vision, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, warmup=warmup
+        llm=llm,
+        dit=dit,
+        vision=vision,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        warmup=warmup,
     )
     chosen = Options(
         stage=stage,
@@ -172,10 +187,11 @@ def command(
         _describe(run)
         return
     assert out is not None
+    log = _Log(run)
     with _stoppable() as stopped:
         for event in run.start(out, resume=resume, stop=lambda: bool(stopped)):
             if leading():
-                _show(event, run)
+                log.show(event)
     if stopped:
         raise KeyboardInterrupt
     if leading():
@@ -220,6 +236,8 @@ def _describe(run: Finetune) -> None:
         f"{len(data.samples)} samples: {len(data.samples) - data.edits} drawings, {data.edits} edits, "
         f"{data.questions} questions; {held_out} held out"
     )
+    if data.stand_ins:
+        printing.out(f"{data.stand_ins} of the samples have no question; upstream's own takes its place")
     printing.out(f"{run.steps} steps of {stage.batch_size} samples, {stage.name}, {run.options.layout} layout")
     for title, text in run.previews():
         printing.out(f"\n--- {title}\n{text}")
@@ -228,6 +246,8 @@ def _describe(run: Finetune) -> None:
 @contextmanager
 def _stoppable() -> Iterator[list[int]]:
     """Lets the first Ctrl-C end the run after the step that is being computed; the second one ends it at once.
+
+    SIGTERM does the same: `mlx.launch` passes a Ctrl-C on so.
 
     Yields:
         a list that is not empty once the run is to stop.
@@ -238,30 +258,42 @@ def _stoppable() -> Iterator[list[int]]:
         if stopped:
             raise KeyboardInterrupt
         stopped.append(number)
-        printing.note("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
+        if leading():
+            printing.note("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stopped
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _show(event: Event, run: Finetune) -> None:
-    from mobileo_mlx.training.trainer import Finished, HeldOut, Shown
+class _Log:
+    """What is written while a run goes on: of quick steps one line a second."""
 
-    if isinstance(event, HeldOut):
-        parts = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
-        printing.note(f"step {event.step}: held out {parts}")
-    elif isinstance(event, Shown):
-        printing.note(f"step {event.step}: pictures and answers in {event.path}")
-    elif isinstance(event, Finished):
-        if event.step < event.steps:
-            printing.note(f"stopped at step {event.step} of {event.steps}; --resume continues")
-    else:
-        left = (event.steps - event.step) * run.options.stage.batch_size / max(event.samples_per_second, 1e-9)
-        parts = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
-        printing.note(
-            f"step {event.step}/{event.steps}: loss {event.loss:.4f} ({parts}), "
-            f"{event.samples_per_second:.3g} samples/s, {printing.seconds(left)} left"
-        )
+    def __init__(self, run: Finetune) -> None:
+        self._batch_size = run.options.stage.batch_size
+        self._last = -math.inf
+
+    def show(self, event: Event) -> None:
+        from mobileo_mlx.training.trainer import Finished, HeldOut, Shown
+
+        if isinstance(event, HeldOut):
+            printing.note(f"step {event.step}: held out {_numbers(event.metrics)}")
+        elif isinstance(event, Shown):
+            printing.note(f"step {event.step}: pictures and answers in {event.path}")
+        elif isinstance(event, Finished):
+            if event.step < event.steps:
+                printing.note(f"stopped at step {event.step} of {event.steps}; --resume continues")
+        elif event.step == event.steps or time.monotonic() >= self._last + 1:
+            self._last = time.monotonic()
+            left = (event.steps - event.step) * self._batch_size / event.samples_per_second
+            printing.note(
+                f"step {event.step}/{event.steps}: loss {event.loss:.4f} ({_numbers(event.metrics)}), "
+                f"{event.samples_per_second:.3g} samples/s, {printing.seconds(left)} left"
+            )
+
+
+def _numbers(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

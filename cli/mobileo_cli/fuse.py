@@ -29,7 +29,10 @@ def command(
         ),
     ] = None,
 ) -> None:
-    """Merge an adapter into a model's weights, and write them as a folder of ours."""
+    """Merge an adapter into a model.
+
+    Writes a folder in our layout.
+    """
     from mobileo_mlx.convert import fuse
 
     with printing.Progress() as progress:

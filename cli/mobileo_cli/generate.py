@@ -36,7 +36,10 @@ def command(
     adapter_scale: options.AdapterScale = None,
     verbose: options.Verbose = False,
 ) -> None:
-    """Draw an image from a text; prints the path of each finished image."""
+    """Draw an image from a text.
+
+    Prints the path of each finished image.
+    """
     job = drawing.plan(
         NAME,
         inputs.read_text(prompt, prompt_file, name="PROMPT"),

@@ -20,7 +20,10 @@ def command(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Show a checkpoint's parts: parameters, precision, size on disk."""
+    """Show what is in a checkpoint.
+
+    Its parts with their parameters, precision and size on disk.
+    """
     import dataclasses
 
     from mobileo_mlx.convert import describe

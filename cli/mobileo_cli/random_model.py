@@ -16,7 +16,10 @@ def command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The new folder; must not exist.")],
     seed: Annotated[int, typer.Option("--seed", metavar="SEED", help="Seed of the weights.")] = 0,
 ) -> None:
-    """Write a small model with random weights: untrained, its images and answers mean nothing."""
+    """Write a small untrained model.
+
+    Its weights are random: its images and answers mean nothing.
+    """
     from mobileo_mlx.random_model import write_random_model
 
     write_random_model(folder, seed=seed)

@@ -13,10 +13,11 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import CheckpointError, OutputError
-from ..files import TEMPORARY_PREFIX, atomic_folder, atomic_write
+from ..files import TEMPORARY_PREFIX, atomic_folder, atomic_write, check_output_folder
 
 STATE_FILE = "state.json"
 METRICS_FILE = "metrics.jsonl"
+LOCK_FILE = ".lock"
 _KEPT = 2  # the last checkpoints; one would be lost with a disk that fills while it is replaced
 
 
@@ -113,6 +114,22 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if _step_of(line) < math.inf]
 
 
+def check_new(folder: Path) -> None:
+    """Says early whether a run can start in a folder.
+
+    Raises:
+        OutputError: there is a run in it already, or see `mobileo_mlx.files.check_output_folder`.
+    """
+    if holds_run(folder):
+        raise OutputError(f"'{folder}' holds a run already; continue it with --resume, or choose another folder.")
+    check_output_folder(folder)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run was begun in a folder."""
+    return any((folder / name).exists() for name in (METRICS_FILE, LOCK_FILE)) or bool(checkpoints(folder))
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other runs out of a folder while this one lasts. The system gives it free when a process is killed.
@@ -122,7 +139,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     import fcntl
 
-    with (folder / ".lock").open("w") as file:
+    with (folder / LOCK_FILE).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

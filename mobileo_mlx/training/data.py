@@ -96,11 +96,19 @@ class DataError(TrainingError):
 
 @dataclass
 class Data:
-    """Samples, and a fingerprint by which a resumed run knows that they are the same."""
+    """What was read.
+
+    Attributes:
+        samples: in the order of the files.
+        problems: why others can't be used.
+        fingerprint: by which a resumed run knows that the data are the same.
+        stand_ins: samples without a question, for which upstream's own was taken.
+    """
 
     samples: list[Sample] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     fingerprint: str = ""
+    stand_ins: int = 0
 
     @property
     def edits(self) -> int:
@@ -129,7 +137,7 @@ def read_data(
     Raises:
         DataError: samples can't be used, all of which its `problems` list; or there is no sample.
     """
-    from .shards import find_shards, read_shard
+    from .shards import STAND_IN, find_shards, read_shard
 
     path = Path(path).expanduser()
     data = Data()
@@ -142,6 +150,7 @@ def read_data(
             continue
         data.problems += [Problem(entry.name, reason) for reason in _broken(entry)]
         data.samples.append(entry)
+        data.stand_ins += stand_in and entry.qa == (STAND_IN,)
         digest.update(_told(entry).encode("utf-8", "surrogatepass"))
         if progress is not None:
             progress(len(data.samples))

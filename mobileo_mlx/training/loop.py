@@ -102,6 +102,7 @@ class Fit:
         """Trains from where the last checkpoint in `folder` stands, yielding each step.
 
         Data-parallel where `mx.distributed` has several processes: gradients are averaged, the first one writes.
+        BatchNorm's statistics are not averaged: those of the first one are kept.
 
         Raises:
             TrainingError: the loss or the gradient is not finite, or the loss grows; the last checkpoint is kept.

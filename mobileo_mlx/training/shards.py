@@ -63,7 +63,8 @@ def read_shard(path: Path, questions: bool, stand_in: bool) -> Iterator[Sample |
         yield Problem(path.name, f"is not a tar file that can be read ({error})")
         return
     if not complete:
-        yield Problem(path.name, f"is cut short after {len(members)} samples; get it again")
+        count = "1 sample" if len(members) == 1 else f"{len(members)} samples"
+        yield Problem(path.name, f"is cut short after {count}; get it again")
 
 
 class _Malformed(Exception):

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,93 +22,26 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ..checkpoint import named_parameters
-from ..errors import OptionError, OutputError
-from ..files import check_output_folder
+from ..errors import OptionError
 from ..models.mcp import annealed_temperature
 from ..pipeline import MobileO
-from .batches import LAYOUTS, Batches, Layout, Recipe
-from .checkpoints import METRICS_FILE, append_metrics, checkpoints, locked, read_metrics
+from .batches import Batches, Recipe
+from .checkpoints import append_metrics, check_new, holds_run, locked, read_metrics
 from .data import Data, DataError, Progress, Sample, read_data
 from .layouts import preview
 from .loop import Fit, StepReport
-from .lora import LoRAConfig, add_lora, write_adapter
+from .lora import add_lora, write_adapter
 from .network import Network, Objective
+from .options import Options
 from .plots import plot_losses
 from .samples import write_samples
-from .stages import STAGES, Stage, make_optimizer, parameter_groups, set_mode, set_trainable, warmup_cosine
+from .stages import make_optimizer, parameter_groups, set_mode, set_trainable, warmup_cosine
 
-COND_DROPOUT = 0.1
 MINIMUM_TEMPERATURE = 0.5
 PLOT_FILE = "loss.png"
 _LARGE = 100_000_000  # parameters from which activations are computed twice rather than kept
 _TOLERANCE = 10.0  # the running mean of the loss may grow to so many times its smallest value
 _SHOWN = 4  # samples that are drawn and asked about
-
-
-@dataclass(frozen=True)
-class Options:
-    """What can be chosen; None leaves it to the stage, the layout or the size of the run.
-
-    Attributes:
-        stage: of `mobileo_mlx.training.stages.STAGES`, perhaps adjusted.
-        layout: "inference" or "upstream", see `mobileo_mlx.training.batches.Recipe`.
-        rank, alpha, dropout: of the low-rank updates.
-        steps: of the optimizer; by default what the stage's epochs make.
-        accumulate: parts in which each process computes its share of a step.
-        cond_dropout: share of samples that are drawn from zero hidden states; 0.1, and 0 in upstream's layout.
-        flow_shift: of the noise levels in training; upstream's layout has none.
-        seed: of everything random.
-        held_out: share of the samples that is not trained on, and shows how well the model does.
-        sample_every: steps between held-out losses, pictures and answers; by default a tenth of the run, or 20.
-        save_every: steps between checkpoints; by default a twentieth of the run, from 10 to 500.
-        recompute: gradient checkpointing; by default where the model is large.
-        dtype: "float32" or "bfloat16"; trained parameters are float32 in any case.
-
-    Raises:
-        OptionError: a value is out of range.
-    """
-
-    stage: Stage = field(default_factory=lambda: STAGES["lora"])
-    layout: Layout = "inference"
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.05
-    steps: int | None = None
-    accumulate: int = 1
-    cond_dropout: float | None = None
-    flow_shift: float = 1.0
-    seed: int = 0
-    held_out: float = 0.05
-    sample_every: int | None = None
-    save_every: int | None = None
-    recompute: bool | None = None
-    dtype: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise OptionError(f"layout {self.layout!r} is unknown; choose one of {', '.join(LAYOUTS)}.")
-        for name in ("steps", "accumulate", "sample_every", "save_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"{name} {value} makes no sense; choose 1 or more.")
-        for name in ("cond_dropout", "held_out"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise OptionError(f"{name} {value} makes no sense; it is a share, from 0 to below 1.")
-        if not (0 < self.flow_shift < 1000):
-            raise OptionError(f"flow_shift {self.flow_shift} makes no sense; choose a number above 0.")
-        if self.layout == "upstream" and (self.flow_shift != 1 or self.cond_dropout):
-            raise OptionError("the upstream layout has neither flow_shift nor cond_dropout; leave them out.")
-        if not 0 <= self.seed < 2**32:
-            raise OptionError(f"seed {self.seed} is out of range; choose a number from 0 to 2**32 - 1.")
-        if self.dtype not in (None, "float32", "bfloat16"):
-            raise OptionError(f"training in {self.dtype} is not possible; choose float32 or bfloat16.")
-
-    @property
-    def lora(self) -> LoRAConfig | None:
-        """What the updates look like; None where there are none."""
-        components = tuple(name for name in ("llm", "dit") if getattr(self.stage, name) == "lora")
-        return LoRAConfig(self.rank, self.alpha, self.dropout, components) if components else None
 
 
 @dataclass(frozen=True)
@@ -204,7 +137,7 @@ class Finetune:
         """Trains, yielding what happens; all files are in `folder`, the adapter among them.
 
         Args:
-            folder: new or empty, or with `resume` that of the run that goes on.
+            folder: new or empty, or with `resume` that of the run that goes on, if there is one.
             stop: asked after every step; True ends the run there, with a checkpoint.
 
         Raises:
@@ -215,7 +148,7 @@ class Finetune:
         folder = Path(folder)
         lock: Any = nullcontext()
         if self.world.rank() == 0:
-            if not resume:
+            if not (resume and holds_run(folder)):
                 check_new(folder)
             folder.mkdir(parents=True, exist_ok=True)
             lock = locked(folder)
@@ -255,6 +188,7 @@ class Finetune:
                 set_mode(network, stage, training=False)
                 yield from self._look(folder, report.step, network, objective)
                 set_mode(network, stage, training=True)
+        set_mode(network, stage, training=False)
         if leading:
             self._plot(folder)
             modules = {name: network[name] for name in network.children()}
@@ -288,15 +222,13 @@ class Finetune:
 
     def _recipe(self) -> Recipe:
         options = self.options
-        upstream = options.layout == "upstream"
-        dropout = (0.0 if upstream else COND_DROPOUT) if options.cond_dropout is None else options.cond_dropout
         return Recipe(
             layout=options.layout,
             questions=options.stage.questions,
             batch_size=options.stage.batch_size,
             parts=self.parts,
             seed=options.seed,
-            cond_dropout=dropout,
+            cond_dropout=options.conditioning_dropout,
             flow_shift=options.flow_shift,
             pixels=options.stage.vision == "full",
         )
@@ -375,17 +307,6 @@ class Finetune:
         losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
         held_out = [(line["step"], line["held_out"]["loss"]) for line in lines if "held_out" in line]
         plot_losses(losses, held_out, folder / PLOT_FILE)
-
-
-def check_new(folder: Path) -> None:
-    """Says early whether a run can start in a folder.
-
-    Raises:
-        OutputError: there is a run in it already, or see `mobileo_mlx.files.check_output_folder`.
-    """
-    if checkpoints(folder) or (folder / METRICS_FILE).exists():
-        raise OutputError(f"'{folder}' holds a run already; continue it with --resume, or choose another folder.")
-    check_output_folder(folder)
 
 
 def split(samples: list[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:

@@ -1,0 +1,86 @@
+"""What can be chosen when the model is finetuned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..errors import OptionError
+from .batches import LAYOUTS, Layout
+from .lora import LoRAConfig
+from .stages import STAGES, Stage
+
+COND_DROPOUT = 0.1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be chosen; None leaves it to the stage, the layout or the size of the run.
+
+    Attributes:
+        stage: of `mobileo_mlx.training.stages.STAGES`, perhaps adjusted.
+        layout: "inference" or "upstream", see `mobileo_mlx.training.batches.Recipe`.
+        rank, alpha, dropout: of the low-rank updates.
+        steps: of the optimizer; by default what the stage's epochs make.
+        accumulate: parts in which each process computes its share of a step.
+        cond_dropout: share of samples that are drawn from zero hidden states; 0.1, and 0 in upstream's layout.
+        flow_shift: of the noise levels in training; upstream's layout has none.
+        seed: of everything random.
+        held_out: share of the samples that is not trained on, and shows how well the model does.
+        sample_every: steps between held-out losses, pictures and answers; by default a tenth of the run, or 20.
+        save_every: steps between checkpoints; by default a twentieth of the run, from 10 to 500.
+        recompute: gradient checkpointing; by default where the model is large.
+        dtype: "float32" or "bfloat16"; trained parameters are float32 in any case.
+
+    Raises:
+        OptionError: a value is out of range.
+    """
+
+    stage: Stage = field(default_factory=lambda: STAGES["lora"])
+    layout: Layout = "inference"
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.05
+    steps: int | None = None
+    accumulate: int = 1
+    cond_dropout: float | None = None
+    flow_shift: float = 1.0
+    seed: int = 0
+    held_out: float = 0.05
+    sample_every: int | None = None
+    save_every: int | None = None
+    recompute: bool | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise OptionError(f"layout {self.layout!r} is unknown; choose one of {', '.join(LAYOUTS)}.")
+        for name in ("steps", "accumulate", "sample_every", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"{name} {value} makes no sense; choose 1 or more.")
+        for name in ("cond_dropout", "held_out"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise OptionError(f"{name} {value} makes no sense; it is a share, from 0 to below 1.")
+        if not (0 < self.flow_shift < 1000):
+            raise OptionError(f"flow_shift {self.flow_shift} makes no sense; choose a number above 0.")
+        if self.layout == "upstream" and (self.flow_shift != 1 or self.cond_dropout):
+            raise OptionError("the upstream layout has neither flow_shift nor cond_dropout; leave them out.")
+        if not 0 <= self.seed < 2**32:
+            raise OptionError(f"seed {self.seed} is out of range; choose a number from 0 to 2**32 - 1.")
+        if self.dtype not in (None, "float32", "bfloat16"):
+            raise OptionError(f"training in {self.dtype} is not possible; choose float32 or bfloat16.")
+        _ = self.lora  # which checks its own values
+
+    @property
+    def lora(self) -> LoRAConfig | None:
+        """What the updates look like; None where there are none."""
+        components = tuple(name for name in ("llm", "dit") if getattr(self.stage, name) == "lora")
+        return LoRAConfig(self.rank, self.alpha, self.dropout, components) if components else None
+
+    @property
+    def conditioning_dropout(self) -> float:
+        """The share that is dropped, as chosen or as the layout has it."""
+        if self.cond_dropout is not None:
+            return self.cond_dropout
+        return 0.0 if self.layout == "upstream" else COND_DROPOUT

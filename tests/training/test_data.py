@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mobileo_mlx.training.data import QA, DataError, Problem, read_data
+from mobileo_mlx.training.shards import STAND_IN, parse_qna
+
+from .conftest import write_lines
+
+GOOD = {"prompt": "a cat", "image": "red.png", "question": "what is it?", "answer": "a cat"}
+
+
+def without(*keys: str) -> dict[str, Any]:
+    return {key: value for key, value in GOOD.items() if key not in keys}
+
+
+def problems(path: Path, **options: Any) -> list[str]:
+    with pytest.raises(DataError) as caught:
+        read_data(path, **options)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_a_file_of_quadruplets(quadruplets: Callable[..., Path]) -> None:
+    data = read_data(quadruplets(7))
+    assert len(data.samples) == 7
+    assert data.edits == 2
+    first, edit = data.samples[0], data.samples[2]
+    assert (first.name, first.prompt, first.source_image) == ("line 1", "a red picture, number 0", None)
+    assert first.qa == (QA("what colour is it?", "red"),)
+    assert first.seen == first.image
+    # A question about an edit is about the result.
+    assert edit.source_image is not None
+    assert edit.seen == edit.image != edit.source_image
+    assert edit.image.open().getpixel((0, 0)) == (40, 60, 200)
+
+
+def test_several_questions(images: Path) -> None:
+    pairs = [{"question": "what?", "answer": "a cat"}, {"question": "where?", "answer": "here"}]
+    data = read_data(write_lines(images, [{**without("question", "answer"), "qa": pairs}]))
+    assert data.samples[0].qa == (QA("what?", "a cat"), QA("where?", "here"))
+    assert data.questions == 2
+
+
+def test_pairs_need_no_question(images: Path) -> None:
+    path = write_lines(images, [without("question", "answer")])
+    assert read_data(path, questions=False).samples[0].qa == ()
+    assert problems(path) == ["line 1: lacks 'question' and 'answer'"]
+
+
+BAD: list[tuple[Any, str]] = [
+    ('{"prompt": "a cat", ', "is not JSON"),
+    ("[1, 2]", "is not a JSON object"),
+    (without("prompt"), "lacks 'prompt'"),
+    (without("prompt", "image"), "lacks 'prompt' and 'image'"),
+    (without("answer"), "lacks 'answer'"),
+    ({**GOOD, "answer": " "}, "'answer' is empty"),
+    ({**GOOD, "prompt": 3}, "'prompt' is not text"),
+    ({**GOOD, "prompt": "an <image>"}, "literal text <image>"),
+    ({**GOOD, "image": "missing.png"}, "does not exist"),
+    ({**GOOD, "image": "broken.png"}, "is damaged or cut short"),
+    ({**GOOD, "source_image": "missing.png"}, "does not exist"),
+    ({**GOOD, "qa": [{"question": "what?", "answer": "a cat"}]}, "give one or the other"),
+    ({**without("question", "answer"), "qa": []}, "'qa' is not a list of objects"),
+    ({**without("question", "answer"), "qa": [{"question": "what?"}]}, "lacks 'answer'"),
+]
+
+
+def test_every_bad_line_is_listed(images: Path) -> None:
+    (images / "broken.png").write_bytes((images / "red.png").read_bytes()[:60])
+    lines = [GOOD, "", *(line for line, _ in BAD)]
+    found = problems(write_lines(images, lines))
+    assert len(found) == len(BAD)
+    for number, (problem, (_, reason)) in enumerate(zip(found, BAD, strict=True), start=3):
+        assert problem.startswith(f"line {number}: ")
+        assert reason in problem
+
+
+def test_no_samples(images: Path) -> None:
+    with pytest.raises(DataError, match="holds no samples"):
+        read_data(write_lines(images, ["", " "]))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    for name in ("missing.jsonl", "missing.tar"):
+        with pytest.raises(DataError, match=r"missing.*check"):
+            read_data(tmp_path / name)
+
+
+def test_not_text(images: Path) -> None:
+    path = images / "data.jsonl"
+    path.write_bytes(json.dumps(GOOD).encode() + b'\n{"prompt": "\xff"}\n')
+    assert problems(path) == ["line 2: is not UTF-8 text"]
+
+
+def test_the_fingerprint_tells_data_apart(images: Path) -> None:
+    first = read_data(write_lines(images, [GOOD])).fingerprint
+    assert read_data(write_lines(images, [GOOD])).fingerprint == first
+    assert read_data(write_lines(images, [{**GOOD, "answer": "a dog"}])).fingerprint != first
+    assert read_data(write_lines(images, [{**GOOD, "image": "blue.png"}])).fingerprint != first
+
+
+# Shards
+
+
+def png(colour: tuple[int, int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 20), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def shard(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for stem, files in samples.items():
+            for kind, content in files.items():
+                info = tarfile.TarInfo(f"{stem}.{kind}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+SAMPLE = {
+    "und_image.jpg": png((0, 0, 255)),
+    "gen_image.png": png((255, 0, 0)),
+    "gen_prompt.txt": b"a cat\n",
+    "qna.txt": b"noise\nQ: what is it? A: a cat.\nQ: where?\nA: here",
+    "category.txt": b"text_to_image\n",
+}
+EDIT = {**SAMPLE, "category.txt": b"text_and_image_to_image"}
+
+
+def test_a_shard(tmp_path: Path) -> None:
+    data = read_data(shard(tmp_path / "s-0.tar", {"000": SAMPLE, "sub/001": EDIT}))
+    drawn, edit = data.samples
+    assert (drawn.name, edit.name) == ("s-0.tar: 000", "s-0.tar: sub/001")
+    assert drawn.prompt == "a cat"
+    assert drawn.qa == (QA("what is it?", "a cat."), QA("where?", "here"))
+    assert drawn.source_image is None
+    assert edit.source_image == edit.seen
+    assert drawn.image.open().getpixel((0, 0)) == (255, 0, 0)
+    assert drawn.seen.open().getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_a_folder_of_shards(tmp_path: Path) -> None:
+    for i in (1, 0):
+        shard(tmp_path / f"s-{i}.tar", {"0": SAMPLE})
+    assert [sample.name for sample in read_data(tmp_path).samples] == ["s-0.tar: 0", "s-1.tar: 0"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no shards"):
+        read_data(tmp_path / "empty")
+
+
+def test_a_sample_without_a_question(tmp_path: Path) -> None:
+    path = shard(tmp_path / "s.tar", {"0": {**SAMPLE, "qna.txt": b"nothing"}})
+    assert problems(path) == ["s.tar: 0: qna.txt has no line 'Q: ... A: ...'"]
+    data = read_data(path, stand_in=True)
+    assert data.samples[0].qa == (STAND_IN,)
+    assert data.stand_ins == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"gen_prompt.txt": None}, "lacks gen_prompt.txt"),
+        ({"gen_image.png": None}, "lacks gen_image.png or .jpg"),
+        ({"gen_image.png": png((1, 2, 3))[:-30]}, "is damaged or cut short"),
+        ({"category.txt": b"other"}, "category.txt says 'other'"),
+        ({"gen_prompt.txt": b"\xff"}, "is not UTF-8 text"),
+        ({"gen_prompt.txt": b" "}, "is empty"),
+    ],
+)
+def test_bad_samples_of_a_shard(tmp_path: Path, change: dict[str, bytes | None], reason: str) -> None:
+    files = {kind: content for kind, content in {**SAMPLE, **change}.items() if content is not None}
+    (found,) = problems(shard(tmp_path / "s.tar", {"0": SAMPLE, "1": files}))
+    assert found.startswith("s.tar: 1: ")
+    assert reason in found
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.9])
+def test_a_shard_cut_short(tmp_path: Path, share: float) -> None:
+    path = shard(tmp_path / "s.tar", {str(i): SAMPLE for i in range(4)})
+    whole = path.read_bytes().rstrip(b"\0")
+    path.write_bytes(whole[: int(len(whole) * share)])
+    assert any("s.tar: is cut short after" in problem for problem in problems(path))
+
+
+def test_a_shard_without_its_end(tmp_path: Path) -> None:
+    path = shard(tmp_path / "s.tar", {"0": SAMPLE})
+    size = len(path.read_bytes().rstrip(b"\0"))
+    path.write_bytes(path.read_bytes()[: -(-size // 512) * 512])
+    assert problems(path) == ["s.tar: is cut short after 1 sample; get it again"]
+
+
+def test_not_a_shard(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(b"no tar file" * 100)
+    (found,) = problems(tmp_path / "s.tar")
+    assert found.startswith("s.tar: is not a tar file that can be read")
+
+
+def test_questions_among_lines() -> None:
+    assert parse_qna("Q: a? A: b.") == [QA("a?", "b.")]
+    assert parse_qna("x\n Q: a b? A: c, d. \ny") == [QA("a b?", "c, d.")]
+    assert parse_qna("Q: a?\n\nA:") == []
+    assert str(Problem("line 3", "is bad")) == "line 3: is bad"

@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from PIL import Image
+
+from mobileo_mlx import MobileO
+from mobileo_mlx.errors import CheckpointError, OptionError, OutputError, TrainingError
+from mobileo_mlx.training.batches import Cache
+from mobileo_mlx.training.checkpoints import checkpoints, read_metrics
+from mobileo_mlx.training.data import DataError
+from mobileo_mlx.training.options import Options
+from mobileo_mlx.training.plots import plot_losses, smoothed
+from mobileo_mlx.training.stages import STAGES, make_optimizer, parameter_groups, stage_named, warmup_cosine
+from mobileo_mlx.training.trainer import Event, Finetune, Finished, HeldOut, Shown, StepReport, split
+
+from .conftest import write_lines
+
+Write = Callable[..., Path]
+
+
+def options(stage: str = "lora", **changes: Any) -> Options:
+    chosen = STAGES[stage].adjusted(batch_size=4, learning_rate=1e-3)
+    return Options(**{"stage": chosen, "steps": 4, "save_every": 2, "held_out": 0.25, **changes})
+
+
+def losses(events: list[Event]) -> list[float]:
+    return [event.loss for event in events if isinstance(event, StepReport)]
+
+
+@pytest.fixture
+def prepared(quadruplets: Write, tiny_model: Path) -> Callable[..., Finetune]:
+    def prepare(stage: str = "lora", *, count: int = 8, **changes: Any) -> Finetune:
+        return Finetune(quadruplets(count), tiny_model, options(stage, **changes))
+
+    return prepare
+
+
+def test_a_whole_run(prepared: Callable[..., Finetune], tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    events = list(prepared().start(out))
+    kinds = [type(event) for event in events]
+    assert kinds == [StepReport] * 4 + [HeldOut, Shown, Finished]
+    assert isinstance(events[0], StepReport)
+    assert events[0].metrics.keys() == {"diffusion_loss", "answer_loss"}
+    total = events[0].metrics["diffusion_loss"] + 0.2 * events[0].metrics["answer_loss"]
+    assert np.isclose(events[0].loss, total, rtol=1e-6)
+    assert events[-1] == Finished(out, 4, 4)
+    lines = read_metrics(out)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]
+    assert lines[-1]["held_out"].keys() == {"loss", "diffusion_loss", "answer_loss"}
+    with Image.open(out / "loss.png") as plot, Image.open(out / "samples" / "0000004.png") as sheet:
+        assert plot.size == (800, 480)
+        assert sheet.size == (2 * 128, 2 * 128)  # two samples are held out
+    told = json.loads((out / "samples" / "0000004.json").read_text())
+    assert [entry["expected"] for entry in told] == [s.qa[0].answer for s in prepared().held_out]
+    # What was trained changes what the model draws, and only then.
+    base = MobileO.load(tiny_model).generate("a cat", seed=1, steps=2).latents
+    taught = MobileO.load(tiny_model, adapter=out).generate("a cat", seed=1, steps=2).latents
+    assert not np.allclose(base, taught, atol=1e-3)
+    without = MobileO.load(tiny_model, adapter=out, adapter_scale=0.0).generate("a cat", seed=1, steps=2).latents
+    assert np.allclose(base, without, atol=1e-5)
+
+
+def test_the_adapter_is_the_trained_model(prepared: Callable[..., Finetune], tiny_model: Path, tmp_path: Path) -> None:
+    run = prepared("paper", steps=2, dropout=0.0)
+    list(run.start(tmp_path / "out"))
+    adapted = MobileO.load(tiny_model, adapter=tmp_path / "out")
+    image = run.data.samples[0].seen.open()
+    assert np.allclose(run.model.encode_image(image), adapted.encode_image(image), atol=1e-4)
+    ours, theirs = (model.generate("a cat", seed=1, steps=2).latents for model in (run.model, adapted))
+    assert np.allclose(ours, theirs, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("stage", "layout", "trained"),
+    [
+        ("lora", "inference", {"llm", "dit", "mm_projector", "diffusion_connector"}),
+        ("paper", "upstream", {"llm", "dit", "mm_projector", "diffusion_connector", "vision_tower"}),
+        ("align", "inference", {"dit", "diffusion_connector"}),
+        ("sft", "upstream", {"dit", "diffusion_connector"}),
+    ],
+)
+def test_what_a_stage_trains(
+    prepared: Callable[..., Finetune], tmp_path: Path, stage: str, layout: str, trained: set[str]
+) -> None:
+    run = prepared(stage, count=2, layout=layout, steps=1, held_out=0.0)
+    network, objective = run._network()
+    before = {name: np.array(value) for name, value in tree_flatten(network.parameters())}
+    names = {name for name, _ in tree_flatten(network.trainable_parameters())}
+    assert {name.split(".")[0] for name in names} == trained
+    assert all(".lora_" in name for name in names if name.startswith("llm."))
+    assert not any(name.endswith(("temperature", "running_mean", "running_var")) for name in names)
+    run._network = lambda: (network, objective)  # type: ignore[method-assign]
+    events = list(run.start(tmp_path / "out"))
+    assert ("answer_loss" in events[0].metrics) == STAGES[stage].questions  # type: ignore[union-attr]
+    after = dict(tree_flatten(network.parameters()))
+    changed = {name for name, value in before.items() if not np.array_equal(value, after[name])}
+    # At first B is zero, and so is the gradient of A.
+    assert names - changed <= {name for name in names if name.endswith("lora_a")} | {
+        name for name in names if name.endswith("attn2.to_k.bias")
+    }
+    assert all(name.endswith(("running_mean", "running_var")) for name in changed - names)
+    assert bool(changed - names) == (STAGES[stage].vision == "full")
+
+
+def test_stopping_and_resuming_is_exact(prepared: Callable[..., Finetune], tmp_path: Path) -> None:
+    expected = losses(list(prepared("paper").start(tmp_path / "whole")))
+    asked = iter([False, False, True])
+    first = list(prepared("paper").start(tmp_path / "out", stop=lambda: next(asked)))
+    assert first[-1] == Finished(tmp_path / "out", 3, 4)
+    rest = list(prepared("paper").start(tmp_path / "out", resume=True))
+    assert losses(first) + losses(rest) == expected
+    for name in ("adapter_model.safetensors", "trained.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_parts_give_the_losses_of_the_whole(prepared: Callable[..., Finetune], tmp_path: Path) -> None:
+    whole = losses(list(prepared(dropout=0.0).start(tmp_path / "whole")))
+    parts = losses(list(prepared(dropout=0.0, accumulate=4).start(tmp_path / "parts")))
+    assert np.allclose(whole, parts, rtol=2e-5)
+
+
+def test_a_run_goes_on_only_with_its_own_settings(
+    prepared: Callable[..., Finetune], quadruplets: Write, tiny_model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    list(prepared("align", steps=1).start(out))
+    with pytest.raises(OutputError, match="holds a run already; continue it with --resume"):
+        list(prepared("align", steps=1).start(out))
+    with pytest.raises(CheckpointError, match=r"cond_dropout null there, 0\.5 here"):
+        list(prepared("align", steps=1, cond_dropout=0.5).start(out, resume=True))
+    with pytest.raises(CheckpointError, match=r"\(data "):
+        list(prepared("align", steps=1, count=7).start(out, resume=True))
+
+
+def test_a_loss_that_is_no_number_names_its_samples(prepared: Callable[..., Finetune], tmp_path: Path) -> None:
+    run = prepared(count=4, held_out=0.0)
+    network, objective = run._network()
+    # A weight that only one of the prompts reads.
+    prompts = {s.name: set(run.batches.sequences(s, 0)[0].input_ids) for s in run.data.samples}
+    others = set().union(*(ids for name, ids in prompts.items() if name != "line 3"))
+    answers = set().union(*(run.batches.sequences(s, 0)[1].input_ids for s in run.data.samples))  # type: ignore[union-attr]
+    (token, *_) = prompts["line 3"] - others - answers
+    network.llm.embed_tokens.weight[token] = float("nan")
+    run._network = lambda: (network, objective)  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match=r"At step 1 the loss is nan .* look at line 3: the last"):
+        list(run.start(tmp_path / "out"))
+
+
+def test_temperature_falls_from_epoch_to_epoch(prepared: Callable[..., Finetune], tmp_path: Path) -> None:
+    run = prepared("align", held_out=0.0, steps=6)
+    network, objective = run._network()
+    run._network = lambda: (network, objective)  # type: ignore[method-assign]
+    found = []
+    for event in run.start(tmp_path / "out"):
+        if isinstance(event, StepReport):
+            found.append(float(network.diffusion_connector.temperature))
+    # 6 steps of 4 samples are three epochs of 8.
+    assert found[0] == found[1] == 2.0
+    assert np.allclose(found[2:], [1.625, 1.625, 0.875, 0.875])
+
+
+def test_batches_are_functions_of_the_step(prepared: Callable[..., Finetune]) -> None:
+    first, again = prepared().batches(3, 0), prepared().batches(3, 0)
+    assert first.names == again.names
+    assert (first.noise == again.noise).all()
+    assert first.drawing.input_ids == again.drawing.input_ids
+    assert first.names != prepared().batches(4, 0).names
+    run = prepared(held_out=0.0)
+    # An epoch sees every sample once.
+    assert sorted(run.batches.names(0) + run.batches.names(1)) == sorted(s.name for s in run.data.samples)
+    one_by_one = list(run.batches.one_by_one(1))
+    whole = run.batches(1, 0)
+    assert [batch.names for batch in one_by_one] == [(name,) for name in whole.names]
+    assert all((batch.noise[0] == whole.noise[i]).all() for i, batch in enumerate(one_by_one))
+
+
+def test_conditioning_is_dropped_by_chance(prepared: Callable[..., Finetune]) -> None:
+    for share, low, high in ((0.0, 0, 0), (0.5, 20, 60)):
+        batches = prepared(cond_dropout=share).batches
+        count = sum(int(batches(step, 0).dropped.sum()) for step in range(20))
+        assert low <= count <= high
+
+
+def test_upstream_sees_images_of_half_the_side(prepared: Callable[..., Finetune]) -> None:
+    run = prepared("paper", layout="upstream")
+    batch = run.batches(0, 0)
+    assert batch.answers is batch.drawing
+    assert batch.drawing.pixels is not None
+    assert batch.drawing.pixels.shape == (4, 64, 64, 3)
+    assert float(batch.drawing.pixels.min()) < 0
+    ours = prepared("paper").batches(0, 0)
+    assert ours.answers is not None
+    assert ours.answers.pixels is not None
+    assert ours.answers.pixels.shape == (4, 128, 128, 3)
+    assert float(ours.answers.pixels.min()) >= 0
+    # A frozen tower is asked once.
+    kept = prepared().batches(0, 0)
+    assert kept.answers is not None
+    assert kept.answers.pixels is None
+    assert kept.answers.features is not None
+    features = run.model.component("mm_projector")(kept.answers.features)
+    picture = next(s for s in run.data.samples if s.name == kept.names[0]).seen
+    assert np.allclose(features[0], run.model.encode_image(picture.open())[0], atol=1e-4)
+
+
+def test_previews_show_what_is_read(prepared: Callable[..., Finetune]) -> None:
+    titles, texts = zip(*prepared().previews(), strict=True)
+    assert titles == ("drawing, line 1", "drawing's question, line 1", "edit, line 3", "edit's question, line 3")
+    assert "following caption: a red picture, number 0<|im_end|>" in texts[0]
+    assert texts[1].endswith("⟦red<|im_end|>⟧")
+    assert "<image x 4>" in texts[2]
+    (only, edit) = prepared(layout="upstream").previews()
+    assert only[1].startswith("<image x 1><|im_start|>user")
+    assert edit[0] == "edit, line 3"
+
+
+def test_samples_that_do_not_fit(images: Path, tiny_model: Path) -> None:
+    line = {"prompt": "a cat", "image": "red.png", "question": "what?", "answer": "red"}
+    path = write_lines(images, [line, {**line, "prompt": "cat " * 3000}, {**line, "source_image": "blue.png"}])
+    with pytest.raises(DataError) as caught:
+        Finetune(path, tiny_model, options())
+    (problem,) = caught.value.problems
+    assert problem.name == "line 2"
+    assert "and the model's context has 2048" in problem.reason
+    with pytest.raises(DataError) as caught:
+        Finetune(path, tiny_model, options("sft", layout="upstream"))
+    assert [problem.name for problem in caught.value.problems] == ["line 2", "line 3"]
+
+
+def test_options_that_make_no_sense(prepared: Callable[..., Finetune]) -> None:
+    for changes in (
+        {"layout": "other"},
+        {"steps": 0},
+        {"accumulate": 0},
+        {"cond_dropout": 1.0},
+        {"held_out": -0.1},
+        {"flow_shift": 0.0},
+        {"layout": "upstream", "flow_shift": 3.0},
+        {"seed": -1},
+        {"dtype": "float16"},
+    ):
+        with pytest.raises(OptionError):
+            options(**changes)  # type: ignore[arg-type]
+    for changes in ({"dit": "none"}, {"vision": "lora"}, {"batch_size": 0}, {"warmup": 1.0}, {"learning_rate": -1.0}):
+        with pytest.raises(OptionError):
+            STAGES["lora"].adjusted(**changes)
+    with pytest.raises(OptionError, match="no stage 'best'"):
+        stage_named("best")
+    with pytest.raises(OptionError, match="can't be divided into 3 parts"):
+        prepared(accumulate=3)
+
+
+# Stages and rates
+
+
+def test_a_new_rate_moves_its_minimum() -> None:
+    stage = STAGES["sft"].adjusted(learning_rate=4e-4, epochs=None)
+    assert np.isclose(stage.minimum, 2e-6)
+    assert stage.epochs == 20
+
+
+def test_warmup_then_cosine() -> None:
+    factor = warmup_cosine(100, 0.1, 0.01)
+    values = [float(factor(mx.array(step))) for step in range(100)]
+    assert np.allclose(values[:10], np.arange(1, 11) / 10)
+    assert np.isclose(values[54], 0.01 + 0.99 / 2, atol=1e-3)
+    assert np.isclose(values[-1], 0.01, atol=1e-4)
+    assert values[9:] == sorted(values[9:], reverse=True)
+
+
+def test_adapters_have_the_stages_rate_but_not_upstream(prepared: Callable[..., Finetune]) -> None:
+    run = prepared("paper", layout="upstream")
+    run.options = replace(run.options, stage=STAGES["paper"])
+    network, _ = run._network()
+    for upstream, rate in ((False, 1e-4), (True, 1e-6)):
+        groups = parameter_groups(network, STAGES["paper"], upstream=upstream)
+        rates = {name: group.learning_rate for group in groups for name in group.names}
+        assert {rates[name] for name in rates if ".lora_" in name and name.startswith("llm")} == {rate}
+        assert groups[0].learning_rate == 1e-4
+        assert len(rates) == sum(len(group.names) for group in groups)
+        assert rates.keys() == dict(tree_flatten(network.trainable_parameters())).keys()
+        assert {rates[name] for name in rates if name.startswith("vision_tower")} == {1e-6}
+    assert make_optimizer(groups).learning_rate.item() == np.float32(1e-4)
+
+
+def test_layer_weights_learn_faster_in_alignment(prepared: Callable[..., Finetune]) -> None:
+    network, _ = prepared("align")._network()
+    groups = {name: g for g in parameter_groups(network, STAGES["align"]) for name in g.names}
+    fast = groups["diffusion_connector.layer_weights"]
+    assert (fast.learning_rate, fast.weight_decay) == (2e-3, 0.0)
+    assert groups["dit.proj_out.weight"].learning_rate == 2e-4
+
+
+# Small things
+
+
+def test_some_samples_are_held_out() -> None:
+    samples: list[Any] = list(range(20))
+    train, held = split(samples, 0.2, seed=1)
+    assert (len(train), len(held)) == (16, 4)
+    assert sorted(train + held) == samples
+    assert split(samples, 0.2, seed=1) == (train, held)
+    assert split(samples[:1], 0.9, seed=1) == (samples[:1], [])
+
+
+def test_a_cache_keeps_what_it_has_room_for() -> None:
+    cache, computed = Cache(limit=8), []
+
+    def compute(name: str) -> mx.array:
+        computed.append(name)
+        return mx.zeros(1)
+
+    for name in "abcabc":
+        cache.get(name, lambda name=name: compute(name))  # type: ignore[misc]
+    assert computed == ["a", "b", "c", "c"]
+
+
+def test_plots_leave_out_what_has_no_logarithm(tmp_path: Path) -> None:
+    plot_losses([(1, 0.0), (2, float("nan"))], [], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    plot_losses([(1, 1.0), (2, 0.5)], [(2, 0.6)], tmp_path / "some.png")
+    with Image.open(tmp_path / "some.png") as image:
+        assert len(image.convert("RGB").getcolors(1 << 20) or []) > 4
+    assert [value for _, value in smoothed([(1, 2.0), (2, 2.0)])] == [2.0, 2.0]
+
+
+def test_checkpoints_hold_what_resuming_needs(prepared: Callable[..., Finetune], tmp_path: Path) -> None:
+    list(prepared("align", steps=2).start(tmp_path / "out"))
+    (last,) = checkpoints(tmp_path / "out")[-1:]
+    assert {path.name for path in last.iterdir()} == {"state.json", "model.safetensors", "optimizer.safetensors"}
