@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .checkpoint import listed, named_parameters
+from .checkpoint import kept_random_state, listed, named_parameters
 from .errors import CheckpointError, OptionError
 from .models.mobileo import COMPONENTS, MobileOConfig, build, component_of, sanitize
 from .quantize import module_at, replaced
@@ -70,7 +70,7 @@ class Adapter:
 
     Attributes:
         name: what the user called it.
-        path: its folder.
+        path: its folder, from the root of the file system.
         scale: of everything that it changes: 0 leaves the model as it is, 1 is the adapter as trained.
         config: of `adapter_config.json`; empty where there is none.
         low_rank: component to layer path to update.
@@ -99,7 +99,7 @@ class Adapter:
         """
         if not math.isfinite(scale):
             raise OptionError(f"the adapter's scale is {scale}; choose a number: 1 is the adapter as trained.")
-        path = Path(folder).expanduser()
+        path = Path(folder).expanduser().absolute()
         peft = [(path / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE)]
         if not any(peft) and not (path / TRAINED_FILE).is_file():
             raise CheckpointError(
@@ -123,6 +123,7 @@ class Adapter:
         """What it changes."""
         return {*self.low_rank, *self.full, *self.trained}
 
+    @kept_random_state()
     def check(self, checkpoint: Checkpoint) -> None:
         """Compares all names and shapes with those of a model; no weights are read.
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from .decoding import Sampling, decode
+from .decoding import AnswerOptions, Sampling, decode
 from .errors import OptionError, PromptError
 from .images import load_image
+from .models.qwen2 import KVCache
 from .prompts import IMAGE_TOKEN_INDEX, SYSTEM_PROMPT, check_text, encode_prompt, first_turn, next_turn
 from .results import Answer, AnswerToken, Message
 from .splice import splice
 from .tokenizer import IM_END
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from .pipeline import ImageSource, MobileO
 
 
@@ -32,18 +36,22 @@ class Chat:
         self.model = model
         self.messages: list[Message] = []
         self._system_prompt = system_prompt
+        self._open: weakref.ref[Generator] | None = None  # the turn that was started last
         self.clear()
 
     def clear(self) -> None:
         """Forgets everything that was said."""
+        self._finish()
         self.messages.clear()
-        self._cache = self.model.component("llm").make_cache()
+        self._cache = [KVCache() for _ in range(self.model.config.llm.num_hidden_layers)]
         self._answer: list[int] = []  # the last answer's tokens
         self._answer_start = 0  # where it starts in the cache
 
-    def send(self, text: str, **options: object) -> Answer:
+    def send(
+        self, text: str, *, images: ImageSource | Sequence[ImageSource] = (), **options: Unpack[AnswerOptions]
+    ) -> Answer:
         """The whole answer; takes what `stream` takes."""
-        return Answer.of(list(self.stream(text, **options)))  # type: ignore[arg-type]
+        return Answer.of(list(self.stream(text, images=images, **options)))
 
     def stream(
         self,
@@ -59,7 +67,7 @@ class Chat:
         """Says `text` and yields the answer's tokens.
 
         Closing the iterator early leaves the chat usable, with the part of the answer that was yielded. Where
-        not even one token was, the turn is as if it had not been.
+        not even one token was, the turn is as if it had not been. A new turn closes the one before.
 
         Args:
             text: the user's turn.
@@ -71,13 +79,26 @@ class Chat:
             PromptError: the text is empty, or the conversation has become longer than the model's context.
             ImageError: an image can't be read.
             OptionError: an option is out of range.
+            CheckpointError: a component that this needs is missing or does not fit the configuration.
         """
         sampling = Sampling(temperature, top_p, repetition_penalty, seed)
         if max_tokens < 1:
             raise OptionError(f"{max_tokens} tokens are not possible; choose 1 or more.")
         check_text(text, "question")
         loaded = [load_image(image) for image in _listed(images)]
-        return self._stream(text, loaded, max_tokens, sampling)
+        vision = ("vision_tower", "mm_projector") if loaded else ()
+        self.model.require("llm", *(() if self.model.checkpoint.tied else ("lm_head",)), *vision)
+        self._finish()
+        turn = self._stream(text, loaded, max_tokens, sampling)
+        # Weakly, so that an iterator that nobody holds any more is closed at once.
+        self._open = weakref.ref(turn)
+        return turn
+
+    def _finish(self) -> None:
+        """Closes the turn before, where its iterator was left open."""
+        turn = None if self._open is None else self._open()
+        if turn is not None:
+            turn.close()
 
     def _stream(
         self, text: str, images: list, max_tokens: int, sampling: Sampling
@@ -93,12 +114,13 @@ class Chat:
                 f"The prompt takes {start + positions} positions and the model's context has "
                 f"{config.llm.max_position_embeddings}; shorten it, or start a new conversation."
             )
+        llm, lm_head = model.component("llm"), model.lm_head()
+        sampling.prepare()
         mx.reset_peak_memory()
         begin = time.perf_counter()
         features = [model.encode_image(image)[0] for image in images]
         mx.eval(features)
         seen = time.perf_counter()
-        llm = model.component("llm")
         embeds = splice(llm.embed_tokens, [ids], features).inputs_embeds
         end = tokenizer.token_id(IM_END)
         eos = (*config.eos_token_ids, *([] if end is None else [end]))
@@ -108,7 +130,7 @@ class Chat:
         try:
             for decoded in decode(
                 llm,
-                model.lm_head(),
+                lm_head,
                 embeds,
                 self._cache,
                 max_tokens=min(max_tokens, room),
@@ -131,8 +153,10 @@ class Chat:
                     segment, decoded.token, decoded.finish_reason, positions, timings, mx.get_peak_memory()
                 )
         finally:
-            # An interruption can come between two layers: the cache holds what all of them have.
-            settled = min(layer.offset for layer in self._cache) if tokens else start
+            # An interruption can come between two layers, or between a token's computation and its yield: what stays
+            # is what all layers have and the caller was given.
+            given = start + positions + len(tokens) if tokens else start
+            settled = min(given, *(layer.offset for layer in self._cache))
             for layer in self._cache:
                 layer.offset = settled
             if tokens:

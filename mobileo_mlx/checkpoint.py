@@ -7,7 +7,9 @@ the tensors already in MLX's layout (written by `mobileo_mlx.convert`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +34,7 @@ DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 _STORED = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 # merge_lora.py of the original can leave the unmerged state dict beside the merged one, under this prefix.
 _LORA_PREFIX = "base_model.model."
+_LORA_FACTOR = re.compile(r"\.lora_[AB](\.\w+)?\.weight$")
 # A checkpoint may do without the others: `lm_head` where it is tied to the embedding.
 _REQUIRED = tuple(name for name in COMPONENTS if name != "lm_head")
 _LISTED = 20  # names of one kind in an error
@@ -58,16 +61,30 @@ def named_parameters(module: nn.Module) -> dict[str, mx.array]:
     return tree_flatten(module.parameters(), destination={})  # type: ignore[return-value]
 
 
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Building a network draws random weights; what a user seeded with `mx.random.seed` stays as it was."""
+    state: Any = mx.random.state
+    high, low = state[0].tolist()
+    try:
+        yield
+    finally:
+        mx.random.seed(high << 32 | low)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A model on disk. Only headers and configurations have been read."""
 
     name: str  # what the user called it
+    location: str  # what finds it from any folder: its absolute path, or its name where it is bundled or on the hub
     path: Path
     layout: Literal["upstream", "mobileo-mlx"]
     config: MobileOConfig
+    tied: bool  # whether the embedding serves as lm_head
     quantization: dict[str, QuantizeSpec] = field(default_factory=dict)  # of the components stored so
     _tensors: dict[str, dict[str, TensorInfo]] = field(default_factory=dict, repr=False)
+    _problems: dict[str, list[tuple[str, str]]] = field(default_factory=dict, repr=False)  # of those looked at
 
     @classmethod
     def open(cls, model: str | Path, *, progress: bool = False, partial: bool = False) -> Checkpoint:
@@ -85,9 +102,10 @@ class Checkpoint:
         """
         path = hub.find(model, progress=progress)
         config = read_json(path / "config.json")
+        location = hub.location(model)
         if config.get("format") == hub.OUR_FORMAT:
-            return _open_ours(str(model), path, config)
-        return _open_upstream(str(model), path, config, partial)
+            return _open_ours(str(model), location, path, config)
+        return _open_upstream(str(model), location, path, config, partial)
 
     def tensors(self, component: str) -> dict[str, TensorInfo]:
         """What is stored for a component, by name: upstream's names without their prefix, or ours.
@@ -96,8 +114,9 @@ class Checkpoint:
             CheckpointError: nothing is.
         """
         if component not in self._tensors:
-            where = f"{component}.safetensors" if self.layout == "mobileo-mlx" else f"tensors of {component}"
-            raise CheckpointError(f"'{self.path}' has no {where}, which this needs; get the model again.")
+            raise CheckpointError(
+                f"'{self.path}' has no {self._where(component)}, which this needs; get the model again."
+            )
         return self._tensors[component]
 
     def has(self, component: str) -> bool:
@@ -112,6 +131,22 @@ class Checkpoint:
                 nbytes[info.dtype] += info.nbytes
         return _STORED[max(nbytes, key=lambda dtype: nbytes[dtype])]
 
+    @kept_random_state()
+    def check(self, *components: str) -> None:
+        """Compares names and shapes with those that the configuration asks for. No weights are read.
+
+        Raises:
+            CheckpointError: all that is missing, unexpected or of another shape, in all of the components.
+        """
+        for component in components:
+            if component not in self._problems:
+                there = component in self._tensors
+                self._problems[component] = (
+                    self._prepared(component)[2] if there else [("absent", self._where(component))]
+                )
+        self._refuse([problem for component in components for problem in self._problems[component]])
+
+    @kept_random_state()
     def load(
         self,
         component: str,
@@ -136,19 +171,14 @@ class Checkpoint:
                 for; all that are missing, unexpected or of another shape are listed.
             OptionError: the component is stored quantized with other bits.
         """
-        infos = self.tensors(component)
+        self.tensors(component)
         stored = self.quantization.get(component)
         if stored is not None and quantize is not None and quantize != stored:
             raise OptionError(
                 f"{component} of '{self.path}' is quantized to {stored.bits} bits already; start from the original."
             )
-        module = build(component, self.config)
-        weights = self._read(component, infos)
-        if stored is not None:
-            module = quantized_like(module, weights, stored)
-        expected = {name: array.shape for name, array in named_parameters(module).items()}
-        found = {name: array.shape for name, array in weights.items()}
-        self._check(component, expected, found)
+        module, weights, problems = self._prepared(component)
+        self._refuse(problems)
         module.load_weights(list(weights.items()))
         del weights
         if quantize is not None and stored is None:
@@ -168,44 +198,57 @@ class Checkpoint:
 
         return Tokenizer.load(self.path)
 
-    def _read(self, component: str, infos: Mapping[str, TensorInfo]) -> dict[str, mx.array]:
-        """The component's weights, not read yet, with our names and in our layout."""
-        weights = read_tensors(infos)
-        if self.layout == "mobileo-mlx":
-            return weights
-        try:
-            return sanitize(component, weights, self.config)
-        except (ValueError, IndexError) as error:
-            # A tensor without the dimensions that its new layout asks for. Find out which ones.
-            wrong = []
-            for name, array in weights.items():
-                try:
-                    sanitize(component, {name: array}, self.config)
-                except (ValueError, IndexError):
-                    wrong.append(f"{component}.{name} {array.shape}")
-            raise CheckpointError(
-                f"'{self.path}' holds tensors of the wrong shape: {listed(wrong)}; get the model again."
-            ) from error
+    def _where(self, component: str) -> str:
+        return f"{component}.safetensors" if self.layout == "mobileo-mlx" else f"tensors of {component}"
 
-    def _check(
-        self, component: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
-    ) -> None:
-        """Raises CheckpointError unless both have the same names and shapes."""
-        full = f"{component}.{{}}".format
-        problems = []
-        if missing := [full(name) for name in expected if name not in found]:
-            problems.append(f"missing are {listed(missing)}")
-        if unexpected := [full(name) for name in found if name not in expected]:
-            problems.append(f"unexpected are {listed(unexpected)}")
-        wrong = [
-            f"{full(name)} {found[name]} instead of {shape}"
+    def _prepared(self, component: str) -> tuple[nn.Module, dict[str, mx.array], list[tuple[str, str]]]:
+        """A component's network, its weights, not read yet, with our names and in our layout, and what does not fit.
+
+        A problem is its kind and the name of what has it.
+        """
+        weights, odd = self._read(component)
+        module = build(component, self.config)
+        if component in self.quantization:
+            module = quantized_like(module, weights, self.quantization[component])
+        expected = {name: array.shape for name, array in named_parameters(module).items()}
+        found = {name: array.shape for name, array in weights.items()}
+        problems = [("of the wrong shape", f"{component}.{name} {shape}") for name, shape in odd.items()]
+        problems += [("missing", f"{component}.{name}") for name in expected if name not in found and name not in odd]
+        problems += [("unexpected", f"{component}.{name}") for name in found if name not in expected]
+        problems += [
+            ("of the wrong shape", f"{component}.{name} {found[name]} instead of {shape}")
             for name, shape in expected.items()
             if name in found and found[name] != shape
         ]
-        if wrong:
-            problems.append(f"of the wrong shape are {listed(wrong)}")
-        if problems:
-            raise CheckpointError(f"'{self.path}' does not fit its configuration: {'; '.join(problems)}.")
+        return module, weights, problems
+
+    def _read(self, component: str) -> tuple[dict[str, mx.array], dict[str, tuple[int, ...]]]:
+        """The weights, and the shapes of those that lack the dimensions that our layout asks for."""
+        weights = read_tensors(self.tensors(component))
+        if self.layout == "mobileo-mlx":
+            return weights, {}
+        try:
+            return sanitize(component, weights, self.config), {}
+        except (ValueError, IndexError):
+            fitting: dict[str, mx.array] = {}
+            odd: dict[str, tuple[int, ...]] = {}
+            for name, array in weights.items():
+                try:
+                    fitting |= sanitize(component, {name: array}, self.config)
+                except (ValueError, IndexError):
+                    odd[name] = array.shape
+            return fitting, odd
+
+    def _refuse(self, problems: Iterable[tuple[str, str]]) -> None:
+        """Raises CheckpointError if there are any."""
+        kinds: dict[str, list[str]] = {"absent": [], "missing": [], "unexpected": [], "of the wrong shape": []}
+        for kind, name in problems:
+            kinds[kind].append(name)
+        told = [f"{kind} are {listed(names)}" for kind, names in kinds.items() if names]
+        if told:
+            raise CheckpointError(
+                f"'{self.path}' does not fit its configuration: {'; '.join(told)}; get the model again."
+            )
 
 
 def listed(names: Iterable[str]) -> str:
@@ -215,7 +258,7 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:_LISTED]) + more
 
 
-def _open_ours(name: str, path: Path, config: dict[str, Any]) -> Checkpoint:
+def _open_ours(name: str, location: str, path: Path, config: dict[str, Any]) -> Checkpoint:
     source = str(path / "config.json")
     if config.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
@@ -236,16 +279,24 @@ def _open_ours(name: str, path: Path, config: dict[str, Any]) -> Checkpoint:
         if component not in quantization and any(key.endswith(".scales") for key in infos):
             raise CheckpointError(f"'{source}' does not say with how many bits {component!r} is quantized.")
     _check_dtypes(path, tensors)
-    return Checkpoint(name, path, "mobileo-mlx", MobileOConfig.from_dict(config, source), quantization, tensors)
+    # Without lm_head the embedding serves, but only where the model was written so.
+    tied = "lm_head" not in tensors and "lm_head" not in (config.get("components") or ())
+    described = MobileOConfig.from_dict(config, source)
+    return Checkpoint(name, location, path, "mobileo-mlx", described, tied, quantization, tensors)
 
 
-def _open_upstream(name: str, path: Path, config: dict[str, Any], partial: bool) -> Checkpoint:
+def _open_upstream(name: str, location: str, path: Path, config: dict[str, Any], partial: bool) -> Checkpoint:
     infos: dict[str, TensorInfo] = {}
     for file in weight_files(path):
         infos |= read_header(file)
     # A prefixed tensor counts only where there is none of the plain name, which is then the merged one.
-    named = {key.removeprefix(_LORA_PREFIX): info for key, info in infos.items()}
-    named |= {key: info for key, info in infos.items() if not key.startswith(_LORA_PREFIX)}
+    plain = {key: info for key, info in infos.items() if not key.startswith(_LORA_PREFIX)}
+    named = dict(plain)
+    for key, info in infos.items():
+        # Where PEFT wraps a layer, the layer's own tensors move one level down.
+        name = key.removeprefix(_LORA_PREFIX).replace(".base_layer.", ".")
+        if key not in plain and _LORA_FACTOR.sub(".weight", name) not in plain:
+            named[name] = info
     tensors: dict[str, dict[str, TensorInfo]] = {}
     unknown = []
     for key, info in named.items():
@@ -277,7 +328,7 @@ def _open_upstream(name: str, path: Path, config: dict[str, Any], partial: bool)
         raise CheckpointError(
             f"'{path}' lacks tensors that tell its dimensions, or they have odd shapes ({error}); get the model again."
         ) from error
-    return Checkpoint(name, path, "upstream", described, {}, tensors)
+    return Checkpoint(name, location, path, "upstream", described, "lm_head" not in tensors, {}, tensors)
 
 
 def _diffusion(path: Path, name: str) -> dict[str, Any] | None:

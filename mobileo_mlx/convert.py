@@ -73,7 +73,7 @@ def describe(model: str | Path | Checkpoint, *, progress: bool = False) -> Model
         path=checkpoint.path,
         layout=checkpoint.layout,
         components=tuple(_describe(checkpoint, name) for name in COMPONENTS if checkpoint.has(name)),
-        tied=not checkpoint.has("lm_head"),
+        tied=checkpoint.tied,
         tokenizer=_has_tokenizer(checkpoint.path),
         image_size=checkpoint.config.image_size,
         default_size=checkpoint.config.default_size,
@@ -194,7 +194,8 @@ def _write(
     adapter: Adapter | None,
     progress: Callable[[str], None] | None,
 ) -> ModelInfo:
-    components = [name for name in COMPONENTS if source.has(name)]
+    # A part of a model is one, too. But without its lm_head it would pass for one whose embedding serves instead.
+    components = [name for name in COMPONENTS if source.has(name) or (name == "lm_head" and not source.tied)]
     with atomic_folder(folder) as temporary:
         for component in components:
             if progress is not None:

@@ -5,12 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import mlx.core as mx
 
 from .errors import OptionError
 from .models.qwen2 import Cache, Qwen2Model
+from .seeds import checked_seed
+
+
+class AnswerOptions(TypedDict, total=False):
+    """The options of answering.
+
+    Fields:
+        max_tokens: at most (256); fewer where the context ends.
+        temperature, top_p, repetition_penalty, seed: see `Sampling`.
+    """
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    repetition_penalty: float | None
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -38,8 +54,21 @@ class Sampling:
         penalty = self.repetition_penalty
         if penalty is not None and not (math.isfinite(penalty) and penalty > 0):
             raise OptionError(f"repetition penalty {penalty} is not possible; choose a number above 0, such as 1.1.")
-        if not 0 <= self.seed < 2**64:
-            raise OptionError(f"seed {self.seed} is not possible; choose a whole number from 0 to 2**64 - 1.")
+        checked_seed(self.seed)
+
+    @property
+    def _penalty(self) -> float | None:
+        """None where there is none to apply."""
+        return None if self.repetition_penalty == 1 else self.repetition_penalty
+
+    @property
+    def _cuts(self) -> bool:
+        return self.temperature > 0 and self.top_p < 1
+
+    def prepare(self) -> None:
+        """Imports what this needs of mlx-lm, which takes more than a second; `decode` would do it on the way."""
+        if self._penalty is not None or self._cuts:
+            import mlx_lm.sample_utils  # noqa: F401
 
 
 @dataclass(frozen=True)
@@ -100,14 +129,14 @@ def _sampler(sampling: Sampling, max_tokens: int) -> Callable[[mx.array, list[in
     penalise: Callable[[mx.array, mx.array], mx.array] | None = None
     among_likely: Callable[[mx.array, float], mx.array] | None = None
     # mlx-lm takes more than a second to import, and plain decoding has no need of it.
-    if sampling.repetition_penalty not in (None, 1.0):
+    if (penalty := sampling._penalty) is not None:
         from mlx_lm.sample_utils import make_repetition_penalty
 
-        penalise = make_repetition_penalty(sampling.repetition_penalty, context_size=max_tokens)
-    if sampling.temperature > 0 and sampling.top_p < 1:
+        penalise = make_repetition_penalty(penalty, context_size=max_tokens)
+    if sampling._cuts:
         from mlx_lm.sample_utils import apply_top_p as among_likely
 
-    key = mx.random.key(sampling.seed)
+    key = mx.random.key(checked_seed(sampling.seed))
 
     def choose(logits: mx.array, generated: list[int]) -> tuple[mx.array, mx.array]:
         nonlocal key

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from .errors import OptionError
 from .prompts import check_text
 from .schedulers import Scheduler, make_scheduler
+from .seeds import checked_seed
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -30,7 +31,8 @@ class DrawingOptions(TypedDict, total=False):
         flow_shift: of the noise levels; by default the checkpoint's, 3.0 for the published ones.
         width, height: in pixels, multiples of `MobileOConfig.size_multiple`; by default the checkpoint's own size.
         negative_prompt: what not to draw; it stands where the original has zero hidden states.
-        initial_latents: (B, height / factor, width / factor, latent_channels), instead of noise from seeds.
+        initial_latents: (B, height / factor, width / factor, latent_channels), instead of noise from seeds. They
+            tell the size, so neither a seed nor a size goes with them.
     """
 
     seed: int | Sequence[int]
@@ -72,7 +74,7 @@ def settle(
     prompt: str,
     *,
     strength: float | None = None,
-    seed: int | Sequence[int] = 0,
+    seed: int | Sequence[int] | None = None,
     steps: int = 20,
     guidance_scale: float = 1.5,
     scheduler: str = "dpm++",
@@ -97,11 +99,12 @@ def settle(
         raise OptionError("a negative prompt needs guidance; choose a guidance scale above 1.")
     seeds: list[int] = []
     if initial_latents is not None:
+        given = {"seed": seed, "width": width, "height": height}
+        if clashing := [name for name, value in given.items() if value is not None]:
+            raise OptionError(f"initial latents stand for {', '.join(clashing)}; give only one of them.")
         width, height = _size_of(config, initial_latents)
     else:
-        seeds = [seed] if isinstance(seed, int) else list(seed)
-        if not seeds or not all(isinstance(s, int) and 0 <= s < 2**64 for s in seeds):
-            raise OptionError("a seed is a whole number from 0 to 2**64 - 1, and at least one is needed.")
+        seeds = _seeds(0 if seed is None else seed)
     width, height = _checked_size(config, width, height)
     settings = DrawingSettings(
         task=task,
@@ -136,6 +139,16 @@ def plan_steps(config: MobileOConfig, settings: DrawingSettings) -> tuple[Schedu
     if start == settings.steps:
         raise OptionError(f"strength {strength} leaves none of the {start} steps; choose more of either.")
     return scheduler, start
+
+
+def _seeds(seed: Any) -> list[int]:
+    try:
+        several = list(seed)
+    except TypeError:
+        several = [seed]
+    if not several:
+        raise OptionError("at least one seed is needed; give a whole number from 0 to 2**64 - 1.")
+    return [checked_seed(one) for one in several]
 
 
 def _checked_size(config: MobileOConfig, width: int | None, height: int | None) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fnmatch
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -62,6 +63,14 @@ def find(model: str | Path, *, progress: bool = False, endpoint: str | None = No
         known = f", and no bundled model ({', '.join(models)})" if models else ""
         raise CheckpointError(f"'{name}' is no folder{known}, and can't be a name on the hub (owner/name).")
     return _from_hub(name, progress, endpoint, cache)
+
+
+def location(model: str | Path) -> str:
+    """What `find` finds from any working directory: a folder's absolute path; of all else the name as it is."""
+    from mobileo_weights import bundled
+
+    folder = Path(model).expanduser()
+    return os.path.abspath(folder) if str(model) not in bundled() and folder.is_dir() else str(model)
 
 
 def model_folder(folder: Path) -> Path:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from typing_extensions import Unpack
 
+    from .decoding import AnswerOptions
     from .tokenizer import Tokenizer
 
     ImageSource = str | Path | bytes | Image.Image
@@ -108,6 +109,14 @@ class MobileO:
         """The tokenizer, read on first use."""
         return self.checkpoint.load_tokenizer()
 
+    def require(self, *names: str) -> None:
+        """Checks from headers alone that these components can be loaded, so that no work starts that can't end.
+
+        Raises:
+            CheckpointError: components are missing or do not fit the configuration; all that is wrong is listed.
+        """
+        self.checkpoint.check(*(name for name in names if name not in self._components))
+
     def component(self, name: str) -> Any:
         """The network of that name in `mobileo_mlx.models.mobileo.COMPONENTS`, loaded on first use.
 
@@ -127,10 +136,14 @@ class MobileO:
         mx.clear_cache()
 
     def lm_head(self) -> Callable[[mx.array], mx.array]:
-        """The map from hidden states to logits; the transposed embedding where the checkpoint ties them."""
-        if self.checkpoint.has("lm_head"):
-            return self.component("lm_head")
-        return self.component("llm").embed_tokens.as_linear
+        """The map from hidden states to logits; the transposed embedding where the checkpoint ties them.
+
+        Raises:
+            CheckpointError: the checkpoint does not tie them, and what is needed is missing or damaged.
+        """
+        if self.checkpoint.tied:
+            return self.component("llm").embed_tokens.as_linear
+        return self.component("lm_head")
 
     # From inputs to conditioning
 
@@ -223,6 +236,7 @@ class MobileO:
         Raises:
             PromptError: a prompt is empty or beyond the context.
             OptionError: an option is out of range.
+            CheckpointError: a component that this needs is missing or does not fit the configuration.
         """
         settings = settle(self.config, "generate", prompt, **options)
         return self._draw(settings, None, options.get("initial_latents"))
@@ -259,28 +273,29 @@ class MobileO:
 
         Raises:
             ImageError: the image can't be read.
-            PromptError, OptionError: see `stream_generate`.
+            PromptError, OptionError, CheckpointError: see `stream_generate`.
         """
         settings = settle(self.config, "edit", instruction, strength=strength, **options)
         return self._draw(settings, load_image(image), options.get("initial_latents"))
 
-    def ask(self, images: ImageSource | Sequence[ImageSource], question: str, **options: Any) -> Answer:
+    def ask(
+        self, images: ImageSource | Sequence[ImageSource], question: str, **options: Unpack[AnswerOptions]
+    ) -> Answer:
         """The whole answer to a question about images; takes what `stream_ask` takes."""
         return Answer.of(list(self.stream_ask(images, question, **options)))
 
     def stream_ask(
-        self, images: ImageSource | Sequence[ImageSource], question: str, **options: Any
+        self, images: ImageSource | Sequence[ImageSource], question: str, **options: Unpack[AnswerOptions]
     ) -> Iterator[AnswerToken]:
         """Answers a question about one image or several, yielding each token.
 
         Args:
             images: each a path, the bytes of a file, or a Pillow image.
             question: in words.
-            options: `max_tokens` (256), `temperature` (0: the most likely token), `top_p`, `repetition_penalty`
-                and `seed`, as in `Chat.stream`.
+            options: see `mobileo_mlx.decoding.AnswerOptions`.
 
         Raises:
-            ImageError, PromptError, OptionError: see `Chat.stream`.
+            ImageError, PromptError, OptionError, CheckpointError: see `Chat.stream`.
         """
         return self.chat().stream(question, images=images, **options)
 
@@ -291,7 +306,13 @@ class MobileO:
     def _draw(
         self, settings: DrawingSettings, image: Image.Image | None, initial_latents: mx.array | None
     ) -> Iterator[GenerationStep | GenerationResult]:
-        """Checks the length of the prompts now, and returns the generator that computes."""
+        """Checks the components and the length of the prompts now, and returns the generator that computes."""
+        parts = ["llm", "diffusion_connector", "dit", "vae_decoder"]
+        if image is not None:
+            parts += ["vision_tower", "mm_projector"]
+        if settings.strength is not None:
+            parts.append("vae_encoder")
+        self.require(*parts)
         ids = self._prompt_ids(settings.task, settings.prompt)
         negative = settings.negative_prompt
         negative_ids = None if negative is None else self._prompt_ids(settings.task, negative)
@@ -346,13 +367,15 @@ class MobileO:
         }
         yield GenerationResult(
             **vars(settings),
-            model=self.checkpoint.name,
+            model=self.checkpoint.location,
             images=images,
             latents=latents,
             timings=timings,
             peak_memory=mx.get_peak_memory(),
-            adapter=None if self.adapter is None else self.adapter.name,
+            adapter=None if self.adapter is None else str(self.adapter.path),
             adapter_scale=1.0 if self.adapter is None else self.adapter.scale,
+            dtype=None if self._dtype is None else str(self._dtype).removeprefix("mlx.core."),
+            quantize=dict(self._bits) or None,
         )
 
     def _prompt_ids(self, task: str, text: str) -> list[int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from .checkpoint import named_parameters
+from .checkpoint import kept_random_state, named_parameters
 from .convert import write_config
 from .files import atomic_folder
 from .models.dc_ae import DCAEConfig
@@ -59,7 +59,7 @@ def write_random_model(folder: str | Path, *, seed: int = 0) -> None:
     """
     tokenizer = _tokenizer()
     config = _config(tokenizer)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary, kept_random_state():
         for component in COMPONENTS:
             parameters = named_parameters(build(component, config))
             tensors = {name: _random(seed, component, name, a.shape) for name, a in parameters.items()}

@@ -17,13 +17,15 @@ class GenerationResult(DrawingSettings):
     """Finished drawings of one prompt, with the settings that they were made with.
 
     Attributes:
-        model: what the user called it.
+        model: its name where it is bundled or on the hub, else its folder's absolute path.
         images: one for each seed.
         latents: (B, h, w, latent_channels) float32, scaled: the decoder divides them by its scaling factor.
         timings: seconds in "encode" (text, image, connector), "denoise" and "decode".
         peak_memory: bytes that MLX held at most.
-        adapter: what the user called it; None where there was none.
+        adapter: its folder's absolute path; None where there was none.
         adapter_scale: how strongly it changed the model.
+        dtype: that was asked for; None where the default was.
+        quantize: the bits that were asked for, by component; None where the model was taken as it is stored.
     """
 
     model: str
@@ -33,6 +35,8 @@ class GenerationResult(DrawingSettings):
     peak_memory: int
     adapter: str | None = None
     adapter_scale: float = 1.0
+    dtype: str | None = None
+    quantize: dict[str, int] | None = None
 
     def metadata(self, index: int = 0) -> dict[str, Any]:
         """Everything that makes image `index` again, as JSON can hold it."""
@@ -43,6 +47,8 @@ class GenerationResult(DrawingSettings):
         return {
             "software": f"mobileo-mlx {__version__}",
             "model": self.model,
+            "dtype": self.dtype,
+            "quantize": self.quantize,
             **({"adapter": self.adapter, "adapter_scale": self.adapter_scale} if self.adapter else {}),
             **settings,
             "seed": seeds[index] if seeds else None,

@@ -7,14 +7,19 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from PIL import Image
 from upstream import write_upstream
 
 import mobileo_mlx.checkpoint as checkpoint_module
 from mobileo_mlx.checkpoint import Checkpoint, default_dtype, parse_dtype
+from mobileo_mlx.convert import convert
 from mobileo_mlx.errors import CheckpointError, ConfigError, OptionError
 from mobileo_mlx.models.mobileo import COMPONENTS
+from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.random_model import write_random_model
 from mobileo_mlx.tensor_files import read_header, read_json, read_tensors, weight_files, write_tensors
+
+PICTURE = Image.new("RGB", (32, 32))
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +234,31 @@ def test_the_leftovers_of_a_lora_merge(ours, tmp_path):
     assert_same(Checkpoint.open(write_upstream(tmp_path / "t", ours, change=leave)), Checkpoint.open(ours))
 
 
+def test_what_peft_leaves_of_a_wrapped_layer(ours, tmp_path):
+    """Its tensors are one level down; they and the factors are ignored beside the merged tensor."""
+
+    def leave(tensors):
+        for kind in ("weight", "bias"):
+            name = f"model.layers.0.self_attn.q_proj.{kind}"
+            tensors[f"base_model.model.{name}".replace("proj.", "proj.base_layer.")] = tensors[name] + 1
+        for factor in ("lora_A.default", "lora_B"):
+            tensors[f"base_model.model.model.layers.0.self_attn.q_proj.{factor}.weight"] = mx.zeros((4, 64))
+        moved = tensors.pop("model.layers.1.mlp.up_proj.weight")
+        tensors["base_model.model.model.layers.1.mlp.up_proj.base_layer.weight"] = moved
+
+    assert_same(Checkpoint.open(write_upstream(tmp_path / "t", ours, change=leave)), Checkpoint.open(ours))
+
+
+def test_an_update_that_was_not_merged_is_refused(ours, tmp_path):
+    def leave(tensors):
+        layer = "model.layers.1.mlp.up_proj"
+        tensors[f"base_model.model.{layer}.base_layer.weight"] = tensors.pop(f"{layer}.weight")
+        tensors[f"base_model.model.{layer}.lora_A.weight"] = mx.zeros((4, 64))
+
+    with pytest.raises(CheckpointError, match=r"unexpected are llm\.layers\.1\.mlp\.up_proj\.lora_A\.weight;"):
+        Checkpoint.open(write_upstream(tmp_path / "t", ours, change=leave)).load("llm")
+
+
 def test_the_dtype_follows_the_checkpoint_on_a_gpu_only(monkeypatch):
     monkeypatch.setattr(checkpoint_module.mx, "default_device", lambda: mx.cpu)
     assert default_dtype(mx.bfloat16) == mx.float32
@@ -254,6 +284,28 @@ def test_a_component_that_was_taken_away_matters_only_when_it_is_needed(copy):
         checkpoint.load("dit")
 
 
+def test_a_lost_lm_head_is_no_tied_one(copy):
+    (copy / "lm_head.safetensors").unlink()
+    assert not Checkpoint.open(copy).tied
+    model = MobileO.load(copy)
+    assert model.generate("a cat", steps=1).images
+    for answer in (model.lm_head, lambda: model.ask(PICTURE, "what?"), lambda: model.chat().send("hello")):
+        with pytest.raises(CheckpointError, match=r"lm_head\.safetensors"):
+            answer()
+    with pytest.raises(CheckpointError, match=r"lm_head\.safetensors"):
+        convert(copy, copy.parent / "converted")
+
+
+def test_a_tied_model_answers_in_both_layouts(ours, tmp_path):
+    theirs = write_upstream(tmp_path / "theirs", ours, change=lambda t: t.pop("lm_head.weight"))
+    convert(theirs, tmp_path / "ours")
+    answers = set()
+    for folder in (theirs, tmp_path / "ours"):
+        assert Checkpoint.open(folder).tied
+        answers.add(tuple(MobileO.load(folder).chat().send("hello", max_tokens=5).tokens))
+    assert len(answers) == 1
+
+
 def test_loading_reads_nothing_but_what_is_used(ours, tmp_path):
     theirs = Checkpoint.open(write_upstream(tmp_path / "theirs", ours))
     gc.collect()
@@ -263,6 +315,32 @@ def test_loading_reads_nothing_but_what_is_used(ours, tmp_path):
     nbytes = sum(array.nbytes for _, array in tree_flatten(module.parameters()))
     mx.eval(module.parameters())
     assert nbytes <= mx.get_active_memory() - before < 1.2 * nbytes
+
+
+def test_checking_reads_no_weights(ours, tmp_path):
+    for folder in (ours, write_upstream(tmp_path / "theirs", ours)):
+        checkpoint = Checkpoint.open(folder)
+        gc.collect()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        checkpoint.check(*COMPONENTS)
+        assert mx.get_peak_memory() - before < 10_000  # constants of the networks
+
+
+@pytest.mark.parametrize("quantize", [None, {"all": 4}])
+def test_a_users_random_numbers_are_not_disturbed(ours, quantize):
+    def draw_and_ask() -> None:
+        model = MobileO.load(ours, quantize=quantize)
+        model.generate("a cat", steps=1)
+        model.ask(PICTURE, "what?", max_tokens=3, temperature=1, top_p=0.9, repetition_penalty=1.1)
+
+    def numbers(between) -> list[float]:
+        mx.random.seed(2**40 + 3)
+        mx.random.normal((1,))
+        between()
+        return mx.random.normal((3,)).tolist()
+
+    assert numbers(draw_and_ask) == numbers(lambda: None)
 
 
 # Strictness
@@ -288,12 +366,75 @@ def test_all_that_does_not_fit_is_listed(copy):
     assert str(copy) in message
     assert "missing are dit.caption_norm.weight, dit.proj_out.weight;" in message
     assert "unexpected are dit.other, dit.proj_out.extra;" in message
-    assert "of the wrong shape are dit.proj_out.bias (3,) instead of (8,)." in message
+    assert "of the wrong shape are dit.proj_out.bias (3,) instead of (8,);" in message
+
+
+def spoil_vision(tensors):
+    del tensors["layers.0.bias"]
+
+
+@pytest.mark.parametrize(
+    ("task", "others"),
+    [
+        (lambda model: model.stream_generate("a cat"), []),
+        (lambda model: model.stream_edit(PICTURE, "redder"), ["mm_projector.layers.0.bias"]),
+        (
+            lambda model: model.stream_edit(PICTURE, "redder", strength=0.5),
+            ["mm_projector.layers.0.bias", "vae_encoder.safetensors"],
+        ),
+    ],
+)
+def test_a_task_lists_the_problems_of_all_its_components_at_once(copy, monkeypatch, task, others):
+    (copy / "vae_encoder.safetensors").unlink()
+    (copy / "vae_decoder.safetensors").unlink()
+    rewrite(copy / "dit.safetensors", lambda t: t.update({"proj_out.bias": mx.zeros((3,))}))
+    rewrite(copy / "diffusion_connector.safetensors", lambda t: t.update(other=mx.zeros((3,))))
+    rewrite(copy / "mm_projector.safetensors", spoil_vision)
+    monkeypatch.setattr(MobileO, "component", lambda *_: pytest.fail("a component was loaded"))
+    with pytest.raises(CheckpointError) as error:
+        task(MobileO.load(copy))  # before anything is taken from the iterator
+    message = str(error.value)
+    always = ["vae_decoder.safetensors", "dit.proj_out.bias (3,) instead of (8,)", "diffusion_connector.other"]
+    for name in (*always, *others):
+        assert name in message
+    for name in {"mm_projector.layers.0.bias", "vae_encoder.safetensors"} - set(others):
+        assert name not in message
+
+
+def test_a_question_lists_the_problems_of_all_its_components_at_once(copy, monkeypatch):
+    for name in ("dit", "vae_decoder", "vision_tower"):
+        (copy / f"{name}.safetensors").unlink()
+    rewrite(copy / "mm_projector.safetensors", spoil_vision)
+    rewrite(copy / "lm_head.safetensors", lambda t: t.update(bias=mx.zeros((3,))))
+    rewrite(copy / "llm.safetensors", lambda t: t.pop("norm.weight"))
+    monkeypatch.setattr(MobileO, "component", lambda *_: pytest.fail("a component was loaded"))
+    model = MobileO.load(copy)
+    with pytest.raises(CheckpointError) as error:
+        model.stream_ask(PICTURE, "what?")
+    message = str(error.value)
+    assert "absent are vision_tower.safetensors; missing are llm.norm.weight, mm_projector.layers.0.bias;" in message
+    assert "unexpected are lm_head.bias;" in message
+    assert "dit" not in message
+    with pytest.raises(CheckpointError, match=r"missing are llm\.norm\.weight; unexpected are lm_head\.bias;"):
+        model.chat().stream("what?")
+
+
+def test_a_drawing_needs_none_but_its_components(copy):
+    for name in ("vision_tower", "mm_projector", "lm_head", "vae_encoder"):
+        (copy / f"{name}.safetensors").unlink()
+    assert MobileO.load(copy).generate("a cat", steps=1).images
+
+
+def test_a_component_is_looked_at_once(ours, monkeypatch):
+    checkpoint = Checkpoint.open(ours)
+    checkpoint.check("dit", "llm")
+    monkeypatch.setattr(checkpoint_module, "build", lambda *_: pytest.fail("built again"))
+    checkpoint.check("llm", "dit")
 
 
 def test_a_long_list_is_cut(copy):
     rewrite(copy / "dit.safetensors", lambda t: t.update({f"x{i:02d}": mx.zeros((1,)) for i in range(25)}))
-    with pytest.raises(CheckpointError, match=r"dit\.x18, dit\.x19 and 5 more\.$"):
+    with pytest.raises(CheckpointError, match=r"dit\.x18, dit\.x19 and 5 more; get the model again\.$"):
         Checkpoint.open(copy).load("dit")
 
 
@@ -305,7 +446,7 @@ def test_upstreams_tensors_are_checked_too(ours, tmp_path):
         tensors["model.vae.decoder.conv_out.weight"] = mx.zeros((3, 17, 3, 3))
 
     theirs = Checkpoint.open(write_upstream(tmp_path / "t", ours, change=spoil))
-    with pytest.raises(CheckpointError, match=r"missing are dit\.proj_out\.weight; unexpected are dit\.other\."):
+    with pytest.raises(CheckpointError, match=r"missing are dit\.proj_out\.weight; unexpected are dit\.other;"):
         theirs.load("dit")
     with pytest.raises(CheckpointError, match=r"vae_decoder\.conv_out\.weight \(3, 3, 3, 17\) instead of"):
         theirs.load("vae_decoder")

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import gc
+import inspect
+import sys
+import time
+from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
-from mobileo_mlx.decoding import Sampling, decode
+import mobileo_mlx.chat as chat_module
+from mobileo_mlx.chat import Chat
+from mobileo_mlx.decoding import AnswerOptions, Sampling, decode
 from mobileo_mlx.errors import OptionError
 from mobileo_mlx.models.qwen2 import KVCache
+from mobileo_mlx.pipeline import MobileO
 
 VOCABULARY = 8
 
@@ -150,3 +158,45 @@ def test_top_p_keeps_the_likely_tokens() -> None:
 def test_impossible_options_are_named(options: dict[str, float], expected: str) -> None:
     with pytest.raises(OptionError, match=expected):
         Sampling(**options)
+
+
+def test_seeds_of_numpy() -> None:
+    def sampled(seed: object) -> list[tuple[int, str | None]]:
+        return run(flat, sampling=Sampling(temperature=1, seed=seed))
+
+    assert sampled(np.int64(5)) == sampled(5) != sampled(6)
+
+
+@pytest.mark.parametrize("seed", [True, np.bool_(True), 1.0, "1", None, -1, 2**64])
+def test_what_is_no_seed(seed: object) -> None:
+    with pytest.raises(OptionError, match="whole number from 0 to"):
+        Sampling(seed=seed)
+
+
+def test_the_options_of_all_ways_to_ask_are_the_same() -> None:
+    parameters = inspect.signature(Chat.stream).parameters
+    options = {name: p.annotation for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name != "images"}
+    assert options == {name: kind.__forward_arg__ for name, kind in AnswerOptions.__annotations__.items()}
+    for way in (Chat.send, MobileO.ask, MobileO.stream_ask):
+        # What a type checker needs to find a misspelt option.
+        assert inspect.signature(way).parameters["options"].annotation == "Unpack[AnswerOptions]"
+
+
+@pytest.mark.parametrize("options", [{"repetition_penalty": 1.1}, {"temperature": 1.0, "top_p": 0.9}])
+def test_importing_mlx_lm_is_no_part_of_the_prefill(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, float]
+) -> None:
+    imported = []
+
+    class Clock:
+        @staticmethod
+        def perf_counter() -> float:
+            imported.append("mlx_lm.sample_utils" in sys.modules)
+            return time.perf_counter()
+
+    chat = MobileO.load(tiny_model).chat()
+    monkeypatch.delitem(sys.modules, "mlx_lm.sample_utils", raising=False)
+    monkeypatch.setattr(chat_module, "time", Clock)
+    chat.send("hello", max_tokens=2, **options)
+    assert imported
+    assert all(imported)

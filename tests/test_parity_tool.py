@@ -341,7 +341,7 @@ def test_unknown_prompts(reference: Path, small: Path, run: Run) -> None:
     [
         (3e-7, 1e-7, ""),
         (3e-7, 1e-9, "the original happens to round well: ours is 5 half units"),
-        (8e-6, 1e-7, "not explained"),
+        (8e-6, 1e-7, "the ratio 80.0 is not explained"),
         (3e-7, 0.0, "the original happens to round well"),
         (0.0, 0.0, ""),
         (1e-3, 1e-7, "the error is 1.0e-03, and 1e-05 is allowed"),
@@ -355,8 +355,28 @@ def test_the_ratio_to_the_originals_own_rounding(error: float, rounding: float, 
     assert check.note.startswith(expected)
     assert bool(check.note) == bool(expected)
     assert check.large_ratio == bool(expected)
+    assert check.verdict == ("pass" if not expected or "happens to round well" in expected else "fail")
     if rounding:
         assert check.ratio == pytest.approx(error / rounding)
+
+
+def test_a_large_ratio_without_an_explanation_fails_the_run(
+    small: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norm = mcp.MobileConditioningProjector.__call__
+
+    def inexact(self: mcp.MobileConditioningProjector, *arguments: Any) -> mx.array:
+        return norm(self, *arguments) * (1 + 5e-6)
+
+    monkeypatch.setattr(mcp.MobileConditioningProjector, "__call__", inexact)
+
+    def shrink(index: dict[str, Any]) -> None:
+        index["cases"]["len9_t2"]["tensors"]["output"]["f32_vs_f64_max_abs"] = 1e-9
+
+    edit_json(small / "tiny/goldens/mcp.json", shrink)
+    status, out = run(small, "--component", "mcp")
+    assert status == 1
+    assert re.search(r"^fail: mcp / len9_t2 / output: the ratio \d+\.\d is not explained", out, re.MULTILINE)
 
 
 def test_a_large_ratio_is_flagged(small: Path, run: Run) -> None:

@@ -150,6 +150,8 @@ def compare(
         note = f"the error is {relative if allowed.measure == 'relative' else max_abs:.1e}, and {allowed} is allowed"
     elif ratio is not None and ratio > RATIO_LIMIT:
         note = _explanation(relative)
+        if not note:
+            passed, note = False, f"the ratio {ratio:.1f} is not explained: look for a cause"
     return Check(component, case, name, "pass" if passed else "fail", allowed, max_abs, relative, ratio, note)
 
 
@@ -166,11 +168,11 @@ def unexercised(component: str, case: str, name: str, note: str = "") -> Check:
 
 
 def _explanation(relative: float) -> str:
-    """Why the original's rounding is so much smaller than our error, where that is harmless."""
+    """Why the original's rounding is so much smaller than our error, where that is harmless; "" where it is not."""
     units = relative / 2**-24
     if units <= FEW_UNITS:
         return f"the original happens to round well: ours is {units:.0f} half units in the last place of the maximum"
-    return "not explained: look for a cause"
+    return ""
 
 
 def _short(value: Any) -> str:

@@ -17,8 +17,16 @@ from .text import sample_caption
 from .tiny import GRID
 from .world import UNITS, Scene, pick
 
-# What has to find an object first is learned last, so it is asked more often.
-_KINDS = (*QUESTION_TYPES, "colour", "presence", "presence", "relation", "relation", "relation", "where", "where")
+# What has to find an object first is hard, so it is asked more often.
+ALL_KINDS = (*QUESTION_TYPES, "colour", "presence", "presence", "relation", "relation", "relation", "where", "where")
+# One thing after the other: finding an object by its name is learned in some hundred steps where little else is asked,
+# and hardly at all in a mixture of all kinds.
+_CURRICULUM = (
+    ("colour", "shape"),
+    ("colour", "shape", "presence", "count"),
+    ("colour", "shape", "presence", "relation", "where"),
+    ALL_KINDS,
+)
 _ROWS, _COLUMNS = "ABCD", "EFGH"
 
 
@@ -60,11 +68,16 @@ def edits(rng: np.random.Generator, tokenizer: Tokenizer, size: int) -> Sequence
     )
 
 
-def questions(rng: np.random.Generator, tokenizer: Tokenizer, size: int) -> Sequences:
+def kinds_at(progress: float) -> Sequence[str]:
+    """The kinds of questions to ask at a share of the way, from 0 to 1."""
+    return _CURRICULUM[min(int(progress * len(_CURRICULUM)), len(_CURRICULUM) - 1)]
+
+
+def questions(rng: np.random.Generator, tokenizer: Tokenizer, size: int, kinds: Sequence[str] = ALL_KINDS) -> Sequences:
     """Questions with their answers."""
     rows, labels, scenes = [], [], []
     for _ in range(size):
-        sample = sample_question(rng, pick(rng, _KINDS))
+        sample = sample_question(rng, pick(rng, kinds))
         prompt = encode_prompt(tokenizer, ask_prompt(sample.text))
         answer = tokenizer.encode(sample.answer + IM_END)
         rows.append(prompt + answer)

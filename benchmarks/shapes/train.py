@@ -70,7 +70,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("autoencoder", 2000, pictures=16, learning_rate=3e-3, seed=0),
-        Stage("questions", 1000, questions=64, learning_rate=1e-3, seed=1),
+        Stage("questions", 1600, questions=64, learning_rate=1e-3, decay=0.25, seed=1),
         Stage("vision", 1800, pictures=64, learning_rate=1e-3, seed=2),
         Stage("drawing", 1800, captions=20, edits=8, questions=24, learning_rate=2e-3, decay=0.35, ema=0.999, seed=3),
         Stage("joint", 600, captions=16, edits=16, questions=24, learning_rate=3e-4, ema=0.999, seed=4),
@@ -158,7 +158,13 @@ def _autoencoder(school: School, stage: Stage) -> Setup:
 
 def _questions(school: School, stage: Stage) -> Setup:
     def batches(step: int, part: int) -> Batch:
-        return _asked(school, np.random.default_rng([stage.seed, step, part]), stage.questions)
+        rng = np.random.default_rng([stage.seed, step, part])
+        kinds = lessons.kinds_at(step / stage.steps)
+        sequences = lessons.questions(rng, school.tokenizer, stage.questions, kinds)
+        return {
+            **sequence_arrays(sequences, school.tokens()),
+            "symbols": symbol_ids(sequences.seen, school.tokenizer),
+        }
 
     def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict]:
         return question_loss(model, batch, symbol_features(model, batch["symbols"])), {}
@@ -284,14 +290,6 @@ def _lesson_loss(stage: Stage, see: Callable[[Any, mx.array], mx.array]) -> Call
         return flow + QUESTION_WEIGHT * ask, {"draw": draw, "edit": edit, "ask": ask}
 
     return loss
-
-
-def _asked(school: School, rng: np.random.Generator, size: int) -> Batch:
-    sequences = lessons.questions(rng, school.tokenizer, size)
-    return {
-        **sequence_arrays(sequences, school.tokens()),
-        "symbols": symbol_ids(sequences.seen, school.tokenizer),
-    }
 
 
 def pixels(scenes: list[Scene]) -> mx.array:

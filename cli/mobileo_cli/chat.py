@@ -38,7 +38,7 @@ def command(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    session = Session(loaded, sampling=sampling, loading=loading, verbose=verbose)
+    session = Session(loaded, sampling=sampling, verbose=verbose)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
         history.enable()

@@ -142,7 +142,7 @@ def plan(
     seeds = options.expand_seeds(seed or ([known["seed"]] if "seed" in known else None), num_images)
     paths = names.plan(output, prompt=text, model=loading["model"], seeds=seeds, overwrite=overwrite)
     if previews is not None:
-        names.check(previews / "step.png" if previews.is_dir() else previews)
+        names.check_folder(previews)
     return Job(
         prompt=text,
         seeds=seeds,
@@ -156,16 +156,15 @@ def plan(
     )
 
 
-def plan_one(prompt: str, *, loading: dict[str, Any], source: dict[str, str], verbose: bool = False) -> Job:
+def plan_one(prompt: str, *, model: str, source: dict[str, str], verbose: bool = False) -> Job:
     """One image with default settings, a random seed, and the default name in the current folder.
 
     Raises:
         OutputError: the current folder can't be written.
     """
     seeds = options.expand_seeds(None, None)
-    model = loading.get("model", options.DEFAULT_MODEL)
     paths = names.plan(None, prompt=prompt, model=model, seeds=seeds)
-    return Job(prompt, seeds, paths, loading={"model": model, **loading}, source=source, verbose=verbose)
+    return Job(prompt, seeds, paths, source=source, verbose=verbose)
 
 
 def run(job: Job, model: MobileO, start: Callable[[int], Stream]) -> Iterator[tuple[Path, Image]]:
@@ -190,7 +189,7 @@ def run(job: Job, model: MobileO, start: Callable[[int], Stream]) -> Iterator[tu
         result = _follow(start(seed), label, previews)
         path = names.free(wished, overwrite=job.overwrite, taken=taken)
         taken.add(path)
-        metadata = {**result.metadata(0), **job.loading, **job.source} if job.metadata else None
+        metadata = {**result.metadata(0), **job.source} if job.metadata else None
         save_png(result.images[0], path, metadata, overwrite=job.overwrite)
         total = printing.seconds(sum(result.timings.values()))
         printing.note(f"{label}: {result.width}x{result.height}, {result.steps} steps, {total}")

@@ -43,8 +43,8 @@ def command(
         typer.Option(
             "--train",
             metavar="PRESET",
-            help="lora: fits a 16 GB Mac; paper: post-training as published; align, sft: the two stages before it, "
-            "on prompt-image pairs.",
+            help="lora: an adapter, meant for a 16 GB Mac; paper: post-training as published; align, sft: the two "
+            "stages before it, on prompt-image pairs.",
         ),
     ] = "lora",
     layout: Annotated[

@@ -11,6 +11,9 @@ from pathlib import Path
 DEFAULT_PATTERN = "{prompt}-{seed}.png"
 PLACEHOLDERS = ("prompt", "seed", "index", "model")
 
+# What may follow the colon of a placeholder: alignment, a width of three digits at most, precision and kind.
+SPEC = re.compile(r"(.?[<>^=])?[0-9]{0,3}(\.[0-9]{1,3})?[sdxXob]?")
+
 # In characters: a name has at most 255 bytes, and one character takes up to four.
 MAX_SLUG = 48
 
@@ -60,12 +63,15 @@ def _render(pattern: str, values: dict[str, str | int]) -> Path:
     from mobileo_mlx.errors import OptionError
 
     try:
-        fields = {name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None}
-        unknown = sorted(fields - set(PLACEHOLDERS))
-        if not unknown:
+        fields = [(name, spec or "") for _, name, spec, _ in string.Formatter().parse(pattern) if name is not None]
+        unknown = sorted({name for name, _ in fields} - set(PLACEHOLDERS))
+        strange = [f"{name}:{spec}" for name, spec in fields if not SPEC.fullmatch(spec)]
+        if not unknown and not strange:
             return Path(pattern.format(**values))
     except (ValueError, KeyError, IndexError) as error:
         raise OptionError(f"--output {pattern}: {error}; write {{{{ and }}}} for braces.") from None
+    if not unknown:
+        raise OptionError(f"--output {pattern}: {{{strange[0]}}} is not possible; write it like {{seed:010}}.")
     known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
     raise OptionError(f"--output {pattern}: unknown placeholder {{{unknown[0]}}}; there are {known}.")
 
@@ -98,3 +104,19 @@ def check(path: Path) -> None:
         check_output(path, overwrite=True)
     except OSError as error:
         raise OutputError(f"'{path}' can't be written ({error.strerror}); choose another name.") from None
+
+
+def check_folder(path: Path) -> None:
+    """Makes sure that files can be created in a folder, which may be new.
+
+    Raises:
+        OutputError: it is a file, or it or the folder around it can't be written.
+    """
+    from mobileo_mlx.errors import OutputError
+
+    if os.path.isdir(path):
+        check(path / "name.png")
+    elif os.path.lexists(path):
+        raise OutputError(f"'{path}' is a file; name a folder.")
+    else:
+        check(path)

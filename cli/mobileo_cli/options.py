@@ -242,7 +242,7 @@ def expand_seeds(seeds: Sequence[int] | None, count: int | None) -> list[int]:
     count = 1 if count is None else count
     if not 1 <= count <= 10_000:
         raise OptionError(f"--num-images {count}: choose a number from 1 to 10000.")
-    if wrong := [seed for seed in seeds or () if not 0 <= seed < 2**64 - count]:
-        raise OptionError(f"--seed {wrong[0]}: choose a number from 0 to 2**64 - 1.")
+    if wrong := [seed for seed in seeds or () if not 0 <= seed <= 2**64 - count]:
+        raise OptionError(f"--seed {wrong[0]}: choose a number from 0 to 2**64 - {count}.")
     starts = list(seeds) if seeds else [secrets.randbelow(2**32)]
     return list(dict.fromkeys(start + i for start in starts for i in range(count)))

@@ -34,16 +34,12 @@ class Session:
     Args:
         model: the model.
         sampling: keyword arguments of the library's `Chat.stream`.
-        loading: what the model was loaded with; goes into the metadata of drawn images.
         verbose: print timings and peak memory.
     """
 
-    def __init__(
-        self, model: MobileO, *, sampling: dict[str, Any], loading: dict[str, Any], verbose: bool = False
-    ) -> None:
+    def __init__(self, model: MobileO, *, sampling: dict[str, Any], verbose: bool = False) -> None:
         self.model = model
         self.sampling = sampling
-        self.loading = loading
         self.verbose = verbose
         self.chat = model.chat()
         self.transcript: list[dict[str, Any]] = []
@@ -138,7 +134,7 @@ class Session:
         self._draw("/edit", instruction, lambda seed: self.model.stream_edit(image, instruction, seed=seed), source)
 
     def _draw(self, command: str, prompt: str, start: Callable[[int], drawing.Stream], source: dict[str, str]) -> None:
-        job = drawing.plan_one(prompt, loading=self.loading, source=source, verbose=self.verbose)
+        job = drawing.plan_one(prompt, model=self.model.checkpoint.name, source=source, verbose=self.verbose)
         for file, image in drawing.run(job, self.model, start):
             printing.out(str(file))
             self.last_image = (str(file), image)

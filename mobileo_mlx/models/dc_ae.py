@@ -191,7 +191,8 @@ class Upsample(nn.Module):
         multiplications instead of 36, and the large image is never made.
         """
         batch, height, width, _ = x.shape
-        w = self.conv.weight  # (O, 3, 3, I)
+        # Summed in float32, so that in half precision the taps are rounded once.
+        w = self.conv.weight.astype(mx.float32)  # (O, 3, 3, I)
         rows = ((w[:, :1], w[:, 1:2] + w[:, 2:]), (w[:, :1] + w[:, 1:2], w[:, 2:]))
         padded = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
         phases = []
@@ -200,7 +201,7 @@ class Upsample(nn.Module):
             columns = ((v[:, :, :1], v[:, :, 1:2] + v[:, :, 2:]), (v[:, :, :1] + v[:, :, 1:2], v[:, :, 2:]))
             for j, taps in enumerate(columns):
                 part = padded[:, i : i + height + 1, j : j + width + 1]
-                phases.append(mx.conv2d(part, mx.concatenate(list(taps), axis=2)))
+                phases.append(mx.conv2d(part, mx.concatenate(list(taps), axis=2).astype(self.conv.weight.dtype)))
         y = mx.stack(phases, axis=3).reshape(batch, height, width, 2, 2, -1)
         return y.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1) + self.conv.bias
 

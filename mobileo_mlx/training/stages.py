@@ -1,4 +1,4 @@
-"""What each stage of training trains, at which rates: the paper's three stages, and one that fits a 16 GB Mac.
+"""What each stage of training trains, at which rates: the paper's three stages, and one that is meant for a 16 GB Mac.
 
 The numbers are those of the paper (arXiv 2602.20161, section 4.1 and its appendix) and of the original's scripts.
 """

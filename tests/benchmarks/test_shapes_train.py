@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.shapes import lessons, train
+from benchmarks.shapes.questions import QUESTION_TYPES
 from benchmarks.shapes.text import sample_caption, vocabulary
 from benchmarks.shapes.tiny import GRID, SIDE, tiny_config, tiny_tokenizer
 from benchmarks.shapes.world import Object, Scene
@@ -91,3 +92,11 @@ def test_lessons_are_the_captions_prompts(tokenizer):
     expected = [encode_prompt(tokenizer, generate_prompt(sample_caption(rng).text)) for _ in range(3)]
     for row, mask, ids in zip(sequences.ids, sequences.mask, expected, strict=True):
         assert row[mask].tolist() == ids
+
+
+def test_the_curriculum_ends_with_all_kinds():
+    assert set(lessons.kinds_at(0)) == {"colour", "shape"}
+    assert set(lessons.kinds_at(1)) == set(QUESTION_TYPES)
+    asked = lessons.questions(np.random.default_rng(0), Tokenizer(tiny_tokenizer()), 20, ("background",))
+    names = {scene.background for scene in asked.seen}
+    assert len(names) > 1  # the kind that was asked for, on scenes that suit it

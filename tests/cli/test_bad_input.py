@@ -331,6 +331,18 @@ def test_output_is_checked_before_the_model_is_loaded(refused: Refused) -> None:
     assert "previews" in refused("generate", "a cat", "-m", "also/missing", "--previews", "no/previews")
 
 
+def test_previews_into_a_file(refused: Refused, tiny_model: Path, work: Path) -> None:
+    (work / "file").touch()
+    (work / "link").symlink_to("nowhere")
+    for name in ("file", "link", "n" * 300):
+        assert name in refused("generate", "a cat", "-m", tiny_model, "--previews", name)
+
+
+@pytest.mark.parametrize("output", ["{seed:99999999999d}.png", "{seed:{seed}}.png"])
+def test_names_of_impossible_width(refused: Refused, tiny_model: Path, output: str) -> None:
+    assert output in refused("generate", "a cat", "-m", tiny_model, "-o", output)
+
+
 @pytest.fixture
 def unwritable(request: pytest.FixtureRequest, work: Path) -> Path:
     """A folder that can't be written; root may write everywhere but on a read-only file system."""

@@ -63,6 +63,8 @@ def test_seeds() -> None:
     assert options.expand_seeds([3, 4], 2) == [3, 4, 5]
     first, second = options.expand_seeds(None, 2)
     assert second == first + 1
+    assert options.expand_seeds([2**64 - 1], None) == [2**64 - 1]
+    assert options.expand_seeds([2**64 - 3], 3) == [2**64 - 3, 2**64 - 2, 2**64 - 1]
 
 
 @pytest.mark.parametrize(("seeds", "count"), [([-1], 1), ([2**64], 1), ([2**64 - 1], 2), ([1], 0), ([1], 10**9)])

@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from mobileo_mlx.errors import ConfigError
-from mobileo_mlx.models.dc_ae import DCAEConfig, Decoder, Encoder
+from mobileo_mlx.models.dc_ae import DCAEConfig, Decoder, Encoder, Upsample
 
 CONFIG = DCAEConfig(
     latent_channels=4,
@@ -61,6 +61,20 @@ def test_lists_of_a_json_file_become_tuples() -> None:
     config = DCAEConfig.from_dict(values)
     assert config.encoder_qkv_multiscales == ((), (), (5,))
     assert hash(config) == hash(DCAEConfig.from_dict(values))
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_taps_are_summed_before_they_are_rounded(dtype: mx.Dtype) -> None:
+    upsample = Upsample(1, 1, shortcut=False)
+    unit = mx.finfo(dtype).eps / 2
+    weight = mx.zeros((3, 3))
+    weight[1:, 1:] = mx.array([[1, 1.6 * unit], [0.9 * unit, 0.9 * unit]])
+    upsample.set_dtype(dtype)
+    upsample.conv.weight = weight.reshape(1, 3, 3, 1).astype(dtype)
+    upsample.conv.bias = mx.zeros((1,), dtype=dtype)
+    # The first of the four pixels that a small one becomes sees it through all four taps.
+    (y, *_) = upsample(mx.ones((1, 1, 1, 1), dtype=dtype)).flatten().tolist()
+    assert y == weight.sum().astype(dtype).item() > 1 + 2 * unit
 
 
 def test_half_precision_keeps_its_dtype() -> None:

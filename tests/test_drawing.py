@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mobileo_mlx.checkpoint import Checkpoint
+from mobileo_mlx.drawing import DrawingOptions, DrawingSettings, settle
+from mobileo_mlx.errors import OptionError
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model: Path):
+    return Checkpoint.open(tiny_model).config
+
+
+def settled(config, **options) -> DrawingSettings:
+    return settle(config, "generate", "a cat", **options)
+
+
+def test_the_options_are_those_that_are_settled() -> None:
+    parameters = inspect.signature(settle).parameters
+    options = {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    assert DrawingOptions.__annotations__.keys() == options - {"strength"}
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        (None, [0]),
+        (2**64 - 1, [2**64 - 1]),
+        (np.int64(5), [5]),
+        (np.uint64(2**64 - 1), [2**64 - 1]),
+        (np.arange(3), [0, 1, 2]),
+        (np.array(5), [5]),
+        ((4, np.int32(2)), [4, 2]),
+        (range(2), [0, 1]),
+    ],
+)
+def test_seeds(config, seed: object, expected: list[int]) -> None:
+    seeds = settled(config, seed=seed).seeds
+    assert seeds == expected
+    assert all(type(s) is int for s in seeds)  # JSON knows no other
+
+
+@pytest.mark.parametrize("seed", [True, np.bool_(True), [1, False], 1.0, "1", -1, 2**64, [], np.array(1.5)])
+def test_what_is_no_seed(config, seed: object) -> None:
+    with pytest.raises(OptionError, match="whole number from 0 to"):
+        settled(config, seed=seed)
+
+
+@pytest.mark.parametrize("option", [{"seed": 0}, {"width": 128}, {"height": 128}])
+def test_initial_latents_stand_alone(config, option: dict[str, int]) -> None:
+    latents = mx.zeros((2, 4, 3, config.dit.in_channels))
+    settings = settled(config, initial_latents=latents)
+    assert (settings.width, settings.height, settings.seeds) == (96, 128, [])
+    with pytest.raises(OptionError, match=f"stand for {next(iter(option))};"):
+        settled(config, initial_latents=latents, **option)

@@ -1,0 +1,243 @@
+"""The tasks of one model: what they compute, and which parts they read."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+from mobileo_mlx.checkpoint import Checkpoint
+from mobileo_mlx.diffusion import GenerationStep
+from mobileo_mlx.images import cover_crop, to_signed
+from mobileo_mlx.models.mobileo import COMPONENTS
+from mobileo_mlx.pipeline import MobileO
+from mobileo_mlx.schedulers import make_scheduler
+
+SMALL = {"width": 64, "height": 32}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> MobileO:
+    return MobileO.load(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    """Two pictures of large, smooth shapes that have nothing in common."""
+    red, blue = Image.new("RGB", (96, 64), (200, 60, 40)), Image.new("RGB", (96, 64), (40, 90, 220))
+    red.paste((240, 220, 90), (0, 0, 48, 64))
+    blue.paste((20, 20, 60), (0, 32, 96, 64))
+    return [red, blue]
+
+
+def steps_of(stream: Any) -> list[GenerationStep]:
+    return [event for event in stream if isinstance(event, GenerationStep)]
+
+
+def distance(first: Image.Image, second: Image.Image) -> float:
+    """The mean difference of two images, in levels of 255."""
+    return float(np.abs(np.asarray(first, np.float32) - np.asarray(second, np.float32)).mean())
+
+
+# Negative prompts
+
+SHORT, LONG = "a cat", "a small house beside a river, mountains at sunset and two stars above it"
+
+
+@pytest.mark.parametrize(("prompt", "negative"), [(SHORT, LONG), (LONG, SHORT), (SHORT, "a dog")])
+@pytest.mark.parametrize("seeds", [[3], [3, 4]])
+def test_a_negative_prompt_guides_as_two_runs_apart(
+    model: MobileO, prompt: str, negative: str, seeds: list[int]
+) -> None:
+    """One is padded to the length of the other, which must not change what the network makes of it."""
+    options = {"seed": seeds, "steps": 1, **SMALL}
+    (guided,) = steps_of(
+        model.stream_generate(prompt, negative_prompt=negative, guidance_scale=2.5, **options)  # type: ignore[arg-type]
+    )
+    toward, away = (
+        steps_of(model.stream_generate(text, guidance_scale=1.0, **options))[0].velocity  # type: ignore[arg-type]
+        for text in (prompt, negative)
+    )
+    assert not mx.allclose(toward, away, atol=1e-2)
+    assert mx.allclose(guided.velocity, away + 2.5 * (toward - away), atol=1e-4)
+
+
+@pytest.mark.parametrize("negative", [SHORT, LONG])
+def test_a_negative_prompt_of_an_edit_sees_the_image(
+    model: MobileO, pictures: list[Image.Image], negative: str
+) -> None:
+    options: dict[str, Any] = {"seed": 3, "steps": 1, **SMALL}
+    (guided,) = steps_of(
+        model.stream_edit(pictures[0], "a red cat", negative_prompt=negative, guidance_scale=2.5, **options)
+    )
+    toward, away = (
+        steps_of(model.stream_edit(pictures[0], text, guidance_scale=1.0, **options))[0].velocity
+        for text in ("a red cat", negative)
+    )
+    assert mx.allclose(guided.velocity, away + 2.5 * (toward - away), atol=1e-4)
+
+
+# The parts that a task reads
+
+DRAWING = {"llm", "diffusion_connector", "dit", "vae_decoder"}
+SEEING = {"vision_tower", "mm_projector"}
+Task = Callable[[MobileO, Image.Image], Any]
+TASKS: dict[str, tuple[set[str], Task]] = {
+    "generate": (DRAWING, lambda model, image: model.generate("a cat", steps=1)),
+    "generate with a negative prompt": (
+        DRAWING,
+        lambda model, image: model.generate("a cat", negative_prompt="a dog on a table", steps=1),
+    ),
+    "edit": (DRAWING | SEEING, lambda model, image: model.edit(image, "redder", steps=1)),
+    "edit from the image": (
+        DRAWING | SEEING | {"vae_encoder"},
+        lambda model, image: model.edit(image, "redder", steps=2, strength=0.9),
+    ),
+    "ask": ({"llm", "lm_head"} | SEEING, lambda model, image: model.ask(image, "What is this?", max_tokens=2)),
+    "talk": ({"llm", "lm_head"}, lambda model, image: model.chat().send("Who are you?", max_tokens=2)),
+}
+
+
+def without(tiny_model: Path, folder: Path, used: set[str]) -> Path:
+    """A copy of the model that has no files of any other component."""
+    shutil.copytree(tiny_model, folder)
+    for name in set(COMPONENTS) - used:
+        (folder / f"{name}.safetensors").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("files", ["all", "its own"])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_reads_its_own_parts_only(
+    tiny_model: Path,
+    tmp_path: Path,
+    pictures: list[Image.Image],
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    files: str,
+) -> None:
+    used, run = TASKS[task]
+    loaded: list[str] = []
+    load = Checkpoint.load
+
+    def recording(self: Checkpoint, component: str, **options: Any) -> Any:
+        loaded.append(component)
+        return load(self, component, **options)
+
+    monkeypatch.setattr(Checkpoint, "load", recording)
+    folder = tiny_model if files == "all" else without(tiny_model, tmp_path / "part", used)
+    run(MobileO.load(folder), pictures[0])
+    assert sorted(loaded) == sorted(used)
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments"),
+    [
+        ("generate", ["generate", "a cat", "--steps", "1", "-o", "out.png"]),
+        ("edit", ["edit", "in.png", "redder", "--steps", "1", "-o", "out.png"]),
+        ("ask", ["ask", "in.png", "What is this?", "--max-tokens", "2"]),
+    ],
+)
+def test_a_command_reads_its_own_parts_only(
+    tiny_model: Path, tmp_path: Path, pictures: list[Image.Image], task: str, arguments: list[str]
+) -> None:
+    part = without(tiny_model, tmp_path / "part", TASKS[task][0])
+    pictures[0].save(tmp_path / "in.png")
+    command = [str(Path(sysconfig.get_path("scripts")) / "mobileo-mlx"), *arguments, "-m", str(part)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert task == "ask" or (tmp_path / "out.png").exists()
+
+
+# Editing
+
+
+def test_latents_are_scaled(model: MobileO, pictures: list[Image.Image]) -> None:
+    factor = model.config.vae.scaling_factor
+    assert factor != 1
+    image = cover_crop(pictures[0], 64, 32)
+    latents = model.encode_latents(image)
+    assert mx.allclose(latents, model.component("vae_encoder")(to_signed(image)) * factor, atol=1e-5)
+    decoded = model.component("vae_decoder")(latents / factor)
+    assert mx.allclose(model.decode_array(latents), decoded, atol=1e-4)
+
+
+@pytest.mark.parametrize("scheduler", ["dpm++", "euler"])
+@pytest.mark.parametrize("strength", [0.3, 0.75, 0.95, 1.0])
+def test_strength_starts_between_the_image_and_noise(
+    model: MobileO, pictures: list[Image.Image], scheduler: str, strength: float
+) -> None:
+    sigmas = make_scheduler(scheduler, 12, 3.0).sigmas
+    noise_levels = [float(sigma) for sigma in sigmas[:-1] if sigma <= strength]
+    steps = steps_of(
+        model.stream_edit(
+            pictures[0],
+            "redder",
+            strength=strength,
+            seed=[5, 6],
+            steps=12,
+            scheduler=scheduler,
+            flow_shift=3.0,
+            **SMALL,
+        )
+    )
+    assert [step.steps for step in steps] == [len(noise_levels)] * len(steps)
+    assert [step.sigma for step in steps] == [*noise_levels[1:], 0.0]
+    sigma = noise_levels[0]
+    source = model.encode_latents(cover_crop(pictures[0], 64, 32))
+    noise = mx.concatenate([model.noise(seed, 64, 32) for seed in (5, 6)])
+    # Both samplers predict the clean latents as x - sigma velocity.
+    first = steps[0].denoised + sigma * steps[0].velocity
+    assert mx.allclose(first, (1 - sigma) * source + sigma * noise, atol=1e-4)
+
+
+def test_little_strength_keeps_the_image(model: MobileO, pictures: list[Image.Image]) -> None:
+    for picture in pictures:
+        (decoded,) = model.decode_latents(model.encode_latents(cover_crop(picture, 64, 32)))
+        options: dict[str, Any] = {"steps": 400, "flow_shift": 1.0, **SMALL}
+        little = model.edit(picture, "redder", strength=0.003, **options)
+        assert distance(little.images[0], decoded) < 3
+        much = model.edit(picture, "redder", strength=0.9, **{**options, "steps": 4})
+        assert distance(much.images[0], decoded) > 20
+
+
+def test_an_edit_without_strength_sees_the_image_through_the_language_model_alone(
+    model: MobileO, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"steps": 2, "seed": 3, **SMALL}
+    first, second = (model.edit(picture, "redder", **options) for picture in pictures)
+    assert not mx.allclose(first.latents, second.latents, atol=1e-2)
+    with_strength = [model.edit(picture, "redder", strength=0.99, **options) for picture in pictures]
+    features = model.encode_image(pictures[0])
+    monkeypatch.setattr(model, "encode_image", lambda image: features)
+    blind = model.edit(pictures[1], "redder", **options)
+    assert mx.array_equal(blind.latents, first.latents)
+    # With strength the pixels do count, whatever the language model sees.
+    assert not mx.allclose(
+        model.edit(pictures[1], "redder", strength=0.99, **options).latents, with_strength[0].latents, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"strength": 0.9}, {"negative_prompt": LONG}, {"strength": 1.0}])
+def test_a_seed_gives_the_same_edit_alone_and_in_a_batch(
+    model: MobileO, pictures: list[Image.Image], options: dict[str, Any]
+) -> None:
+    options = {"steps": 3, **SMALL, **options}
+    together = model.edit(pictures[0], "redder", seed=[5, 6, 7], **options)
+    assert not mx.allclose(together.latents[0], together.latents[1], atol=0.1)
+    for row, seed in enumerate([5, 6, 7]):
+        alone = model.edit(pictures[0], "redder", seed=seed, **options)
+        assert mx.allclose(together.latents[row], alone.latents[0], atol=1e-4)
+
+
+def test_the_largest_seed(model: MobileO) -> None:
+    largest, before = (model.noise(seed, 32, 32) for seed in (2**64 - 1, 2**64 - 2))
+    assert not mx.allclose(largest, before, atol=0.1)
