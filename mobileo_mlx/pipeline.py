@@ -204,7 +204,7 @@ class MobileO:
     def encode_latents(self, image: Image.Image) -> mx.array:
         """Scaled latents of an image, (1, h, w, latent_channels) float32."""
         encoder = self.component("vae_encoder")
-        x = to_signed(image).astype(encoder.conv_in.weight.dtype)
+        x = to_signed(image).astype(encoder.conv_out.weight.dtype)
         return _in_turn(encoder.blocks(), x).astype(mx.float32) * self.config.vae.scaling_factor
 
     def decode_array(self, latents: mx.array) -> mx.array:

@@ -48,6 +48,8 @@ def test_the_exported_model_runs(school):
     assert result.images[0].size == (SIDE, SIDE)
     assert isinstance(model.ask(result.images[0], "what color is the star?", max_tokens=4).text, str)
     assert model.edit(result.images[0], "make the star blue", steps=2).images[0].size == (SIDE, SIDE)
+    # The encoder halves the image at once, which the published one does not.
+    assert model.edit(result.images[0], "make the star blue", steps=4, strength=0.7).images[0].size == (SIDE, SIDE)
 
 
 def test_a_stage_needs_those_before_it(tmp_path):
