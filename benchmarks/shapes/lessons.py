@@ -19,13 +19,13 @@ from .world import UNITS, Scene, pick
 
 # What has to find an object first is hard, so it is asked more often.
 ALL_KINDS = (*QUESTION_TYPES, "colour", "presence", "presence", "relation", "relation", "relation", "where", "where")
-# One thing after the other: finding an object by its name is learned in some hundred steps where little else is asked,
-# and hardly at all in a mixture of all kinds.
+# One thing after the other, each up to a share of the way: finding an object by its name is learned in some hundred
+# steps where little else is asked, and hardly at all in a mixture of all kinds. Relations take longest.
 _CURRICULUM = (
-    ("colour", "shape"),
-    ("colour", "shape", "presence", "count"),
-    ("colour", "shape", "presence", "relation", "where"),
-    ALL_KINDS,
+    (0.1, ("colour", "shape")),
+    (0.2, ("colour", "shape", "presence", "count")),
+    (0.7, ("where", "where", "relation", "colour")),
+    (1.0, ALL_KINDS),
 )
 _ROWS, _COLUMNS = "ABCD", "EFGH"
 
@@ -70,7 +70,7 @@ def edits(rng: np.random.Generator, tokenizer: Tokenizer, size: int) -> Sequence
 
 def kinds_at(progress: float) -> Sequence[str]:
     """The kinds of questions to ask at a share of the way, from 0 to 1."""
-    return _CURRICULUM[min(int(progress * len(_CURRICULUM)), len(_CURRICULUM) - 1)]
+    return next(kinds for until, kinds in _CURRICULUM if progress <= until)
 
 
 def questions(rng: np.random.Generator, tokenizer: Tokenizer, size: int, kinds: Sequence[str] = ALL_KINDS) -> Sequences:
