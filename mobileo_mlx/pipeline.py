@@ -21,6 +21,7 @@ from .checkpoint import Checkpoint, parse_dtype
 from .diffusion import GenerationStep, denoise
 from .drawing import DrawingOptions, DrawingSettings, plan_steps, settle
 from .errors import PromptError
+from .hub import DEFAULT_MODEL
 from .images import cover_crop, from_array, load_image, preprocess, to_signed
 from .models.mobileo import MobileOConfig
 from .prompts import SYSTEM_PROMPT, edit_prompt, encode_prompt, generate_prompt
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
     ImageSource = str | Path | bytes | Image.Image
-
-DEFAULT_MODEL = "Amshaker/Mobile-O-0.5B"
 
 
 class MobileO:

@@ -23,11 +23,11 @@ from .models.mobileo import COMPONENTS, MobileOConfig, build
 from .models.qwen2 import Qwen2Config
 from .models.sana import SanaConfig
 from .tensor_files import write_tensors
+from .tokenizer import END_OF_TEXT, IM_END, IM_START
 
 if TYPE_CHECKING:
     import tokenizers
 
-END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END, "[IMG]", "[/IMG]", "<image>")
 
 # Enough text for some dozens of merges, so that tokens are not single bytes; the prompts' own words are in it.
