@@ -348,16 +348,27 @@ def test_unknown_prompts(reference: Path, small: Path, run: Run) -> None:
     ],
 )
 def test_the_ratio_to_the_originals_own_rounding(error: float, rounding: float, expected: str) -> None:
-    reference = np.array([1.0, 0.5])
-    check = compare(
-        "mcp", "case", "output", reference + np.array([0, error]), reference, Tolerance("relative", 1e-5), rounding
-    )
+    reference = np.linspace(1.0, 0.5, 32)
+    ours = reference.copy()
+    ours[-1] += error
+    check = compare("mcp", "case", "output", ours, reference, Tolerance("relative", 1e-5), rounding)
     assert check.note.startswith(expected)
     assert bool(check.note) == bool(expected)
     assert check.large_ratio == bool(expected)
     assert check.verdict == ("pass" if not expected or "happens to round well" in expected else "fail")
     if rounding:
         assert check.ratio == pytest.approx(error / rounding)
+
+
+def test_the_rounding_of_a_single_number_says_little() -> None:
+    one, many = (
+        compare("training", "case", "loss", x + 8e-6, x, Tolerance("relative", 1e-4), 1e-8)
+        for x in (np.ones(1), np.ones(32))
+    )
+    assert one.large_ratio
+    assert one.verdict == "pass"
+    assert one.note.startswith("the rounding of 1 value ")
+    assert many.verdict == "fail"
 
 
 def test_a_large_ratio_without_an_explanation_fails_the_run(

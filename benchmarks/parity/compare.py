@@ -13,6 +13,7 @@ Measure = Literal["relative", "absolute", "exact", "levels"]
 
 RATIO_LIMIT = 20.0
 FEW_UNITS = 16  # half units in the last place of the largest value: what a handful of float32 operations may lose
+FEW_VALUES = 16  # the largest rounding error of so few is no measure of what is usual
 EQUAL_LEVELS = 0.999  # share of an 8-bit image's values that have to be equal; the others are one level off
 
 
@@ -149,7 +150,7 @@ def compare(
     elif not passed:
         note = f"the error is {relative if allowed.measure == 'relative' else max_abs:.1e}, and {allowed} is allowed"
     elif ratio is not None and ratio > RATIO_LIMIT:
-        note = _explanation(relative)
+        note = _explanation(relative, b.size)
         if not note:
             passed, note = False, f"the ratio {ratio:.1f} is not explained: look for a cause"
     return Check(component, case, name, "pass" if passed else "fail", allowed, max_abs, relative, ratio, note)
@@ -167,11 +168,13 @@ def unexercised(component: str, case: str, name: str, note: str = "") -> Check:
     return Check(component, case, name, "not exercised", note=note)
 
 
-def _explanation(relative: float) -> str:
+def _explanation(relative: float, size: int) -> str:
     """Why the original's rounding is so much smaller than our error, where that is harmless; "" where it is not."""
     units = relative / 2**-24
     if units <= FEW_UNITS:
         return f"the original happens to round well: ours is {units:.0f} half units in the last place of the maximum"
+    if size < FEW_VALUES:
+        return f"the rounding of {size} value{'s' * (size > 1)} is a matter of luck, and says little"
     return ""
 
 
