@@ -22,9 +22,9 @@ ALL_KINDS = (*QUESTION_TYPES, "colour", "presence", "presence", "relation", "rel
 # One thing after the other, each up to a share of the way: finding an object by its name is learned in some hundred
 # steps where little else is asked, and hardly at all in a mixture of all kinds. Relations take longest.
 _CURRICULUM = (
-    (0.1, ("colour", "shape")),
-    (0.2, ("colour", "shape", "presence", "count")),
-    (0.7, ("where", "where", "relation", "colour")),
+    (0.12, ("colour", "shape")),
+    (0.24, ("colour", "shape", "presence", "count")),
+    (0.5, ("where", "where", "relation", "colour")),
     (1.0, ALL_KINDS),
 )
 _ROWS, _COLUMNS = "ABCD", "EFGH"

@@ -70,7 +70,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("autoencoder", 2000, pictures=16, learning_rate=3e-3, seed=0),
-        Stage("questions", 3000, questions=64, learning_rate=1e-3, decay=0.2, seed=1),
+        Stage("questions", 2500, questions=64, learning_rate=1e-3, decay=0.2, seed=1),
         Stage("vision", 1800, pictures=64, learning_rate=1e-3, seed=2),
         Stage("drawing", 1800, captions=20, edits=8, questions=24, learning_rate=2e-3, decay=0.35, ema=0.999, seed=3),
         Stage("joint", 600, captions=16, edits=16, questions=24, learning_rate=3e-4, ema=0.999, seed=4),
