@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mobileo_mlx.errors import OptionError
+
 from .text import NUMBERS, OPPOSITES, RELATIONS, a, all_descriptions, describe, noun_phrase, plural, relation_between
 from .world import WORLD, Object, Pair, Scene, World, pick, sample_scene
 
@@ -40,7 +42,13 @@ def sample_question(
     held_out: bool | None = False,
     world: World = WORLD,
 ) -> Question:
-    """A question of a kind (by default any) about a scene that suits it; none is about a background if `held_out`."""
+    """A question of a kind (by default any) about a scene that suits it; none is about a background if `held_out`.
+
+    Raises:
+        OptionError: that combination is asked for all the same.
+    """
+    if held_out and kind == "background":
+        raise OptionError("a question about the background names no held-out pair; choose another kind.")
     kinds = tuple(name for name in QUESTION_TYPES if not (held_out and name == "background"))
     kind = pick(rng, kinds) if kind is None else kind
     categories, weights = zip(*_SCENES_FOR[kind].items(), strict=True)

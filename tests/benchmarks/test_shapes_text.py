@@ -18,6 +18,7 @@ from benchmarks.shapes.text import (
     vocabulary,
 )
 from benchmarks.shapes.world import CATEGORIES, COLOURS, HELD_OUT, SHAPES, WORLD, Object, Scene
+from mobileo_mlx.errors import OptionError
 
 C, S, BG = "|".join(COLOURS), "|".join(SHAPES), "white|gray|cyan|beige"
 REL = "to the left of|to the right of|above|below"
@@ -212,6 +213,11 @@ def test_held_out_samples(sample: Callable) -> None:
         thing = sample(rng, held_out=True)
         pairs = thing.pairs if sample is sample_question else thing.before.pairs | thing.after.pairs
         assert pairs & HELD_OUT
+
+
+def test_no_held_out_question_is_about_the_background() -> None:
+    with pytest.raises(OptionError, match="background"):
+        sample_question(np.random.default_rng(0), "background", held_out=True)
 
 
 def test_held_out_captions_name_the_pair() -> None:
