@@ -12,6 +12,7 @@ checkpoints into a folder of its own.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from mobileo_mlx.files import atomic_write
 from mobileo_mlx.models.fastvithd import FastViTHD
 from mobileo_mlx.models.mobileo import MobileOConfig
 from mobileo_mlx.tokenizer import Tokenizer
-from mobileo_mlx.training.checkpoints import checkpoints
+from mobileo_mlx.training.checkpoints import checkpoints, read_metrics
 from mobileo_mlx.training.loop import Fit, StepReport
 
 from . import autoencoder, lessons
@@ -327,7 +328,7 @@ def _pool(school: School) -> dict[str, tuple[dict[str, np.ndarray], list[Scene]]
 
 
 def export(folder: Path, destination: Path) -> None:
-    """Writes what the stages have learned as a model in our layout, float16.
+    """Writes what the stages have learned as a model in our layout, float16, and the log of its training beside it.
 
     Raises:
         CheckpointError: a stage is not done.
@@ -351,3 +352,13 @@ def export(folder: Path, destination: Path) -> None:
             write_tensors(temporary / f"{component}.safetensors", tensors)
         school.tokenizer.save(temporary / "tokenizer.json")
         write_config(temporary, school.config, COMPONENTS)
+        with (temporary / "training.jsonl").open("w", encoding="utf-8") as log:
+            log.writelines(_log(folder))
+
+
+def _log(folder: Path) -> Iterator[str]:
+    """Lines of JSON: the first, every 50th and the last step of each stage."""
+    for name, stage in STAGES.items():
+        for entry in read_metrics(folder / name):
+            if entry["step"] == 1 or entry["step"] % 50 == 0 or entry["step"] == stage.steps:
+                yield json.dumps({"stage": name, **entry}) + "\n"

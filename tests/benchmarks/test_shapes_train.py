@@ -1,5 +1,6 @@
 """All stages of the small model's training, a few steps each: what comes out is a model that draws and answers."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,15 @@ def test_the_exported_model_runs(school):
     assert model.edit(result.images[0], "make the star blue", steps=2).images[0].size == (SIDE, SIDE)
     # The encoder halves the image at once, which the published one does not.
     assert model.edit(result.images[0], "make the star blue", steps=4, strength=0.7).images[0].size == (SIDE, SIDE)
+
+
+def test_the_log_of_the_training_is_kept_beside_the_model(school):
+    lines = (school / "model" / "training.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert [(entry["stage"], entry["step"]) for entry in entries] == [
+        (name, i) for name in train.STAGES for i in (1, 4)
+    ]
+    assert all(np.isfinite(entry["loss"]) for entry in entries)
 
 
 def test_a_stage_needs_those_before_it(tmp_path):
