@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     render.set_defaults(run=run_render)
 
     train = commands.add_parser("train", help="teach the small model from nothing, stage by stage")
-    train.add_argument("--stage", default="all", help="autoencoder, questions, vision, drawing, joint, export, or all")
+    train.add_argument(
+        "--stage", default="all", help="autoencoder, decoder, questions, vision, drawing, joint, export, all"
+    )
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="a stopped run goes on from here")
     train.set_defaults(run=run_train)
 

@@ -11,11 +11,13 @@ import numpy as np
 from mobileo_mlx.models.mobileo import MobileOConfig, build
 
 from .tiny import SIDE
-from .world import BACKGROUNDS, LAYOUTS, RGB, WORLD, Object, Scene, pick, render_batch
+from .world import BACKGROUNDS, LAYOUTS, NEW_COLOURS, NEW_SHAPES, RGB, WORLD, Object, Scene, World, pick, render_batch
 
 OBJECT_WEIGHT = 3.0  # objects are a small part of the pixels and all of what counts
 LATENT_NOISE = 0.05  # the decoder has to bear what sampling leaves
 MOMENTS_WEIGHT = 0.01  # without it the latents drift to any scale
+# With all that the model may be taught later: what can't be painted can't be learned.
+WIDE = World((*WORLD.shapes, *NEW_SHAPES), (*WORLD.colours, *NEW_COLOURS))
 
 
 class Autoencoder(nn.Module):
@@ -25,16 +27,16 @@ class Autoencoder(nn.Module):
         self.vae_decoder = build("vae_decoder", config)
 
 
-def any_scene(rng: np.random.Generator) -> Scene:
+def any_scene(rng: np.random.Generator, world: World = WORLD) -> Scene:
     """One to four objects of any kind, held-out pairs among them: the autoencoder knows no words."""
     layout = pick(rng, LAYOUTS[1 + int(rng.integers(4))])
-    return Scene(tuple(Object(*pick(rng, WORLD.pairs), *place) for place in layout), pick(rng, BACKGROUNDS))
+    return Scene(tuple(Object(*pick(rng, world.pairs), *place) for place in layout), pick(rng, BACKGROUNDS))
 
 
-def batch(seed: int, size: int, step: int, part: int) -> dict[str, mx.array]:
+def batch(seed: int, size: int, step: int, part: int, *, world: World = WORLD) -> dict[str, mx.array]:
     """Pictures (B, SIDE, SIDE, 3) in [-1, 1] and the weight of each pixel (B, SIDE, SIDE, 1)."""
     rng = np.random.default_rng([seed, step, part])
-    scenes = [any_scene(rng) for _ in range(size)]
+    scenes = [any_scene(rng, world) for _ in range(size)]
     pixels = render_batch(scenes, SIDE)
     ground = np.array([RGB[scene.background] for scene in scenes], np.uint8)[:, None, None]
     objects = (pixels != ground).any(axis=-1, keepdims=True)

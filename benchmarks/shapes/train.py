@@ -1,6 +1,7 @@
-"""Teaches the small model from nothing, in five stages, each of which goes on where it was stopped.
+"""Teaches the small model from nothing, in six stages, each of which goes on where it was stopped.
 
 autoencoder  DC-AE on pictures.
+decoder      its decoder alone, on pictures that hold what may be taught later too; the latents stay what they are.
 questions    the language model answers about scenes that it is told in symbols.
 vision       the vision tower learns to say these symbols of pictures.
 drawing      the diffusion transformer, from captions and from edits of scenes told in symbols; questions go on.
@@ -45,7 +46,7 @@ from .students import (
     symbol_ids,
 )
 from .tiny import SIDE, tiny_config, tiny_tokenizer
-from .world import Scene, render_batch
+from .world import WORLD, Scene, render_batch
 
 SHIFT = 6.0  # of the noise levels, as in sampling: the layout is decided at high noise
 QUESTION_WEIGHT = 0.3
@@ -71,6 +72,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("autoencoder", 2000, pictures=16, learning_rate=3e-3, seed=0),
+        Stage("decoder", 1000, pictures=16, learning_rate=1e-3, seed=5),
         Stage("questions", 2500, questions=64, learning_rate=1e-3, decay=0.2, seed=1),
         Stage("vision", 1800, pictures=64, learning_rate=1e-3, seed=2),
         Stage("drawing", 3600, captions=20, edits=8, questions=8, learning_rate=2e-3, decay=0.35, ema=0.999, seed=3),
@@ -157,6 +159,18 @@ def _autoencoder(school: School, stage: Stage) -> Setup:
     return Autoencoder(school.config), batches, autoencoder.loss
 
 
+def _decoder(school: School, stage: Stage) -> Setup:
+    model = Autoencoder(school.config)
+    model.update(tree_unflatten(school.learned("autoencoder", "vae_encoder", "vae_decoder")))
+    model.vae_encoder.freeze()
+
+    def batches(step: int, part: int) -> Batch:
+        world = autoencoder.WIDE if step % 2 else WORLD
+        return autoencoder.batch(stage.seed, stage.pictures, step, part, world=world)
+
+    return model, batches, autoencoder.loss
+
+
 def _questions(school: School, stage: Stage) -> Setup:
     def batches(step: int, part: int) -> Batch:
         rng = np.random.default_rng([stage.seed, step, part])
@@ -241,6 +255,7 @@ def _joint(school: School, stage: Stage) -> Setup:
 
 _SETUPS: dict[str, Callable[[School, Stage], Setup]] = {
     "autoencoder": _autoencoder,
+    "decoder": _decoder,
     "questions": _questions,
     "vision": _vision,
     "drawing": _drawing,
@@ -342,7 +357,7 @@ def export(folder: Path, destination: Path) -> None:
 
     school = School.at(folder)
     learned = dict(school.learned("joint", *COMPONENTS))
-    learned |= dict(school.learned("autoencoder", "vae_encoder", "vae_decoder"))
+    learned |= dict(school.learned("autoencoder", "vae_encoder")) | dict(school.learned("decoder", "vae_decoder"))
     with atomic_folder(destination) as temporary:
         for component in COMPONENTS:
             parameters = named_parameters(build(component, school.config))
