@@ -1,0 +1,158 @@
+"""Models at the published sizes with no download: the real configuration, and weights that are made up.
+
+They go through the same loader, pipeline and networks as a checkpoint on disk; so latency, memory and the operations
+are those of the real model, and the images and answers mean nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mobileo_weights import SIZES, manifest, upstream_config
+
+from mobileo_mlx import MobileO
+from mobileo_mlx.checkpoint import Checkpoint, kept_random_state, named_parameters
+from mobileo_mlx.errors import OptionError
+from mobileo_mlx.models.mobileo import COMPONENTS, MobileOConfig, build
+from mobileo_mlx.prompts import IMAGE_TOKEN_INDEX, ask_prompt, encode_prompt, generate_prompt
+from mobileo_mlx.random_model import write_random_model
+from mobileo_mlx.tensor_files import TensorInfo
+from mobileo_mlx.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Weights = dict[str, mx.array]
+
+
+def official_config(size: str) -> MobileOConfig:
+    """The configuration of the official checkpoint "0.5b" or "1.5b".
+
+    Raises:
+        OptionError: another size.
+    """
+    name = size.upper()
+    if name not in SIZES:
+        raise OptionError(f"there is no size {size!r}; there are {', '.join(s.lower() for s in SIZES)}.")
+    return MobileOConfig.from_upstream(upstream_config(name), manifest(name))
+
+
+@dataclass(frozen=True)
+class SyntheticCheckpoint(Checkpoint):
+    """A checkpoint whose tensors come from a function instead of files.
+
+    Attributes:
+        read: the weights of a component, by our names; as random as a new network's by default.
+        evaluate: whether loading computes them, so that they count as resident from then on.
+    """
+
+    read: Callable[[str], Weights] | None = None
+    evaluate: bool = True
+
+    def load(self, component: str, **options: Any) -> nn.Module:
+        module = super().load(component, **options)
+        if self.evaluate:
+            for array in named_parameters(module).values():  # one by one: random bits take memory too
+                mx.eval(array)
+            mx.clear_cache()
+        return module
+
+    def load_tokenizer(self) -> Tokenizer:
+        """A small byte-level tokenizer: its ids are all within the vocabulary, and `prompt_of` counts its tokens."""
+        with tempfile.TemporaryDirectory() as folder:
+            write_random_model(Path(folder) / "tiny")
+            return Tokenizer.load(Path(folder) / "tiny")
+
+    def _read(self, component: str) -> tuple[Weights, dict[str, tuple[int, ...]]]:
+        return (self.read or (lambda name: random_weights(name, self.config)))(component), {}
+
+
+def random_weights(component: str, config: MobileOConfig) -> Weights:
+    """A new network's random weights, not computed yet."""
+    with kept_random_state():
+        return named_parameters(build(component, config))
+
+
+def synthetic_model(
+    config: MobileOConfig,
+    *,
+    read: Callable[[str], Weights] | None = None,
+    evaluate: bool = True,
+    dtype: mx.Dtype | None = None,
+    quantize: dict[str, int] | None = None,
+) -> MobileO:
+    """A model of that configuration with made-up weights; see `SyntheticCheckpoint`.
+
+    They are stored in float16, as far as the default dtype is concerned.
+    """
+    checkpoint = SyntheticCheckpoint(
+        name="random weights",
+        location="random weights",
+        path=Path("random-weights"),
+        layout="mobileo-mlx",
+        config=config,
+        tied=False,
+        _tensors={component: _infos(component, config) for component in COMPONENTS},
+        read=read,
+        evaluate=evaluate,
+    )
+    return MobileO(checkpoint, dtype=dtype, quantize=quantize)
+
+
+def with_layers(config: MobileOConfig, layers: int, *, llm: bool = False) -> MobileOConfig:
+    """The configuration with fewer blocks in the DiT, or with `llm` in the language model."""
+    if llm:
+        return dataclasses.replace(config, llm=dataclasses.replace(config.llm, num_hidden_layers=layers))
+    return dataclasses.replace(config, dit=dataclasses.replace(config.dit, num_layers=layers))
+
+
+def prompt_of(tokens: int, tokenizer: Tokenizer, *, first_word: str = "a") -> str:
+    """A caption with which the whole request to draw takes that many tokens."""
+    return _padded(tokens, first_word, lambda text: len(encode_prompt(tokenizer, generate_prompt(text))))
+
+
+def question_of(tokens: int, tokenizer: Tokenizer, *, first_word: str = "what") -> str:
+    """A question about one image with which that many tokens come after the image."""
+
+    def after_image(text: str) -> int:
+        ids = encode_prompt(tokenizer, ask_prompt(text))
+        return len(ids) - 1 - ids.index(IMAGE_TOKEN_INDEX)
+
+    return _padded(tokens, first_word, after_image)
+
+
+def positions_before_image(tokenizer: Tokenizer) -> int:
+    """How many tokens of a question's prompt come before the image."""
+    return encode_prompt(tokenizer, ask_prompt("x")).index(IMAGE_TOKEN_INDEX)
+
+
+def random_image(side: int, seed: int = 0) -> Image.Image:
+    """A picture of noise, as large as the vision tower sees it."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8))
+
+
+def _padded(tokens: int, text: str, count: Callable[[str], int]) -> str:
+    """`text` with digits after it, each of which is a token of its own in every tokenizer of this family."""
+    missing = tokens - count(text)
+    if missing > 0:
+        text += " " + "".join(str(i % 10) for i in range(missing))
+        while count(text) > tokens:  # the space was a token too
+            text = text[:-1]
+    return text
+
+
+def _infos(component: str, config: MobileOConfig) -> dict[str, TensorInfo]:
+    file = Path(f"{component}.safetensors")
+    shapes: dict[str, Sequence[int]] = {name: a.shape for name, a in random_weights(component, config).items()}
+    return {name: TensorInfo(name, "F16", tuple(shape), file, 2 * math.prod(shape)) for name, shape in shapes.items()}
