@@ -32,10 +32,10 @@ BACKENDS = ("metal", "cpu")
 
 # They change how an array is looked at, or make a constant, and start no kernel of their own. (A reshape of a
 # transposed array is a copy; the graph does not say which ones are.)
-VIEWS = frozenset(
-    ("Arange", "AsStrided", "Broadcast", "BroadcastAxes", "Contiguous", "Depends", "ExpandDims", "Flatten", "Full")
-    + ("Reshape", "Slice", "Split", "Squeeze", "StopGradient", "Transpose", "Unflatten", "View")
-)
+VIEWS = frozenset({
+    "Arange", "AsStrided", "Broadcast", "BroadcastAxes", "Contiguous", "Depends", "ExpandDims", "Flatten", "Full",
+    "Reshape", "Slice", "Split", "Squeeze", "StopGradient", "Transpose", "Unflatten", "View",
+})  # fmt: skip
 _PRODUCTS = frozenset(
     ("Matmul", "AddMM", "Convolution", "QuantizedMatmul", "GatherMM", "GatherQMM", "ScaledDotProductAttention")
 )

@@ -45,6 +45,13 @@ def official_config(size: str) -> MobileOConfig:
     return MobileOConfig.from_upstream(upstream_config(name), manifest(name))
 
 
+def tiny_config() -> MobileOConfig:
+    """The configuration of the small random model, to try a benchmark out."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_random_model(Path(folder) / "tiny")
+        return Checkpoint.open(Path(folder) / "tiny").config
+
+
 @dataclass(frozen=True)
 class SyntheticCheckpoint(Checkpoint):
     """A checkpoint whose tensors come from a function instead of files.

@@ -1,0 +1,313 @@
+"""The paper's table on this machine: `python -m benchmarks.latency --model MODEL`, or `--random-weights`.
+
+Random weights take as long as trained ones, and need no download. Writes latency.json, latency.md and latency.png.
+Exit status: 0 done, 2 it can't be done, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import common
+from .common import Timing
+
+if TYPE_CHECKING:
+    from mobileo_mlx import MobileO
+
+STEPS = 20
+ANSWER_TOKENS = 64  # over which the speed of decoding is measured
+PROMPT_TOKENS = 60
+POSITIONS = 300  # of a question about an image, the image included
+ROWS = ("vision", "first_token", "second_question", "decode", "image", "edit")
+
+# Mobile-O (arXiv 2602.20161), table 6: vision encoder in ms, time to the first token in ms, an image in s; mean and
+# standard deviation. "Time to the first token" there is the vision encoder and the forward pass. The spread of
+# Janus' image on the MacBook is printed as 15614, which can't be right, and is left out.
+Spread = tuple[float, float | None]
+PAPER: tuple[tuple[str, str, Spread, Spread, Spread], ...] = (
+    ("MacBook M2 Pro", "Janus", (783, 244), (289, 19), (201, None)),
+    ("MacBook M2 Pro", "JanusFlow", (1909, 466), (935, 172), (24, 0.8)),
+    ("MacBook M2 Pro", "Show-O", (699, 107), (797, 5), (47, 0.2)),
+    ("MacBook M2 Pro", "Mobile-O-0.5B", (56, 7), (187, 31), (4, 0.5)),
+    ("Jetson Orin Nano", "Janus", (745, 19), (749, 19), (44, 0.8)),
+    ("Jetson Orin Nano", "JanusFlow", (741, 27), (745, 27), (22, 0.1)),
+    ("Jetson Orin Nano", "Show-O", (403, 4), (720, 14), (52, 4)),
+    ("Jetson Orin Nano", "Mobile-O-0.5B", (88, 7), (488, 9), (4, 0.6)),
+    ("iPhone 17 Pro", "Mobile-O-0.5B", (102, 4), (248, 10), (3, 0.5)),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one task.
+
+    Attributes:
+        timing: wall time in seconds, of "decode" the time of one token.
+        processor: processor time of the same runs, which other work on the machine changes less.
+        peak_memory: bytes that MLX held at most, weights included.
+    """
+
+    name: str
+    timing: Timing
+    processor: Timing
+    peak_memory: int
+
+
+class Tasks:
+    """The six tasks on one model; a run returns by what its time is to be divided."""
+
+    def __init__(self, model: MobileO, *, steps: int = STEPS, size: int | None = None):
+        from .synthetic import positions_before_image, prompt_of, question_of
+
+        self.model, self.steps, self.size = model, steps, size
+        self._tokenizer = model.tokenizer
+        self._seed = 0
+        self._prompt = prompt_of(PROMPT_TOKENS, self._tokenizer)
+        rest = POSITIONS - model.config.image_tokens - positions_before_image(self._tokenizer)
+        self._question = question_of(rest, self._tokenizer)
+        self._second = question_of(30, self._tokenizer, first_word="where")
+
+    def prepared(self, name: str) -> Callable[[], int]:
+        """A run of a task with a picture that was not seen before, so that no cache can help; what it needs is made."""
+        from .synthetic import random_image
+
+        self._seed += 1
+        image = random_image(self.model.config.image_size, self._seed)
+        if name == "second_question":
+            self._answer(image, self._question)
+        if name == "decode":
+            return self._decoding()
+        return {
+            "vision": lambda: self._see(image),
+            "first_token": lambda: self._answer(image, self._question),
+            "second_question": lambda: self._answer(image, self._second),
+            "image": lambda: self._draw(),
+            "edit": lambda: self._edit(image),
+        }[name]
+
+    def _see(self, image: Any) -> int:
+        import mlx.core as mx
+
+        mx.eval(self.model.encode_image(image))
+        return 1
+
+    def _answer(self, image: Any, question: str) -> int:
+        self.model.ask(image, question, max_tokens=1)
+        return 1
+
+    def _draw(self) -> int:
+        self.model.generate(self._prompt, steps=self.steps, seed=self._seed, width=self.size, height=self.size)
+        return 1
+
+    def _edit(self, image: Any) -> int:
+        self.model.edit(image, "make it blue", steps=self.steps, seed=self._seed, width=self.size, height=self.size)
+        return 1
+
+    def _decoding(self) -> Callable[[], int]:
+        """An answer after its first token. No token ends it: random weights choose one now and then."""
+        import mlx.core as mx
+
+        from mobileo_mlx.decoding import decode
+
+        llm = self.model.component("llm")
+        tokens = decode(
+            llm,
+            self.model.lm_head(),
+            llm.embed_tokens(mx.arange(POSITIONS)[None] % self.model.config.llm.vocab_size),
+            llm.make_cache(),
+            max_tokens=ANSWER_TOKENS + 1,
+        )
+
+        next(tokens)
+        return lambda: sum(1 for _ in tokens)
+
+
+def measure(tasks: Tasks, names: Sequence[str], *, warmup: int, runs: int) -> Iterator[Row]:
+    """Each task `warmup` times unmeasured, then `runs` times."""
+    import mlx.core as mx
+
+    for name in names:
+        wall, processor, peak = [], [], 0
+        for i in range(warmup + runs):
+            run = tasks.prepared(name)
+            mx.reset_peak_memory()
+            before, begin = time.process_time(), time.perf_counter()
+            units = run()
+            seconds, cpu = time.perf_counter() - begin, time.process_time() - before
+            if i >= warmup:
+                wall.append(seconds / units)
+                processor.append(cpu / units)
+                peak = max(peak, mx.get_peak_memory())
+        yield Row(name, Timing(tuple(wall)), Timing(tuple(processor)), peak)
+
+
+def result(rows: Sequence[Row], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that was measured, ready for JSON; times in seconds."""
+    return {
+        "machine": common.machine(),
+        **settings,
+        "rows": [
+            {
+                "name": row.name,
+                "seconds": row.timing.to_dict(),
+                "processor_seconds": row.processor.to_dict(),
+                "peak_memory_gb": row.peak_memory / 1e9,
+            }
+            for row in rows
+        ],
+    }
+
+
+def markdown(value: Mapping[str, Any]) -> Iterator[str]:
+    """The paper's table with our row in it, then all that was measured."""
+    rows = {row["name"]: row for row in value["rows"]}
+    ours = f"mobileo-mlx, {value['model']}"
+    head = ("model", "machine", "vision encoder, ms", "first token, ms", "image, s")
+    paper = [
+        [model, machine, _spread(vision, 1), _spread(first, 1), _spread(image, 1)]
+        for machine, model, vision, first, image in PAPER
+    ]
+    cells = [_measured(rows, "vision", 1e3), _measured(rows, "first_token", 1e3), _measured(rows, "image", 1)]
+    yield from common.markdown_table(head, [*paper, [ours, value["machine"]["chip"], *cells]])
+    yield ""
+    units = {"image": 1.0, "edit": 1.0}
+    names = {
+        "vision": "vision encoder and projector",
+        "first_token": f"first token, {POSITIONS} positions",
+        "second_question": "second question on the same image",
+        "decode": "decoding, a token",
+        "image": f"an image, {value['steps']} steps",
+        "edit": f"an edit, {value['steps']} steps",
+    }
+    table = []
+    for name, row in rows.items():
+        factor, unit = (units[name], "s") if name in units else (1e3, "ms")
+        seconds, processor = row["seconds"], row["processor_seconds"]
+        speed = f", {1 / seconds['mean']:.1f} tokens/s" if name == "decode" else ""
+        table.append([
+            names[name],
+            _spread((seconds["mean"] * factor, seconds["std"] * factor), unit=unit) + speed,
+            f"{processor['mean'] * factor:.4g} {unit}",
+            f"{row['peak_memory_gb']:.3g} GB",
+        ])  # fmt: skip
+    yield from common.markdown_table(("here", "wall time", "processor time", "peak memory"), table)
+    yield ""
+    bits = value["quantize"] or "none"
+    yield (
+        f"{common.machine_line(value['machine'])}; dtype {value['dtype']}, quantized: {bits}; mean and standard "
+        f"deviation of {value['runs']} runs after {value['warmup']} to warm up. The paper's rows are from "
+        "arXiv 2602.20161, table 6, on other machines than ours where the names differ."
+    )
+
+
+def chart(value: Mapping[str, Any], path: Path) -> None:
+    """The table as bars."""
+    from .charts import bar_chart
+
+    rows = {row["name"]: row["seconds"]["mean"] for row in value["rows"]}
+    ours = "mobileo-mlx here"
+    panels: dict[str, list[tuple[str, float]]] = {}
+    columns = (("vision", "Vision encoder, ms", 1e3), ("first_token", "First token, ms", 1e3), ("image", "Image, s", 1))
+    for i, (name, title, factor) in enumerate(columns):
+        if name in rows:
+            bars = [(f"{model}, {machine}", spreads[i][0]) for machine, model, *spreads in PAPER]
+            panels[title] = [*bars, (ours, rows[name] * factor)]
+    bar_chart(panels, path, ours=ours)
+
+
+def _measured(rows: Mapping[str, Any], name: str, factor: float) -> str:
+    if name not in rows:
+        return "not measured"
+    seconds = rows[name]["seconds"]
+    return _spread((seconds["mean"] * factor, seconds["std"] * factor))
+
+
+def _spread(value: Spread, factor: float = 1, unit: str = "") -> str:
+    mean, std = value
+    text = f"{mean * factor:.4g}" + (f" +- {std * factor:.3g}" if std is not None else "")
+    return f"{text} {unit}".rstrip()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="a bundled name, a folder, or a repository on the hub")
+    what.add_argument(
+        "--random-weights", action="store_true", help="the published configuration; nothing is downloaded"
+    )
+    parser.add_argument("--size", default="0.5b", help="of the random weights: 0.5b or 1.5b (default: 0.5b)")
+    parser.add_argument("--pixels", type=int, help="sides of the image that is drawn, in place of the default")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of drawing and editing (default: {STEPS})")
+    parser.add_argument("--runs", type=int, default=5, help="that are measured (default: 5)")
+    parser.add_argument("--warmup", type=int, default=2, help="runs before them (default: 2)")
+    parser.add_argument("--only", action="append", choices=ROWS, help="one row; repeatable")
+    parser.add_argument("--dtype", help="float32, float16 or bfloat16, in place of the default")
+    parser.add_argument("--quantize", metavar="BITS", help="such as all=8 or llm=4,dit=8, while loading")
+    parser.add_argument(
+        "--out", type=Path, default=common.RESULTS, metavar="DIR", help=f"for the results (default: {common.RESULTS})"
+    )
+    options = parser.parse_args(arguments)
+    return common.exit_status("latency", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    from mobileo_mlx import MobileO
+    from mobileo_mlx.checkpoint import parse_dtype
+    from mobileo_mlx.errors import OptionError
+    from mobileo_mlx.quantize import parse_quantize
+
+    if options.runs < 1 or options.warmup < 0:
+        raise OptionError("at least 1 run is needed, and 0 or more to warm up.")
+    quantize = parse_quantize(options.quantize) if options.quantize is not None else None
+    if options.random_weights:
+        from .synthetic import official_config, synthetic_model
+
+        dtype = parse_dtype(options.dtype) if options.dtype is not None else None
+        model = synthetic_model(official_config(options.size), dtype=dtype, quantize=quantize)
+        name = f"{options.size.upper()} with random weights"
+    else:
+        model = MobileO.load(options.model, dtype=options.dtype, quantize=quantize, progress=True)
+        name = options.model
+    rows = []
+    names = [row for row in ROWS if row in (options.only or ROWS)]
+    tasks = Tasks(model, steps=options.steps, size=options.pixels)
+    for row in measure(tasks, names, warmup=options.warmup, runs=options.runs):
+        common.say(f"{row.name}: {row.timing.mean:.4g} s +- {row.timing.std:.2g}, peak {row.peak_memory / 1e9:.2f} GB")
+        rows.append(row)
+    settings = {
+        "model": name,
+        "size": options.size.lower() if options.random_weights else None,
+        "pixels": options.pixels or model.default_size[0],
+        "steps": options.steps,
+        "dtype": _dtype(model, names),
+        "quantize": options.quantize,
+        "warmup": options.warmup,
+        "runs": options.runs,
+    }
+    value = result(rows, settings)
+    lines = list(markdown(value))
+    print("\n".join(lines))
+    common.write_json(value, options.out / "latency.json")
+    common.write_lines(lines, options.out / "latency.md")
+    chart(value, options.out / "latency.png")
+
+
+def _dtype(model: MobileO, names: Sequence[str]) -> str:
+    """What the networks really computed in."""
+    component = "vision_tower" if set(names) & {"vision", "first_token", "second_question", "edit"} else "llm"
+    from mobileo_mlx.checkpoint import named_parameters
+
+    kinds = {
+        str(array.dtype).removeprefix("mlx.core.") for array in named_parameters(model.component(component)).values()
+    }
+    return ", ".join(sorted(kind for kind in kinds if "float" in kind))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
