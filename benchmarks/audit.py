@@ -7,6 +7,7 @@ Exit status: 0 all targets are met, 1 some are not, 2 it can't be done.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -50,6 +51,7 @@ class Line:
         return None if self.target is None else self.value <= self.target
 
 
+@functools.lru_cache(maxsize=8)
 def dit_step(config: MobileOConfig, *, size: int | None = None, backend: str = "metal") -> Count:
     """One step of drawing with guidance: what the second of two steps adds to the first."""
     from .graph import trace
@@ -58,6 +60,7 @@ def dit_step(config: MobileOConfig, *, size: int | None = None, backend: str = "
     return both - first
 
 
+@functools.lru_cache(maxsize=8)
 def decoder(config: MobileOConfig, *, size: int | None = None, backend: str = "metal") -> Count:
     """From latents to one image of `size` pixels squared, the model's default where None."""
     import mlx.core as mx
@@ -69,6 +72,7 @@ def decoder(config: MobileOConfig, *, size: int | None = None, backend: str = "m
     return trace(config, lambda model: [model.decode_array(latents)], backend=backend)
 
 
+@functools.lru_cache(maxsize=8)
 def understanding(config: MobileOConfig, *, backend: str = "metal") -> Count:
     """From an image and a question, `PREFILL_POSITIONS` in all, to the first token."""
     from .graph import trace
@@ -76,21 +80,19 @@ def understanding(config: MobileOConfig, *, backend: str = "metal") -> Count:
     return trace(config, asking(config, [(0, None, 1)]), backend=backend)
 
 
+@functools.lru_cache(maxsize=8)
 def prefill(config: MobileOConfig, *, backend: str = "metal") -> Count:
     """The language model's part of `understanding`: without the vision tower and its projector."""
-    whole = understanding(config, backend=backend)
     from .graph import trace
-
-    side = config.image_size
+    from .synthetic import random_image
 
     def see(model: MobileO) -> list[mx.array]:
-        from .synthetic import random_image
+        return [model.encode_image(random_image(config.image_size))]
 
-        return [model.encode_image(random_image(side))]
-
-    return whole - trace(config, see, backend=backend)
+    return understanding(config, backend=backend) - trace(config, see, backend=backend)
 
 
+@functools.lru_cache(maxsize=8)
 def second_question(config: MobileOConfig, *, backend: str = "metal") -> Count:
     """Another question about the same image: what it adds to the first one."""
     from .graph import trace
@@ -103,6 +105,7 @@ def second_question(config: MobileOConfig, *, backend: str = "metal") -> Count:
     return both - first
 
 
+@functools.lru_cache(maxsize=8)
 def token(config: MobileOConfig, *, backend: str = "metal") -> Count:
     """One more token of an answer."""
     from .graph import trace

@@ -217,7 +217,7 @@ def chart(value: Mapping[str, Any], path: Path) -> None:
     for i, (name, title, factor) in enumerate(columns):
         if name in rows:
             bars = [(f"{model}, {machine}", spreads[i][0]) for machine, model, *spreads in PAPER]
-            panels[title] = [*bars, (ours, rows[name] * factor)]
+            panels[f"{title} (logarithmic)"] = [*bars, (ours, rows[name] * factor)]
     bar_chart(panels, path, ours=ours)
 
 
@@ -262,12 +262,12 @@ def _run(options: argparse.Namespace) -> None:
     from mobileo_mlx.errors import OptionError
     from mobileo_mlx.quantize import parse_quantize
 
+    from .synthetic import official_config, published_size, synthetic_model
+
     if options.runs < 1 or options.warmup < 0:
         raise OptionError("at least 1 run is needed, and 0 or more to warm up.")
     quantize = parse_quantize(options.quantize) if options.quantize is not None else None
     if options.random_weights:
-        from .synthetic import official_config, synthetic_model
-
         dtype = parse_dtype(options.dtype) if options.dtype is not None else None
         model = synthetic_model(official_config(options.size), dtype=dtype, quantize=quantize)
         name = f"{options.size.upper()} with random weights"
@@ -282,7 +282,7 @@ def _run(options: argparse.Namespace) -> None:
         rows.append(row)
     settings = {
         "model": name,
-        "size": options.size.lower() if options.random_weights else None,
+        "size": published_size(model.config),
         "pixels": options.pixels or model.default_size[0],
         "steps": options.steps,
         "dtype": _dtype(model, names),

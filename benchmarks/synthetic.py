@@ -45,6 +45,15 @@ def official_config(size: str) -> MobileOConfig:
     return MobileOConfig.from_upstream(upstream_config(name), manifest(name))
 
 
+def published_size(config: MobileOConfig) -> str | None:
+    """Which official checkpoint has networks of these dimensions; None where none has."""
+    for size in (name.lower() for name in SIZES):
+        official = official_config(size)
+        if (official.dit, official.llm.hidden_size) == (config.dit, config.llm.hidden_size):
+            return size
+    return None
+
+
 def tiny_config() -> MobileOConfig:
     """The configuration of the small random model, to try a benchmark out."""
     with tempfile.TemporaryDirectory() as folder:

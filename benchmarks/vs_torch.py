@@ -215,7 +215,8 @@ def language(config: MobileOConfig, runs: int, *, positions: int = POSITIONS) ->
             logits = rest(*state)
             pairs.append(((between - begin) / DECODED, (time.process_time() - start) / DECODED))
             error = max(error, difference(last.logits, logits[0, 0]))
-        yield Stage("decode", *(Timing(column) for column in zip(*pairs, strict=True)), error)
+        mine, other = zip(*pairs, strict=True)
+        yield Stage("decode", Timing(mine), Timing(other), error)
 
 
 def alternating(ours: Callable[[], object], theirs: Callable[[], object], runs: int) -> tuple[Timing, Timing]:

@@ -1,0 +1,207 @@
+"""All targets in one table: `python -m benchmarks.report`.
+
+Reads what the other benchmarks wrote into a folder, and runs the two that take seconds, `audit` and `startup`, itself.
+What was not measured says so; what is missed is shown as missed. Writes report.md there.
+Exit status: 0 no target that was measured is missed, 1 some are, 2 it can't be done.
+
+From memory.json it takes {"rows": [{"name", "target_gb", "measured_gb", "accounted_gb"}, ...]}: numbers, or null where
+there is none; a row is met when neither figure is above the target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import common
+
+NEAR_LINEAR = 1.15  # the exponent that still counts as linear; attention adds a little
+SAME_IMAGE = 1e-4  # relative difference after a step, float32
+
+
+@dataclass(frozen=True)
+class Line:
+    """One target.
+
+    Attributes:
+        measured: as text; "not measured", with the reason, where there is none.
+        met: None where it was not measured.
+    """
+
+    name: str
+    target: str
+    measured: str
+    met: bool | None
+    command: str
+
+
+Found = Mapping[str, Any] | None
+PYTHON = "python -m benchmarks."
+_NO_FILE = "not measured: run the command"
+
+
+def audit_lines(found: Found) -> Iterator[Line]:
+    command = f"{PYTHON}audit"
+    for row in (found or {}).get("rows", ()):
+        if row["target"] is not None:
+            measured = f"{row['value']:,.4g} {row['unit']}".strip()
+            yield Line(row["name"], f"<= {row['target']:,g} {row['unit']}".strip(), measured, row["met"], command)
+
+
+def startup_lines(found: Found) -> Iterator[Line]:
+    for row in (found or {}).get("rows", ()):
+        measured = f"{row['seconds']:.3f} s" + (f", imports {', '.join(row['heavy'])}" if row["heavy"] else "")
+        yield Line(row["name"], f"<= {row['target']:g} s", measured, row["met"], f"{PYTHON}startup")
+
+
+def torch_lines(found: Found) -> Iterator[Line]:
+    from .vs_torch import NAMES, TARGETS
+
+    command = f"{PYTHON}vs_torch"
+    rows = {row["name"]: row for row in (found or {}).get("rows", ())}
+    for name, target in TARGETS.items():
+        title, wanted = f"{NAMES[name]}, speed against PyTorch on a CPU", f">= {target:g}"
+        if name not in rows:
+            yield Line(title, wanted, _NO_FILE, None, command)
+        elif not (found or {})["full_size"]:
+            yield Line(title, wanted, "not measured: the file is of a smaller model", None, command)
+        else:
+            ratio = rows[name]["ratio"]
+            yield Line(title, wanted, f"{ratio:.2f}", ratio >= target, command)
+
+
+def memory_lines(found: Found) -> Iterator[Line]:
+    command = f"{PYTHON}memory"
+    if found is None:
+        yield Line("memory: above the weights, and planned footprints", "see the command", _NO_FILE, None, command)
+        return
+    for row in found["rows"]:
+        figures = {kind: row.get(f"{kind}_gb") for kind in ("measured", "accounted")}
+        known = {kind: value for kind, value in figures.items() if value is not None}
+        target = row.get("target_gb")
+        told = ", ".join(f"{value:.2f} GB {kind}" for kind, value in known.items()) or "not measured"
+        met = None if target is None or not known else max(known.values()) <= target
+        yield Line(row["name"], "" if target is None else f"<= {target:g} GB", told, met, command)
+
+
+def growth_lines(found: Found) -> Iterator[Line]:
+    from .growth import TITLES
+
+    command = f"{PYTHON}growth"
+    reason = _NO_FILE if found is None or found["size"] else "not measured: the file is of a tiny model"
+    series = {entry["name"]: entry for entry in found["series"]} if found is not None and found["size"] else {}
+    for name in ("step", "decoder", "batch"):
+        title = f"growth of the {TITLES[name][0]}: exponent of time"
+        exponent = series.get(name, {}).get("time_exponent")
+        if exponent is None:
+            yield Line(title, f"<= {NEAR_LINEAR}", reason, None, command)
+        else:
+            labels = [point["label"] for point in series[name]["points"]]
+            told = f"{exponent:.2f} ({labels[0]} to {labels[-1]})"
+            yield Line(title, f"<= {NEAR_LINEAR}", told, exponent <= NEAR_LINEAR, command)
+    difference = series.get("batch", {}).get("difference")
+    yield Line(
+        "a seed in a batch and alone: relative difference",
+        f"<= {SAME_IMAGE:g}",
+        reason if difference is None else f"{difference:.1e}",
+        None if difference is None else difference <= SAME_IMAGE,
+        command,
+    )
+
+
+def latency_lines(found: Found) -> Iterator[Line]:
+    from .latency import PAPER
+
+    command = f"{PYTHON}latency --model MODEL"
+    machine, _, *paper = next(entry for entry in PAPER if entry[:2] == ("MacBook M2 Pro", "Mobile-O-0.5B"))
+    rows = {row["name"]: row["seconds"]["mean"] for row in (found or {}).get("rows", ())}
+    chip = found["machine"]["chip"] if found is not None else ""
+    there = found is not None and "M2 Pro" in chip and found["size"] == "0.5b" and found["pixels"] == 512
+    reason = f"not measured: latency.json is of {found['model']} on {chip}" if found is not None else _NO_FILE
+    columns = (
+        ("vision", "vision encoder", 1e3, "ms"),
+        ("first_token", "first token", 1e3, "ms"),
+        ("image", "an image", 1, "s"),
+    )
+    for (name, title, factor, unit), (target, _) in zip(columns, paper, strict=True):
+        value = rows[name] * factor if there and name in rows else None
+        yield Line(
+            f"{title}, {machine}",
+            f"< {target:g} {unit}, the paper's",
+            reason if value is None else f"{value:.4g} {unit}",
+            None if value is None else value < target,
+            command,
+        )
+
+
+SOURCES: Mapping[str, Callable[[Found], Iterator[Line]]] = {
+    "audit": audit_lines,
+    "startup": startup_lines,
+    "vs_torch": torch_lines,
+    "memory": memory_lines,
+    "growth": growth_lines,
+    "latency": latency_lines,
+}
+
+
+def lines(folder: Path) -> list[Line]:
+    """All lines, from the JSON files in a folder.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    found = {name: common.read_json(path) if (path := folder / f"{name}.json").exists() else None for name in SOURCES}
+    return [line for name, source in SOURCES.items() for line in source(found[name])]
+
+
+def markdown(report: Sequence[Line]) -> Iterator[str]:
+    """The table, and a count."""
+    verdicts = {None: "", True: "yes", False: "MISSED"}
+    head = ("what", "target", "measured", "met", "command")
+    rows = [(line.name, line.target, line.measured, verdicts[line.met], f"`{line.command}`") for line in report]
+    yield from common.markdown_table(head, rows)
+    yield ""
+    yield (
+        "The paper's vision encoder was faster than that GPU's peak allows, so it ran on the neural engine, which MLX "
+        "does not use; see the floor in roofline.md."
+    )
+    yield ""
+    counts = [sum(line.met is verdict for line in report) for verdict in (True, False, None)]
+    yield f"{counts[0]} met, {counts[1]} missed, {counts[2]} not measured."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("--no-run", action="store_true", help="run nothing; read what is there")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=common.RESULTS, help=f"of the results (default: {common.RESULTS})"
+    )
+    options = parser.parse_args(arguments)
+    return common.exit_status("report", lambda: _run(options.folder, run=not options.no_run))
+
+
+def _run(folder: Path, *, run: bool) -> int:
+    from . import audit, startup
+
+    if run:
+        for name, tool in (("audit", audit), ("startup", startup)):
+            common.say(f"running {name}")
+            with contextlib.redirect_stdout(io.StringIO()):  # its lines come in our table
+                status = tool.main(["--out", str(folder)])
+            if status not in (0, 1):
+                return status
+    report = lines(folder)
+    text = list(markdown(report))
+    print("\n".join(text))
+    common.write_lines(text, folder / "report.md")
+    return 1 if any(line.met is False for line in report) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""The paper's table on a tiny model: what is written, and that nothing cached makes a row too good."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks import latency
+from benchmarks.synthetic import synthetic_model, tiny_config
+
+
+@pytest.fixture(scope="module")
+def written(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("latency")
+    options = ["--model", str(tiny_model), "--runs", "2", "--warmup", "0", "--steps", "2", "--out", str(out)]
+    assert latency.main(options) == 0
+    return out
+
+
+def test_every_row_is_measured(written: Path) -> None:
+    value = json.loads((written / "latency.json").read_text())
+    assert [row["name"] for row in value["rows"]] == list(latency.ROWS)
+    assert all(row["seconds"]["mean"] > 0 and len(row["seconds"]["runs"]) == 2 for row in value["rows"])
+    assert all(row["peak_memory_gb"] > 0 for row in value["rows"])
+    assert value["machine"]["mlx"]
+    assert value["size"] is None
+    assert value["dtype"] == "float32"
+
+
+def test_the_papers_rows_stand_beside_ours(written: Path) -> None:
+    lines = (written / "latency.md").read_text().splitlines()
+    assert sum(line.startswith("| Mobile-O-0.5B") for line in lines) == 3
+    assert any(line.startswith("| mobileo-mlx") for line in lines)
+    assert "187 +- 31" in "\n".join(lines)
+    with Image.open(written / "latency.png") as chart:
+        assert chart.width > 300
+
+
+def test_random_weights_need_no_file() -> None:
+    tasks = latency.Tasks(synthetic_model(tiny_config()), steps=1)
+    rows = list(latency.measure(tasks, ["decode", "image"], warmup=0, runs=1))
+    assert [row.name for row in rows] == ["decode", "image"]
+    assert all(row.timing.mean > 0 for row in rows)
+
+
+def test_each_first_question_is_on_a_new_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = latency.Tasks(synthetic_model(tiny_config()))
+    seen: list[tuple[bytes, str]] = []
+    monkeypatch.setattr(tasks.model, "ask", lambda image, question, **options: seen.append((image.tobytes(), question)))
+    for name in ("first_token", "first_token", "second_question"):
+        tasks.prepared(name)()
+    (first, _), (other, _), (third, question), (again, second) = seen
+    assert len({first, other, third}) == 3
+    assert (third, question) != (again, second)
+    assert third == again
+
+
+@pytest.mark.parametrize("options", [["--runs", "0"], ["--dtype", "int3"], ["--quantize", "x"], ["--size", "7b"]])
+def test_bad_input_is_told_in_a_sentence(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--random-weights"] if options[0] in ("--dtype", "--size") else ["--model", str(tmp_path)]
+    assert latency.main([*model, *options, "--out", str(tmp_path)]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1
+    assert told[0].startswith("latency: error: ")
