@@ -120,7 +120,8 @@ def dit_block_operations(config: MobileOConfig, *, backend: str = "metal") -> Co
     from .synthetic import with_layers
 
     def step(layers: int) -> Counter[str]:
-        smaller = with_layers(config, layers)
+        states = config.diffusion_connector.num_layers
+        smaller = with_layers(with_layers(config, layers), states, llm=True)
         first, both = (operations(smaller, drawing(config, steps, None), backend=backend) for steps in (1, 2))
         return both - first
 

@@ -1,9 +1,9 @@
-"""The operations of the production code, read off its graph without computing anything.
+"""The operations of the production code, read off its graph.
 
-`trace` runs code on weights that are only placeholders and exports the graph that results
-(`mx.export_function` with a callback); `operations` builds the graph as it would be evaluated, compiled parts
-fused, and reads the names of its operations (`mx.export_to_dot`). In both, what would wait for a value is replaced
-for the duration: evaluating does nothing, and the likeliest token is always the same one.
+`trace` runs code on weights that are only placeholders and exports the graph that results (`mx.export_function` with a
+callback); what would wait for a value is replaced for the duration: evaluating does nothing, and the likeliest token is
+always the same one. `operations` looks at every graph that is about to be evaluated, compiled parts fused, and reads
+the names of its operations (`mx.export_to_dot`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from mobileo_mlx import MobileO
 from mobileo_mlx.models.mobileo import COMPONENTS, MobileOConfig
@@ -125,18 +126,34 @@ def trace(config: MobileOConfig, job: Job, *, backend: str = "metal", quantize: 
 
 
 def operations(config: MobileOConfig, job: Job, *, backend: str = "metal") -> Counter[str]:
-    """The operations that `job` starts, by primitive, views left out; a compiled kernel and a fast one count once."""
-    scalar = mx.zeros(())
+    """The operations that `job` starts, by primitive, views left out; a compiled kernel and a fast one count once.
+
+    Here the work is done, on weights that are all the same, because what has been evaluated is what a compiled
+    function may take as given; so this is for a few layers. Only what the code evaluates by itself is counted.
+    """
+    scalar, names = mx.zeros(()), Counter[str]()
 
     def read(component: str) -> dict[str, mx.array]:
         return {name: mx.broadcast_to(scalar, a.shape) for name, a in random_weights(component, config).items()}
 
-    text = io.StringIO()
-    with without_values(backend) as answers, _one_operation_each():
-        model = synthetic_model(config, read=read, evaluate=False, dtype=mx.float32)
-        mx.export_to_dot(text, *job(model), *answers)
-    names = re.findall(r'label ="(\w+)", shape=rectangle', text.getvalue())
-    return Counter(name for name in names if name not in VIEWS)
+    def observed(evaluate: Callable[..., None]) -> Callable[..., None]:
+        def count(*trees: Any) -> None:
+            text = io.StringIO()
+            arrays: list[tuple[str, mx.array]] = tree_flatten(list(trees))  # type: ignore[assignment]
+            mx.export_to_dot(text, *(array for _, array in arrays))
+            names.update(re.findall(r'label ="(\w+)", shape=rectangle', text.getvalue()))
+            evaluate(*trees)
+
+        return count
+
+    with (
+        mock.patch.object(mx, "eval", observed(mx.eval)),
+        mock.patch.object(mx, "async_eval", observed(mx.async_eval)),
+        mock.patch.object(mx, "default_device", return_value=_device(backend)),
+        _one_operation_each(),
+    ):
+        job(synthetic_model(config, read=read, dtype=mx.float32))
+    return Counter({name: n for name, n in names.items() if name not in VIEWS})
 
 
 @contextmanager
@@ -152,14 +169,18 @@ def without_values(backend: str) -> Iterator[list[mx.array]]:
         logits.append(x)
         return mx.array(0)
 
-    device = mx.Device(mx.gpu if backend == "metal" else mx.cpu, 0)
     with (
         mock.patch.object(mx, "eval"),
         mock.patch.object(mx, "async_eval"),
         mock.patch.object(mx, "argmax", choose),
-        mock.patch.object(mx, "default_device", return_value=device),
+        mock.patch.object(mx, "default_device", return_value=_device(backend)),
     ):
         yield logits
+
+
+def _device(backend: str) -> mx.Device:
+    """What the production code is to believe that it runs on."""
+    return mx.Device(mx.gpu if backend == "metal" else mx.cpu, 0)
 
 
 @contextmanager
