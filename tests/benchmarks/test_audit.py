@@ -50,6 +50,12 @@ def test_a_question_on_another_image_sees_it(config: MobileOConfig) -> None:
     assert (both - first).flops_of("vision_tower") > 400 * GIGA
 
 
+def test_one_more_token_reads_the_language_model_once(config: MobileOConfig) -> None:
+    weights = audit.token(config).weights()
+    assert set(weights) == {"llm", "lm_head"}
+    assert weights["lm_head"] == config.llm.hidden_size * config.llm.vocab_size
+
+
 def test_operations_in_a_block_of_the_dit(config: MobileOConfig) -> None:
     block = audit.dit_block_operations(config)
     assert block["Matmul"] + block["AddMM"] > 5
