@@ -1,6 +1,7 @@
 """Floating-point operations and kernels, counted from the production code's graph: `python -m benchmarks.audit`.
 
-Nothing is computed and nothing is downloaded; the configuration is that of the published checkpoint.
+Nothing is downloaded; the configuration is that of the published checkpoint. The targets are for the forms that a GPU
+takes: on a CPU a convolution may be written with more arithmetic, or less, where that is faster there.
 Exit status: 0 all targets are met, 1 some are not, 2 it can't be done.
 """
 

@@ -1,4 +1,8 @@
-"""What the production code does, counted from its graph: the targets for the published 0.5B model."""
+"""What the production code does, counted from its graph: the targets for the published 0.5B model.
+
+They hold for the forms of a GPU. On a CPU a convolution may be written with more arithmetic, or less, where that is
+faster there.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +28,12 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def test_a_denoising_step_with_guidance(config: MobileOConfig, backend: str) -> None:
-    assert 400 * GIGA < audit.dit_step(config, backend=backend).flops <= 476 * GIGA
+def test_a_denoising_step_with_guidance(config: MobileOConfig) -> None:
+    assert 400 * GIGA < audit.dit_step(config).flops <= 476 * GIGA
 
 
-def test_the_decoder(config: MobileOConfig, backend: str) -> None:
-    assert 1500 * GIGA < audit.decoder(config, backend=backend).flops <= 1850 * GIGA
+def test_the_decoder(config: MobileOConfig) -> None:
+    assert 1500 * GIGA < audit.decoder(config).flops <= 1850 * GIGA
 
 
 def test_a_prefill_of_300(config: MobileOConfig, backend: str) -> None:
