@@ -193,7 +193,7 @@ def markdown(value: Mapping[str, Any]) -> Iterator[str]:
         table.append([
             names[name],
             _spread((seconds["mean"] * factor, seconds["std"] * factor), unit=unit) + speed,
-            f"{processor['mean'] * factor:.4g} {unit}",
+            f"{_number(processor['mean'] * factor)} {unit}",
             f"{row['peak_memory_gb']:.3g} GB",
         ])  # fmt: skip
     yield from common.markdown_table(("here", "wall time", "processor time", "peak memory"), table)
@@ -230,8 +230,13 @@ def _measured(rows: Mapping[str, Any], name: str, factor: float) -> str:
 
 def _spread(value: Spread, factor: float = 1, unit: str = "") -> str:
     mean, std = value
-    text = f"{mean * factor:.4g}" + (f" +- {std * factor:.3g}" if std is not None else "")
+    text = _number(mean * factor) + (f" +- {_number(std * factor, 3)}" if std is not None else "")
     return f"{text} {unit}".rstrip()
+
+
+def _number(value: float, digits: int = 4) -> str:
+    """With so many digits, and never as a power of ten."""
+    return f"{value:.0f}" if value >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
