@@ -24,6 +24,7 @@ from .errors import PromptError
 from .hub import DEFAULT_MODEL
 from .images import cover_crop, from_array, load_image, preprocess, to_signed
 from .models.mobileo import MobileOConfig
+from .models.strips import joined
 from .prompts import SYSTEM_PROMPT, edit_prompt, encode_prompt, generate_prompt
 from .quantize import QuantizeSpec, resolve_quantize
 from .results import Answer, AnswerToken, GenerationResult
@@ -204,14 +205,15 @@ class MobileO:
         """Scaled latents of an image, (1, h, w, latent_channels) float32."""
         encoder = self.component("vae_encoder")
         x = to_signed(image).astype(encoder.conv_out.weight.dtype)
-        return _in_turn(encoder.blocks(), x).astype(mx.float32) * self.config.vae.scaling_factor
+        return joined(encoder.stream(x)).astype(mx.float32) * self.config.vae.scaling_factor
 
     def decode_array(self, latents: mx.array) -> mx.array:
         """The pictures of scaled latents (B, h, w, latent_channels): (B, H, W, 3) float32, about [-1, 1]."""
         decoder = self.component("vae_decoder")
         x = (latents / self.config.vae.scaling_factor).astype(decoder.conv_in.weight.dtype)
         # One after the other: at full resolution a single image fills hundreds of megabytes.
-        return mx.concatenate([_in_turn(decoder.blocks(), row[None]).astype(mx.float32) for row in x])
+        images = [joined(strip.astype(mx.float32) for strip in decoder.stream(row[None])) for row in x]
+        return mx.concatenate(images)
 
     def decode_latents(self, latents: mx.array) -> list[Image.Image]:
         """The images of scaled latents (B, h, w, latent_channels), such as `GenerationStep.denoised`."""

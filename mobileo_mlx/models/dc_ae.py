@@ -6,23 +6,20 @@ shortcuts without parameters, by pixel shuffling, around every change of resolut
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
 from ..errors import ConfigError
-from .layers import (
-    Conv2d,
-    DepthwiseConv2d,
-    GLUMBConv,
-    GroupedLinear,
-    conv_weight,
-    pointwise_weight,
-    relu_linear_attention,
-)
+from .activations import silu
+from .conv import Conv2d, DepthwiseConv2d, GroupedLinear, UpsampledConv2d, conv_weight, pointwise_weight
+from .layers import GLUMBConv, relu_linear_attention
+from .strips import Strips, evaluated, joined, paired, remembered, split
 
 RMS_NORM_EPS = 1e-5
 
@@ -84,6 +81,12 @@ class ResBlock(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         return x + self.norm(self.conv2(nn.silu(self.conv1(x))))
 
+    def stream(self, strips: Strips) -> Strips:
+        """The strips of the result; see `Decoder.stream`."""
+        memory: deque[mx.array] = deque()
+        hidden = evaluated(silu(h) for h in self.conv1.stream(remembered(strips, memory)))
+        return evaluated(x + self.norm(y) for x, y in paired(memory, self.conv2.stream(hidden)))
+
 
 class MultiscaleProjection(nn.Module):
     """Aggregates q, k and v over a neighbourhood: depthwise, then a 1x1 convolution for each head's q, k or v."""
@@ -135,6 +138,13 @@ class ResidualGLUMBConv(GLUMBConv):
     def __call__(self, x: mx.array) -> mx.array:
         return x + self.norm(super().__call__(x))
 
+    def stream(self, strips: Strips) -> Strips:
+        """The strips of the result; see `Decoder.stream`."""
+        memory: deque[mx.array] = deque()
+        hidden = evaluated(silu(self.conv_inverted(x)) for x in remembered(strips, memory))
+        gated = (h * silu(gate) for h, gate in (mx.split(h, 2, axis=-1) for h in self.conv_depth.stream(hidden)))
+        return evaluated(x + self.norm(self.conv_point(h)) for x, h in paired(memory, gated))
+
 
 class EfficientViTBlock(nn.Module):
     def __init__(self, dim: int, scales: tuple[int, ...], config: DCAEConfig):
@@ -144,6 +154,12 @@ class EfficientViTBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.conv_out(self.attn(x))
+
+    def stream(self, strips: Strips) -> Strips:
+        """The strips of the result; see `Decoder.stream`. Attention needs the whole map."""
+        x = self.attn(joined(strips))
+        mx.eval(x)
+        return self.conv_out.stream(split(x))
 
 
 class Downsample(nn.Module):
@@ -157,6 +173,14 @@ class Downsample(nn.Module):
         if not self.shortcut:
             return y
         return y + _averaged(_pixel_unshuffle(x), y.shape[-1])
+
+    def stream(self, strips: Strips) -> Strips:
+        """The strips of the result; see `Decoder.stream`."""
+        memory: deque[mx.array] = deque()
+        for x, y in paired(memory, self.conv.stream(remembered(strips, memory)), ratio=Fraction(2)):
+            small = y + _averaged(_pixel_unshuffle(x), y.shape[-1]) if self.shortcut else y
+            mx.eval(small)
+            yield small
 
     def _strided(self, x: mx.array) -> mx.array:
         """The same convolution without a stride: 2x2 over cells of 2x2 pixels.
@@ -175,35 +199,22 @@ class Upsample(nn.Module):
     def __init__(self, dim_in: int, dim_out: int, *, shortcut: bool = True):
         super().__init__()
         self.shortcut = shortcut
-        self.conv = Conv2d(dim_in, dim_out, 3, padding=1)
+        self.conv = UpsampledConv2d(dim_in, dim_out)
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = self._upsampled(x)
-        if not self.shortcut:
-            return y
-        return y + _pixel_shuffle(mx.repeat(x, 4 * y.shape[-1] // x.shape[-1], axis=-1))
+        y = self.conv(x)
+        return y + self._shortcut(x, y.shape[-1]) if self.shortcut else y
 
-    def _upsampled(self, x: mx.array) -> mx.array:
-        """The convolution of the image made larger by repeating pixels.
+    def stream(self, strips: Strips) -> Strips:
+        """The strips of the result; see `Decoder.stream`."""
+        memory: deque[mx.array] = deque()
+        for x, y in paired(memory, self.conv.stream(remembered(strips, memory)), ratio=Fraction(1, 2)):
+            large = y + self._shortcut(x, y.shape[-1]) if self.shortcut else y
+            mx.eval(large)
+            yield from split(large)
 
-        Three rows of repeated pixels are two rows of the small image, the nearer one twice; so too for columns. For
-        each of the four pixels that a small one becomes, this is a 2x2 convolution of the small image: 16
-        multiplications instead of 36, and the large image is never made.
-        """
-        batch, height, width, _ = x.shape
-        # Summed in float32, so that in half precision the taps are rounded once.
-        w = self.conv.weight.astype(mx.float32)  # (O, 3, 3, I)
-        rows = ((w[:, :1], w[:, 1:2] + w[:, 2:]), (w[:, :1] + w[:, 1:2], w[:, 2:]))
-        padded = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
-        phases = []
-        for i, pair in enumerate(rows):
-            v = mx.concatenate(list(pair), axis=1)  # (O, 2, 3, I)
-            columns = ((v[:, :, :1], v[:, :, 1:2] + v[:, :, 2:]), (v[:, :, :1] + v[:, :, 1:2], v[:, :, 2:]))
-            for j, taps in enumerate(columns):
-                part = padded[:, i : i + height + 1, j : j + width + 1]
-                phases.append(mx.conv2d(part, mx.concatenate(list(taps), axis=2).astype(self.conv.weight.dtype)))
-        y = mx.stack(phases, axis=3).reshape(batch, height, width, 2, 2, -1)
-        return y.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1) + self.conv.bias
+    def _shortcut(self, x: mx.array, dim: int) -> mx.array:
+        return _pixel_shuffle(mx.repeat(x, 4 * dim // x.shape[-1], axis=-1))
 
 
 def _pixel_unshuffle(x: mx.array) -> mx.array:
@@ -252,6 +263,16 @@ class Encoder(nn.Module):
         """All blocks in order. A caller that evaluates after each bounds the memory that is in flight."""
         return [self.conv_in, *(b for stage in self.down_blocks for b in stage), self._out]
 
+    def stream(self, image: mx.array) -> Strips:
+        """The strips of the latents, computed strip by strip; see `Decoder.stream`."""
+        strips = self.conv_in.stream(split(image))
+        for stage in self.down_blocks:
+            for block in stage:
+                strips = block.stream(strips)
+        memory: deque[mx.array] = deque()
+        latents = self.conv_out.stream(remembered(strips, memory))
+        return evaluated(y + _averaged(x, y.shape[-1]) for x, y in paired(memory, latents))
+
     def _out(self, x: mx.array) -> mx.array:
         y = self.conv_out(x)
         return y + _averaged(x, y.shape[-1])
@@ -291,6 +312,19 @@ class Decoder(nn.Module):
     def blocks(self) -> list[Callable[[mx.array], mx.array]]:
         """All blocks in order. A caller that evaluates after each bounds the memory that is in flight."""
         return [self._in, *(b for stage in reversed(self.up_blocks) for b in stage), self._out]
+
+    def stream(self, latents: mx.array) -> Strips:
+        """The strips of the image, from top to bottom, each computed before the next one begins.
+
+        What attends to the whole map is computed at once. What sees only a neighbourhood, which is everything at
+        the high resolutions, passes strips on and keeps the few rows that the next strip needs: the result is the
+        same up to rounding, and memory above the latents' resolution grows with an image's width, not its area.
+        """
+        strips = split(self._in(latents))
+        for stage in reversed(self.up_blocks):
+            for block in stage:
+                strips = block.stream(strips)
+        return evaluated(self.conv_out.stream(nn.relu(self.norm_out(x)) for x in strips))
 
     def _in(self, x: mx.array) -> mx.array:
         y = self.conv_in(x)

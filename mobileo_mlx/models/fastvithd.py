@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
-from .layers import Conv2d, DepthwiseConv2d, conv_weight, pointwise_weight
+from .conv import Conv2d, DepthwiseConv2d, conv_weight, pointwise_weight
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
-from .layers import GLUMBConv, conv_weight, pointwise_weight, relu_linear_attention
+from .conv import conv_weight, pointwise_weight
+from .layers import GLUMBConv, relu_linear_attention
 
 TIMESTEP_CHANNELS = 256
 CAPTION_NORM_EPS = 1e-5

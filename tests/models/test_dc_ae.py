@@ -6,6 +6,7 @@ import mlx.core as mx
 import pytest
 
 from mobileo_mlx.errors import ConfigError
+from mobileo_mlx.models import strips
 from mobileo_mlx.models.dc_ae import DCAEConfig, Decoder, Encoder, Upsample
 
 CONFIG = DCAEConfig(
@@ -48,6 +49,52 @@ def test_blocks_one_by_one_are_the_whole() -> None:
         assert mx.allclose(y, module(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("limit", [1, 2**12, 2**30])  # bytes: strips of four rows, of some, and one strip
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (9, 5), (18, 3)])
+def test_strips_are_the_whole(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], limit: int) -> None:
+    monkeypatch.setattr(strips, "_CPU_BYTES", limit)
+    monkeypatch.setattr(strips, "_GPU_BYTES", limit)
+    height, width = size
+    for module, x in (
+        (Decoder(CONFIG), mx.random.normal((2, height, width, 4))),
+        (Encoder(CONFIG), mx.random.normal((2, 4 * height, 4 * width, 3))),
+    ):
+        expected = module.eval()(x)
+        error = mx.abs(strips.joined(module.stream(x)) - expected).max()
+        assert error.item() <= 1e-5 * mx.abs(expected).max().item()
+
+
+def test_strips_where_the_outermost_stage_has_no_blocks() -> None:
+    config = dataclasses.replace(CONFIG, encoder_layers_per_block=(0, 2, 1), decoder_layers_per_block=(0, 1, 1))
+    for module, x in (
+        (Decoder(config), mx.random.normal((1, 5, 3, 4))),
+        (Encoder(config), mx.random.normal((1, 20, 12, 3))),
+    ):
+        assert mx.allclose(strips.joined(module.eval().stream(x)), module(x), atol=1e-5)
+
+
+def test_memory_grows_with_the_width_and_not_with_the_height(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every block is local: beyond a few strips the image is in memory in no resolution but its own."""
+    local = ("ResBlock",) * 3
+    config = dataclasses.replace(
+        CONFIG, decoder_block_types=local, decoder_qkv_multiscales=((), (), ()), decoder_block_out_channels=(64, 64, 64)
+    )
+    monkeypatch.setattr(strips, "_CPU_BYTES", 2**14)
+    monkeypatch.setattr(strips, "_GPU_BYTES", 2**14)
+    decoder = Decoder(config).eval()
+    mx.eval(decoder.parameters())
+    peaks = []
+    for height in (32, 128):
+        latents = mx.random.normal((1, height, 8, 4))
+        mx.eval(latents)
+        mx.reset_peak_memory()
+        begin = mx.get_active_memory()
+        for strip in decoder.stream(latents):
+            assert strip.shape[1] <= 64
+        peaks.append(mx.get_peak_memory() - begin)
+    assert peaks[1] < 1.5 * peaks[0]
+
+
 @pytest.mark.parametrize(
     "change", [{"upsample_block_type": "pixel_shuffle"}, {"downsample_block_type": "pixel_unshuffle"}]
 )
@@ -84,3 +131,4 @@ def test_half_precision_keeps_its_dtype() -> None:
     ):
         module.set_dtype(mx.float16)
         assert module(x.astype(mx.float16)).dtype == mx.float16
+        assert strips.joined(module.stream(x.astype(mx.float16))).dtype == mx.float16

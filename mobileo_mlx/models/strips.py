@@ -1,0 +1,100 @@
+"""Rows of images that flow through a network strip by strip, so that a large image is never in memory at once.
+
+A strip is (B, rows, W, C); strips of an image follow each other from top to bottom. What sees only a neighbourhood
+takes strips and gives strips, and keeps the few rows that the next strip needs, so that nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+
+import mlx.core as mx
+
+Strips = Iterator[mx.array]
+
+# Bytes of a strip. On a CPU, what fits its cache is several times as fast as what does not: larger arrays are also
+# mapped and cleared anew each time. A GPU wants fewer and larger pieces.
+_CPU_BYTES, _GPU_BYTES = 2**21, 2**22
+
+
+def split(x: mx.array) -> Strips:
+    """An image's strips, all of the same multiple of 4 rows but the last."""
+    limit = _CPU_BYTES if mx.default_device() == mx.cpu else _GPU_BYTES
+    row = x[:, :1].nbytes
+    rows = max(4, limit // row // 4 * 4)
+    for first in range(0, x.shape[1], rows):
+        yield x[:, first : first + rows]
+
+
+def joined(strips: Iterable[mx.array]) -> mx.array:
+    """The image of strips."""
+    parts = list(strips)
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
+
+
+def windows(strips: Strips, kernel: int, *, stride: int = 1, step: int = 1) -> Strips:
+    """The rows that a convolution reads, with its rows of zeros above and below the image.
+
+    Args:
+        kernel: side of the kernel, odd; the image is padded by half of it.
+        stride: from an output row to the next, in input rows.
+        step: every window is that of a multiple of so many output rows, but the last.
+
+    Returns:
+        For n output rows (B, (n - 1) stride + kernel, W, C).
+    """
+    padding = kernel // 2
+    held = None
+    for strip in strips:
+        held = _padded(strip, padding, 0) if held is None else mx.concatenate([held, strip], axis=1)
+        rows = (held.shape[1] - kernel) // stride + 1
+        rows -= rows % step
+        if rows > 0:
+            yield held[:, : (rows - 1) * stride + kernel]
+            held = held[:, rows * stride :]
+    assert held is not None, "an image has rows"
+    held = _padded(held, 0, padding)
+    rows = (held.shape[1] - kernel) // stride + 1
+    if rows > 0:
+        yield held[:, : (rows - 1) * stride + kernel]
+
+
+def remembered(strips: Strips, memory: deque[mx.array]) -> Strips:
+    """The same strips, each of which is left in `memory` for `paired`."""
+    for strip in strips:
+        memory.append(strip)
+        yield strip
+
+
+def paired(
+    memory: deque[mx.array], strips: Strips, *, ratio: Fraction = Fraction(1)
+) -> Iterator[tuple[mx.array, mx.array]]:
+    """With each strip the rows from which it was computed, which come earlier and in other pieces.
+
+    Args:
+        memory: the earlier strips, by `remembered`; they are taken out.
+        ratio: earlier rows / rows.
+    """
+    for strip in strips:
+        wanted, rows = [], int(strip.shape[1] * ratio)
+        while rows > 0:
+            early = memory.popleft()
+            if early.shape[1] > rows:
+                memory.appendleft(early[:, rows:])
+                early = early[:, :rows]
+            wanted.append(early)
+            rows -= early.shape[1]
+        yield joined(wanted), strip
+
+
+def evaluated(strips: Iterable[mx.array]) -> Strips:
+    """The same strips, computed: what they were computed from is free before the next one begins."""
+    for strip in strips:
+        mx.eval(strip)
+        yield strip
+
+
+def _padded(x: mx.array, above: int, below: int) -> mx.array:
+    return mx.pad(x, [(0, 0), (above, below), (0, 0), (0, 0)])

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+from mobileo_mlx.models import conv
+from mobileo_mlx.models.conv import Conv2d, DepthwiseConv2d, GroupedLinear, UpsampledConv2d
+from mobileo_mlx.models.strips import joined
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("kernel", "stride", "groups"), [(3, 1, 1), (3, 2, 1), (3, 1, 4), (7, 2, 4), (1, 1, 1)])
+def test_the_flipped_convolution_is_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch, kernel: int, stride: int, groups: int, bias: bool
+) -> None:
+    """In half precision on a GPU the weights are flipped twice; the result must not know it."""
+    layer = Conv2d(8, 12, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=bias)
+    layer.set_dtype(mx.float16)
+    x = mx.random.normal((2, 9, 7, 8), key=mx.random.key(1)).astype(mx.float16)
+    plain = nn.Conv2d.__call__(layer, x)
+    calls = []
+    convolve = mx.conv_general
+
+    def recorded(*arguments: object, **options: object) -> mx.array:
+        calls.append(options.get("flip"))
+        return convolve(*arguments, **options)
+
+    # Nothing is computed on another device: the layer is only told that there is one.
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    monkeypatch.setattr(mx, "conv_general", recorded)
+    flipped = layer(x)
+    assert calls == ([True] if kernel == 3 else [])
+    assert flipped.shape == plain.shape
+    assert mx.allclose(flipped, plain, rtol=2e-3, atol=2e-3)
+
+
+def test_full_precision_is_never_flipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = Conv2d(4, 4, 3, padding=1), mx.random.normal((1, 5, 5, 4))
+    plain = layer(x)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    monkeypatch.delattr(mx, "conv_general")
+    assert mx.array_equal(layer(x), plain)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "multiplier", "size"),
+    # Small maps take another way than large ones on a CPU; both have to give the same.
+    [
+        (3, 1, 1, (4, 5)),
+        (7, 1, 1, (5, 4)),
+        (7, 2, 2, (6, 8)),
+        (3, 2, 1, (5, 7)),
+        (3, 1, 2, (3, 3)),
+        (3, 1, 1, (80, 60)),
+    ],
+)
+def test_depthwise_convolution(
+    kernel: int, stride: int, multiplier: int, size: tuple[int, int], bias: bool, dtype: mx.Dtype
+) -> None:
+    layer = DepthwiseConv2d(6, kernel, stride=stride, multiplier=multiplier, bias=bias)
+    if bias:
+        layer.bias = mx.random.normal(layer.bias.shape, key=mx.random.key(2))
+    x = mx.random.normal((2, *size, 6), key=mx.random.key(1))
+    expected = mx.conv2d(x, layer.weight, stride, kernel // 2, groups=6)
+    expected = expected + layer.bias if bias else expected
+    layer.set_dtype(dtype)
+    y = layer(x.astype(dtype))
+    assert y.dtype == dtype
+    tolerance = 1e-5 if dtype == mx.float32 else 1e-2
+    assert mx.allclose(y, expected, atol=tolerance)
+    for part in (layer.eval()(x.astype(dtype)), _streamed(layer, x.astype(dtype))):
+        assert part.dtype == dtype
+        assert mx.allclose(part, expected, atol=tolerance)
+
+
+def _streamed(layer: Conv2d | DepthwiseConv2d, x: mx.array) -> mx.array:
+    """The layer's result from strips of one, two and all other rows."""
+    return joined(layer.stream(iter([x[:, :1], x[:, 1:3], x[:, 3:]])))
+
+
+def test_a_gain_and_a_shift_are_applied_after_a_depthwise_convolution() -> None:
+    layer = DepthwiseConv2d(6, 3)
+    layer.bias = mx.random.normal((6,))
+    x, gain, shift = mx.random.normal((2, 9, 7, 6)), mx.random.normal((6,)), mx.random.normal((6,))
+    y = joined(layer.stream(iter([x[:, :4], x[:, 4:]]), gain, shift))
+    assert mx.allclose(y, layer(x) * gain + shift, atol=1e-5)
+
+
+def test_tiles_are_used_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training never: their gradient is a scatter."""
+    layer, x = DepthwiseConv2d(8, 3), mx.random.normal((1, 80, 60, 8))
+    monkeypatch.delattr(conv, "_depthwise_by_tiles")
+    layer(x)
+    if mx.default_device() == mx.cpu:
+        with pytest.raises(NameError):
+            layer.eval()(x)
+
+
+@pytest.mark.parametrize("width", [20, 70])  # with and without Winograd on a CPU
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dims"), [(3, 1, (32, 40)), (3, 2, (8, 12)), (3, 1, (32, 3)), (1, 1, (8, 8))]
+)
+def test_strips_of_a_convolution(kernel: int, stride: int, dims: tuple[int, int], bias: bool, width: int) -> None:
+    layer = Conv2d(*dims, kernel, stride=stride, padding=kernel // 2, bias=bias)
+    x = mx.random.normal((2, 14, width, dims[0]), key=mx.random.key(1))
+    y, expected = _streamed(layer, x), nn.Conv2d.__call__(layer, x)
+    assert mx.abs(y - expected).max().item() <= 1e-5 * mx.abs(expected).max().item()
+
+
+def _repeated_convolution(layer: UpsampledConv2d, x: mx.array) -> mx.array:
+    large = mx.repeat(mx.repeat(x, 2, axis=1), 2, axis=2)
+    return mx.conv2d(large, layer.weight, padding=1) + layer.bias
+
+
+@pytest.mark.parametrize("width", [20, 70])
+def test_upsampling_never_makes_the_large_image(width: int) -> None:
+    layer = UpsampledConv2d(32, 36)
+    layer.bias = mx.random.normal((36,))
+    x = mx.random.normal((2, 9, width, 32), key=mx.random.key(1))
+    expected = _repeated_convolution(layer, x)
+    for y in (layer(x), _streamed(layer, x)):
+        assert mx.abs(y - expected).max().item() <= 1e-5 * mx.abs(expected).max().item()
+
+
+@pytest.mark.parametrize("make", [lambda: Conv2d(32, 32, 3, padding=1), lambda: UpsampledConv2d(32, 32)])
+@pytest.mark.parametrize("width", [20, 70])
+def test_strips_keep_half_precision(make: Callable[[], Conv2d], width: int) -> None:
+    layer, x = make(), mx.random.normal((1, 9, width, 32))
+    expected = layer(x)
+    layer.set_dtype(mx.float16)
+    y = _streamed(layer, x.astype(mx.float16))
+    assert y.dtype == mx.float16
+    assert mx.allclose(y, expected, atol=1e-2)
+
+
+def test_grouped_linear_is_a_grouped_convolution() -> None:
+    layer = GroupedLinear(12, 3)
+    x = mx.random.normal((2, 5, 4, 12), key=mx.random.key(0))
+    expected = mx.conv2d(x, layer.weight.reshape(12, 1, 1, 4), groups=3)
+    assert mx.allclose(layer(x), expected, atol=1e-5)
