@@ -7,7 +7,7 @@ components that it uses.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,7 +156,7 @@ class MobileO:
         tower = self.component("vision_tower")
         pixels = image if isinstance(image, mx.array) else preprocess(image, self.config.image_size)
         x = pixels.astype(tower.patch_embed[0].reparam_conv.weight.dtype)
-        return self.component("mm_projector")(_in_turn(tower.blocks(), x).flatten(1, 2))
+        return self.component("mm_projector")(tower.in_turn(x))
 
     def hidden_states(self, input_ids: Sequence[Sequence[int]], image_features: Sequence[mx.array]) -> list[mx.array]:
         """The hidden states that condition a drawing, oldest first, each (B, N, hidden_size).
@@ -389,14 +389,6 @@ class MobileO:
                 f"The prompt takes {positions} positions and the model's context has {context}; shorten it."
             )
         return ids
-
-
-def _in_turn(blocks: Iterable[Callable[[mx.array], mx.array]], x: mx.array) -> mx.array:
-    """Runs blocks one by one, evaluating each, so that only one block's intermediates are in memory."""
-    for block in blocks:
-        x = block(x)
-        mx.eval(x)
-    return x
 
 
 def _last(events: Iterator[GenerationStep | GenerationResult]) -> GenerationResult:

@@ -151,25 +151,24 @@ class DepthwiseConv2d(nn.Module):
         if bias:
             self.bias = mx.zeros((dim,))
 
-    def __call__(self, x: mx.array) -> mx.array:
-        kernel = self.weight.shape[1]
-        if mx.default_device() == mx.cpu and _products_pay((*x.shape[:3], self.weight.shape[0]), kernel):
-            y = _depthwise_by_products(self._repeated(x), self.weight, self.stride)
+    def __call__(self, x: mx.array, gain: mx.array | None = None, shift: mx.array | None = None) -> mx.array:
+        """The result, times `gain` and plus `shift`, each (channels * multiplier,)."""
+        weight, bias = self._scaled(gain, shift)
+        kernel = weight.shape[1]
+        if mx.default_device() == mx.cpu and _products_pay((*x.shape[:3], weight.shape[0]), kernel):
+            y = _depthwise_by_products(self._repeated(x), weight, self.stride)
         elif mx.default_device() == mx.cpu and not self.training:
             half = kernel // 2
             window = mx.pad(x, [(0, 0), (half, half), (0, 0), (0, 0)])
-            y = _depthwise_by_tiles(window, self._tile_matrices(self.weight), kernel, self.stride)
+            y = _depthwise_by_tiles(window, self._tile_matrices(weight), kernel, self.stride)
         else:
-            y = mx.conv2d(self._repeated(x), self.weight, self.stride, kernel // 2, groups=self.weight.shape[0])
-        return y + self.bias if "bias" in self else y
+            y = mx.conv2d(self._repeated(x), weight, self.stride, kernel // 2, groups=weight.shape[0])
+        return y if bias is None else y + bias
 
     def stream(self, strips: Strips, gain: mx.array | None = None, shift: mx.array | None = None) -> Strips:
-        """The strips of the result, times `gain` and plus `shift`, each (channels * multiplier,)."""
-        kernel = self.weight.shape[1]
-        weight = self.weight if gain is None else self.weight * gain[:, None, None, None]
-        if "bias" in self:
-            bias = self.bias if gain is None else self.bias * gain
-            shift = bias if shift is None else bias + shift
+        """The strips of the same."""
+        weight, bias = self._scaled(gain, shift)
+        kernel = weight.shape[1]
         matrices = self._tile_matrices(weight) if mx.default_device() == mx.cpu else None
         for window in windows(strips, kernel, stride=self.stride, step=_TILE):
             if matrices is not None:
@@ -177,7 +176,17 @@ class DepthwiseConv2d(nn.Module):
             else:
                 padding = (0, kernel // 2)
                 y = mx.conv2d(self._repeated(window), weight, self.stride, padding, groups=weight.shape[0])
-            yield y if shift is None else y + shift
+            yield y if bias is None else y + bias
+
+    def _scaled(self, gain: mx.array | None, shift: mx.array | None) -> tuple[mx.array, mx.array | None]:
+        """Weight and bias of gain * convolution(x) + shift."""
+        weight, bias = self.weight, self.get("bias")
+        if gain is not None:
+            weight = weight * gain[:, None, None, None]
+            bias = None if bias is None else bias * gain
+        if shift is not None:
+            bias = shift if bias is None else bias + shift
+        return weight, bias
 
     def _repeated(self, x: mx.array) -> mx.array:
         # Metal's depthwise kernel wants as many outputs as inputs.

@@ -6,14 +6,17 @@ the training-time branches have been folded. Only the feed-forward still has its
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
+from .activations import gelu
 from .conv import Conv2d, DepthwiseConv2d, conv_weight, pointwise_weight
+from .strips import Strips, evaluated, joined, paired, remembered, split
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,13 @@ class ReparamConv(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self.reparam_conv(x)
-        return nn.gelu(x) if self.act else x
+        return gelu(x) if self.act else x
+
+    def stream(self, strips: Strips) -> Strips:
+        """The strips of the result; see `FastViTHD.in_turn`."""
+        pointwise = isinstance(self.reparam_conv, nn.Linear)
+        strips = map(self.reparam_conv, strips) if pointwise else self.reparam_conv.stream(strips)
+        return evaluated(gelu(x) if self.act else x for x in strips)
 
 
 def _with_skip(convolution: DepthwiseConv2d) -> DepthwiseConv2d:
@@ -70,7 +79,11 @@ class LargeKernelConv(nn.Module):
         self.lkb_reparam = DepthwiseConv2d(dim, kernel, stride=stride, multiplier=multiplier)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return nn.gelu(self.lkb_reparam(x))
+        return gelu(self.lkb_reparam(x))
+
+    def stream(self, strips: Strips) -> Strips:
+        """The strips of the result; see `FastViTHD.in_turn`."""
+        return evaluated(gelu(x) for x in self.lkb_reparam.stream(strips))
 
 
 class Downsample(nn.Module):
@@ -86,6 +99,12 @@ class Downsample(nn.Module):
             x = layer(x)
         return x
 
+    def stream(self, strips: Strips) -> Strips:
+        """The strips of the result; see `FastViTHD.in_turn`."""
+        for layer in self.proj:
+            strips = layer.stream(strips)
+        return strips
+
 
 class ConvNorm(nn.Module):
     """Depthwise 7x7 without bias, then BatchNorm."""
@@ -96,7 +115,20 @@ class ConvNorm(nn.Module):
         self.bn = nn.BatchNorm(dim, eps)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.bn(self.conv(x))
+        return self.bn(self.conv(x)) if self.training else self.conv(x, *self._affine())
+
+    def stream(self, strips: Strips) -> Strips:
+        """The strips of the result; see `FastViTHD.in_turn`."""
+        return self.conv.stream(strips, *self._affine())
+
+    def _affine(self) -> tuple[mx.array, mx.array]:
+        """The norm with the statistics of training is g x + s, which the convolution takes into its weights.
+
+        g = weight / sqrt(variance + eps), s = bias - g mean.
+        """
+        norm = self.bn
+        gain = norm.weight * mx.rsqrt(norm.running_var + norm.eps)
+        return gain, norm.bias - gain * norm.running_mean
 
 
 class ConvFFN(nn.Module):
@@ -107,7 +139,14 @@ class ConvFFN(nn.Module):
         self.fc2 = nn.Linear(int(dim * ratio), dim)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(nn.gelu(self.fc1(self.conv(x))))
+        return self._pointwise(self.conv(x))
+
+    def stream(self, strips: Strips) -> Strips:
+        """The strips of the result; see `FastViTHD.in_turn`."""
+        return map(self._pointwise, self.conv.stream(strips))
+
+    def _pointwise(self, x: mx.array) -> mx.array:
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class RepMixerBlock(nn.Module):
@@ -121,6 +160,12 @@ class RepMixerBlock(nn.Module):
         x = self.token_mixer(x)
         return x + self.layer_scale * self.convffn(x)
 
+    def stream(self, strips: Strips) -> Strips:
+        """The strips of the result; see `FastViTHD.in_turn`."""
+        memory: deque[mx.array] = deque()
+        strips = remembered(self.token_mixer.stream(strips), memory)
+        return evaluated(x + self.layer_scale * y for x, y in paired(memory, self.convffn.stream(strips)))
+
 
 class Attention(nn.Module):
     def __init__(self, dim: int, head_dim: int):
@@ -133,8 +178,30 @@ class Attention(nn.Module):
         batch, height, width, dim = x.shape
         qkv = self.qkv(x).reshape(batch, height * width, 3, -1, self.head_dim)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each (B, heads, H W, head_dim)
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5)
+        y = self._attend(q, k, v)
         return self.proj(y.swapaxes(1, 2).reshape(batch, height, width, dim))
+
+    def _attend(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        scale = self.head_dim**-0.5
+        if self.training:
+            return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+        if mx.default_device() == mx.cpu:
+            # One head after the other: its scores stay in the cache, those of all would fill 100 MB.
+            heads = (tuple(x[:, i : i + 1] for x in (q, k, v)) for i in range(q.shape[1]))
+            return mx.concatenate([mx.fast.scaled_dot_product_attention(*head, scale=scale) for head in heads], axis=1)
+        if mx.metal.is_available():
+            return _padded_attention(q, k, v, scale)
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def _padded_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    """Attention with heads of fewer than 64 channels, which Metal has no fused kernel for, as heads of 64.
+
+    Zeros add nothing to the scores, and what they add to the values is cut off; (heads, N, N) is never stored.
+    """
+    dim = q.shape[-1]
+    q, k, v = (mx.pad(x, [(0, 0)] * 3 + [(0, max(0, 64 - dim))]) for x in (q, k, v))
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)[..., :dim]
 
 
 class AttentionBlock(nn.Module):
@@ -149,6 +216,15 @@ class AttentionBlock(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         x = x + self.layer_scale_1 * self.token_mixer(self.norm(x))
         return x + self.layer_scale_2 * self.convffn(x)
+
+    def stream(self, strips: Strips) -> Strips:
+        """The strips of the result; see `FastViTHD.in_turn`. Attention needs the whole map."""
+        x = joined(strips)
+        x = x + self.layer_scale_1 * self.token_mixer(self.norm(x))
+        mx.eval(x)
+        memory: deque[mx.array] = deque()
+        strips = self.convffn.stream(remembered(split(x), memory))
+        return evaluated(x + self.layer_scale_2 * y for x, y in paired(memory, strips))
 
 
 class SqueezeExcite(nn.Module):
@@ -171,7 +247,11 @@ class ConvExpand(nn.Module):
         self.se = SqueezeExcite(dim_out, inner)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return nn.gelu(self.se(self.reparam_conv(x)))
+        return gelu(self.se(self.reparam_conv(x)))
+
+    def stream(self, strips: Strips) -> Strips:
+        """The result as one strip: the squeeze needs the whole map."""
+        yield self(joined(strips))
 
 
 class FastViTHD(nn.Module):
@@ -196,7 +276,7 @@ class FastViTHD(nn.Module):
             self.network.append([block(dim, config.mlp_ratios[i], config) for _ in range(config.layers[i])])
         self.conv_exp = ConvExpand(dims[-1], config.output_dim, config.se_channels)
 
-    def blocks(self) -> list[Callable[[mx.array], mx.array]]:
+    def blocks(self) -> list[Any]:
         """All blocks in order. A caller that evaluates after each bounds the memory that is in flight."""
         network = [b for part in self.network for b in (part if isinstance(part, list) else [part])]
         return [*self.patch_embed, *network, self.conv_exp]
@@ -210,6 +290,17 @@ class FastViTHD(nn.Module):
         x = pixel_values
         for block in self.blocks():
             x = block(x)
+        return x.flatten(1, 2)
+
+    def in_turn(self, pixel_values: mx.array) -> mx.array:
+        """The same for inference, block after block, so that only one block's intermediates are in memory.
+
+        On a CPU each block is computed strip by strip: what fits the cache is several times as fast.
+        """
+        x = pixel_values
+        for block in self.blocks():
+            x = joined(block.stream(split(x))) if mx.default_device() == mx.cpu else block(x)
+            mx.eval(x)
         return x.flatten(1, 2)
 
 

@@ -3,9 +3,11 @@ from __future__ import annotations
 import dataclasses
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
+from mobileo_mlx.models import fastvithd, strips
 from mobileo_mlx.models.fastvithd import (
     FastViTHD,
     FastViTHDConfig,
@@ -50,7 +52,59 @@ def test_rows_of_a_batch_do_not_mix(tower: FastViTHD) -> None:
 def test_half_precision_keeps_its_dtype() -> None:
     tower = FastViTHD(CONFIG).eval()
     tower.set_dtype(mx.float16)
-    assert tower(mx.random.uniform(shape=(1, 64, 64, 3)).astype(mx.float16)).dtype == mx.float16
+    x = mx.random.uniform(shape=(1, 64, 64, 3)).astype(mx.float16)
+    assert tower(x).dtype == tower.in_turn(x).dtype == mx.float16
+
+
+@pytest.fixture
+def lively() -> FastViTHD:
+    """A tower whose layer scales and statistics are not those of the beginning, so that nothing is hidden."""
+    tower = FastViTHD(CONFIG).eval()
+    values = dict(tree_flatten(tower.parameters()))
+    for i, (name, value) in enumerate(values.items()):
+        noise = mx.random.uniform(0.5, 1.5, value.shape, key=mx.random.key(i))
+        if "layer_scale" in name or ".bn." in name:
+            values[name] = noise
+    return tower.update(tree_unflatten(list(values.items())))
+
+
+@pytest.mark.parametrize("limit", [1, 2**13, 2**30])  # bytes: strips of four rows, of some, and one strip
+@pytest.mark.parametrize("size", [(64, 64), (192, 128)])
+def test_strips_are_the_whole(
+    lively: FastViTHD, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], limit: int
+) -> None:
+    """And both are what training computes, where no norm is folded and attention takes all heads at once."""
+    monkeypatch.setattr(strips, "_CPU_BYTES", limit)
+    monkeypatch.setattr(strips, "_GPU_BYTES", limit)
+    x = mx.random.uniform(shape=(2, *size, 3), key=mx.random.key(0))
+    whole = lively(x)
+    streamed = x
+    for block in lively.blocks():
+        streamed = strips.joined(block.stream(strips.split(streamed)))
+    results = [whole, streamed.flatten(1, 2), lively.in_turn(x)]
+    lively.train()
+    for _, module in lively.named_modules():
+        if isinstance(module, nn.BatchNorm):
+            module.eval()  # the batch's own statistics are another function
+    expected = lively(x)
+    for y in results:
+        assert mx.abs(y - expected).max().item() <= 1e-5 * mx.abs(expected).max().item()
+
+
+def test_attention_with_padded_heads_is_attention() -> None:
+    q, k, v = (mx.random.normal((2, 3, 20, 32), key=mx.random.key(i)) for i in range(3))
+    expected = mx.softmax(0.2 * q @ k.swapaxes(-1, -2), axis=-1) @ v
+    assert mx.allclose(fastvithd._padded_attention(q, k, v, 0.2), expected, atol=1e-6)
+
+
+@pytest.mark.skipif(not mx.metal.is_available(), reason="the fused kernel is Metal's")
+def test_padded_heads_reach_the_fused_kernel() -> None:
+    q = mx.random.normal((1, 24, 1024, 32)).astype(mx.float16)
+    mx.eval(q)
+    mx.reset_peak_memory()
+    begin = mx.get_active_memory()
+    mx.eval(fastvithd._padded_attention(q, q, q, 0.2))
+    assert mx.get_peak_memory() - begin < 24 * 1024**2 * 2  # the bytes of all scores
 
 
 def test_every_parameter_matters(tower: FastViTHD) -> None:
