@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from .models.sana import SanaTransformer
+from .models.sana_steps import PreparedSteps, Text, distinct
 from .schedulers import Scheduler
 
 
@@ -42,6 +43,7 @@ def denoise(
     *,
     guidance_scale: float = 1.0,
     attention_mask: mx.array | None = None,
+    edge: int | None = None,
     start: int = 0,
 ) -> Iterator[GenerationStep]:
     """Runs the sampler from `latents` to the end, a step each time the caller asks for one.
@@ -50,21 +52,26 @@ def denoise(
         dit: the diffusion transformer.
         scheduler: of any number of steps.
         latents: (B, h, w, latent_channels), noise at sigmas[start].
-        conditioning: the connector's output. Without guidance (B, N, caption_channels); with guidance (2 B, N,
-            caption_channels), the unconditional half first, as in the original.
+        conditioning: the connector's output. Without guidance (R, N, caption_channels); with guidance (2 R, N,
+            caption_channels), the unconditional half first, as in the original. The latents are split evenly and in
+            order among the R: 1 is one prompt for all, B a prompt for each.
         guidance_scale: 1 means none, and one pass of the network a step instead of two.
-        attention_mask: (B or 2 B, N) bool, where rows of the conditioning have been padded.
+        attention_mask: (R or 2 R, N) bool, where rows of the conditioning have been padded.
+        edge: where the unconditional half is that of zero hidden states, the connector's `reach`: all its positions
+            are equal but for so many at each end, and are read once. By default nothing is known of it.
         start: the first step to run; earlier ones are left out.
     """
     guided = guidance_scale != 1.0
-    context = dit.encode_text(conditioning, attention_mask)
-    dtype = dit.scale_shift_table.dtype
+    texts = [Text(conditioning, attention_mask)]
+    if guided and edge is not None and attention_mask is None:
+        unconditional, conditional = mx.split(conditioning, 2)
+        texts = [distinct(unconditional, edge), Text(conditional)]
+    timesteps = mx.array(scheduler.timesteps[start:], mx.float32)
+    network = PreparedSteps(dit, texts, 2 if guided else 1, timesteps, latents.shape)
     latents, previous = latents.astype(mx.float32), None
     steps = len(scheduler.timesteps) - start
     for index in range(start, start + steps):
-        inputs = mx.concatenate([latents, latents]) if guided else latents
-        timestep = mx.full((inputs.shape[0],), scheduler.timesteps[index].item(), mx.float32)
-        velocity = dit(inputs.astype(dtype), timestep, context).astype(mx.float32)
+        velocity = network(index - start, latents).astype(mx.float32)
         if guided:
             unconditional, conditional = mx.split(velocity, 2)
             velocity = unconditional + guidance_scale * (conditional - unconditional)

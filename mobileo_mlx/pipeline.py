@@ -343,9 +343,6 @@ class MobileO:
             guided=settings.guidance_scale != 1,
             negative=None if negative_ids is None else self.hidden_states([negative_ids], features),
         )
-        # One prompt, a row for each image.
-        conditioning = mx.repeat(conditioning, latents.shape[0], axis=0)
-        mask = None if mask is None else mx.repeat(mask, latents.shape[0], axis=0)
         mx.eval(conditioning, latents)
         encoded = time.perf_counter()
         for step in denoise(
@@ -355,6 +352,7 @@ class MobileO:
             conditioning,
             guidance_scale=settings.guidance_scale,
             attention_mask=mask,
+            edge=self.component("diffusion_connector").reach if negative_ids is None else None,
             start=start,
         ):
             latents = step.latents

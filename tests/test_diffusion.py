@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from mobileo_mlx.diffusion import denoise
-from mobileo_mlx.models.sana import CrossAttention, SanaConfig, SanaTransformer
+from mobileo_mlx.models.layers import GLUMBConv
+from mobileo_mlx.models.sana import CrossAttention, LinearAttention, SanaConfig, SanaTransformer
+from mobileo_mlx.models.sana_steps import PreparedSteps
 from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.schedulers import make_scheduler
 
@@ -46,13 +48,13 @@ def text(batch: int) -> mx.array:
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, kind: type, name: str) -> list[tuple[int, ...]]:
-    """The shapes of the first argument in all calls of a method."""
+    """The shapes of the last argument in all calls of a method."""
     shapes: list[tuple[int, ...]] = []
     method = getattr(kind, name)
 
-    def counting(self: Any, x: mx.array, *arguments: Any) -> Any:
-        shapes.append(x.shape)
-        return method(self, x, *arguments)
+    def counting(self: Any, *arguments: Any) -> Any:
+        shapes.append(arguments[-1].shape)
+        return method(self, *arguments)
 
     monkeypatch.setattr(kind, name, counting)
     return shapes
@@ -74,15 +76,27 @@ def test_every_step_is_told(dit: SanaTransformer, name: str, batch: int) -> None
 
 
 def test_without_guidance_the_network_runs_once_a_step(dit: SanaTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = counted(monkeypatch, SanaTransformer, "__call__")
+    shapes = counted(monkeypatch, PreparedSteps, "__call__")
     list(denoise(dit, make_scheduler("dpm++", 5), noise(2), text(2), guidance_scale=1.0))
     assert shapes == [(2, 3, 2, 4)] * 5
 
 
 def test_with_guidance_both_halves_run_together(dit: SanaTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = counted(monkeypatch, SanaTransformer, "__call__")
+    shapes = counted(monkeypatch, PreparedSteps, "__call__")
+    convolved = counted(monkeypatch, GLUMBConv, "__call__")
+    monkeypatch.setattr(mx, "compile", lambda function: function)  # else it is traced once and not called again
     list(denoise(dit, make_scheduler("dpm++", 5), noise(2), text(4), guidance_scale=1.5))
-    assert shapes == [(4, 3, 2, 4)] * 5
+    assert shapes == [(2, 3, 2, 4)] * 5
+    assert convolved == [(4, 3, 2, 16)] * 5 * CONFIG.num_layers
+
+
+def test_the_first_self_attention_sees_both_halves_as_one(
+    dit: SanaTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = counted(monkeypatch, LinearAttention, "__call__")
+    monkeypatch.setattr(mx, "compile", lambda function: function)
+    list(denoise(dit, make_scheduler("dpm++", 2), noise(3), text(2), guidance_scale=1.5))
+    assert shapes == [(3, 6, 16), (6, 6, 16)] * 2
 
 
 def test_keys_and_values_of_the_text_are_computed_once(dit: SanaTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +138,34 @@ def test_guidance_extrapolates_from_the_first_half(dit: SanaTransformer) -> None
     assert mx.allclose(guided.velocity, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["dpm++", "euler"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 1.5])
+def test_a_drawing_is_that_of_the_plain_form(dit: SanaTransformer, name: str, guidance_scale: float) -> None:
+    guided = guidance_scale != 1
+    conditioning, latents, previous = text(2 if guided else 1), noise(1), None
+    scheduler = make_scheduler(name, 4)
+    context = dit.encode_text(conditioning)
+    for index, step in enumerate(denoise(dit, scheduler, noise(1), conditioning, guidance_scale=guidance_scale)):
+        rows = mx.concatenate([latents, latents]) if guided else latents
+        velocity = dit(rows, mx.full((rows.shape[0],), float(scheduler.timesteps[index])), context)
+        if guided:
+            velocity = velocity[:1] + guidance_scale * (velocity[1:] - velocity[:1])
+        latents, previous = scheduler.step(index, latents, velocity, previous)
+        assert mx.abs(step.latents - latents).max() <= 1e-5 * mx.abs(latents).max()
+
+
+def test_positions_that_are_equal_are_found_from_the_edge(dit: SanaTransformer) -> None:
+    scheduler, prompt = make_scheduler("euler", 2), text(1)
+    unconditional = mx.concatenate([-prompt[:, :1], *[prompt[:, 1:2]] * 3, -prompt[:, 4:]], axis=1)
+    both = mx.concatenate([unconditional, prompt])
+    *_, plain = denoise(dit, scheduler, noise(2), both, guidance_scale=3.0)
+    *_, short = denoise(dit, scheduler, noise(2), both, guidance_scale=3.0, edge=1)
+    assert mx.abs(plain.latents - short.latents).max() <= 1e-5 * mx.abs(plain.latents).max()
+    # An edge too narrow leaves positions out that differ.
+    *_, wrong = denoise(dit, scheduler, noise(2), both, guidance_scale=3.0, edge=0)
+    assert mx.abs(plain.latents - wrong.latents).max() > 1e-4
+
+
 def test_a_later_start_leaves_steps_out(dit: SanaTransformer) -> None:
     scheduler = make_scheduler("dpm++", 5)
     steps = list(denoise(dit, scheduler, noise(1), text(1), start=3))
@@ -132,7 +174,7 @@ def test_a_later_start_leaves_steps_out(dit: SanaTransformer) -> None:
 
 
 def test_nothing_is_computed_before_it_is_asked_for(dit: SanaTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = counted(monkeypatch, SanaTransformer, "__call__")
+    shapes = counted(monkeypatch, PreparedSteps, "__call__")
     steps: Iterator[Any] = denoise(dit, make_scheduler("euler", 9), noise(1), text(1))
     assert shapes == []
     next(steps)

@@ -65,6 +65,11 @@ class SequenceRefiner(nn.Module):
         self.channel_attn = ChannelAttention(dim)
         self.norm = nn.LayerNorm(dim, LAYER_NORM_EPS)
 
+    @property
+    def reach(self) -> int:
+        """How far it looks to each side."""
+        return self.conv.depthwise.weight.shape[1] // 2
+
     def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
         # What is padded is zero for the convolution, as the room beyond the end of a row is.
         y = self.conv(x if mask is None else x * mask)
@@ -90,6 +95,15 @@ class MobileConditioningProjector(nn.Module):
         ]
         # A buffer of the checkpoint, set by annealing and never by a gradient.
         self.freeze(keys=["temperature"], recurse=False)
+
+    @property
+    def reach(self) -> int:
+        """From how many positions at each end of a sequence the convolutions see beyond it.
+
+        Where all hidden states of a row are equal, as those of the unconditional half are, so is the result, but for
+        these positions: the rest of the network treats every position alike.
+        """
+        return sum(refiner.reach for refiner in self.sequence_refiners)
 
     def fusion_weights(self) -> mx.array:
         """softmax(layer_weights / temperature), (num_layers,) float32."""

@@ -158,8 +158,8 @@ class CrossAttention(nn.Module):
     def __init__(self, config: SanaConfig):
         super().__init__()
         dim = config.dim
-        inner = config.num_cross_attention_heads * config.cross_attention_head_dim
-        self.head_dim = config.cross_attention_head_dim
+        self.heads, self.head_dim = config.num_cross_attention_heads, config.cross_attention_head_dim
+        inner = self.heads * self.head_dim
         self.to_q = nn.Linear(dim, inner)
         self.to_k = nn.Linear(dim, inner)
         self.to_v = nn.Linear(dim, inner)
@@ -172,6 +172,22 @@ class CrossAttention(nn.Module):
         q = _heads(self.to_q(x), self.head_dim)
         y = mx.fast.scaled_dot_product_attention(q, keys, values, scale=self.head_dim**-0.5, mask=bias)
         return self.to_out[0](_merged(y))
+
+
+def text_bias(dtype: mx.Dtype, mask: mx.array | None, counts: mx.array | None = None) -> mx.array | None:
+    """What is added to the scores of a text, (B, 1, 1, N), or None for nothing.
+
+    Args:
+        dtype: of the result.
+        mask: (B, N) bool, True where a position is to be seen.
+        counts: (N,), how many equal positions each stands for: c exp(s) = exp(s + log c).
+    """
+    if mask is None and counts is None:
+        return None
+    bias = mx.zeros((1, 1)) if mask is None else mx.where(mask, 0.0, MASKED)
+    if counts is not None:
+        bias = bias + mx.log(counts.astype(mx.float32))
+    return bias.astype(dtype)[:, None, None, :]
 
 
 def _heads(x: mx.array, head_dim: int) -> mx.array:
@@ -233,12 +249,14 @@ class SanaTransformer(nn.Module):
             encoder_hidden_states: the connector's output, (B, N, caption_channels).
             attention_mask: (B, N) bool, True where a position is to be seen; all of them by default.
         """
-        text = self.caption_norm(self.caption_projection(encoder_hidden_states))
+        text = self.project_text(encoder_hidden_states)
         pairs = [block.attn2.keys_values(text) for block in self.transformer_blocks]
-        bias = None
-        if attention_mask is not None:
-            bias = mx.where(attention_mask, 0.0, MASKED).astype(text.dtype)[:, None, None, :]
+        bias = text_bias(text.dtype, attention_mask)
         return TextContext(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), bias)
+
+    def project_text(self, encoder_hidden_states: mx.array) -> mx.array:
+        """What the keys and values of all blocks are made of, (B, N, dim)."""
+        return self.caption_norm(self.caption_projection(encoder_hidden_states))
 
     def __call__(self, latents: mx.array, timestep: mx.array, context: TextContext) -> mx.array:
         """The velocity, noise - clean latents: (B, h, w, out_channels).
@@ -257,8 +275,13 @@ class SanaTransformer(nn.Module):
         for block, keys, values in zip(self.transformer_blocks, context.keys, context.values, strict=True):
             x = block(x, modulation, keys, values, context.bias, size)
         shift, scale = mx.split(self.scale_shift_table + embedded[:, None], 2, axis=1)
-        x = self.proj_out(_modulated(x, shift, scale, OUTPUT_NORM_EPS))
-        return x.reshape(batch, *size, p, p, -1).swapaxes(2, 3).reshape(batch, height, width, -1)
+        return self.unpatch(self.proj_out(_modulated(x, shift, scale, OUTPUT_NORM_EPS)), size)
+
+    def unpatch(self, x: mx.array, size: tuple[int, int]) -> mx.array:
+        """From patches (B, rows * columns, p p C), `size` = (rows, columns), to (B, rows p, columns p, C)."""
+        (rows, columns), p = size, self.config.patch_size
+        x = x.reshape(-1, rows, columns, p, p, x.shape[-1] // p**2).swapaxes(2, 3)
+        return x.reshape(-1, rows * p, columns * p, x.shape[-1])
 
 
 def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:

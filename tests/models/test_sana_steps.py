@@ -1,0 +1,274 @@
+"""Each saving of `sana_steps` against the plain form, and how much work it leaves."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+from mobileo_mlx.models import layers, sana_steps
+from mobileo_mlx.models.mcp import MCPConfig, MobileConditioningProjector
+from mobileo_mlx.models.sana import CrossAttention, SanaConfig, SanaTransformer, TransformerBlock
+from mobileo_mlx.models.sana_steps import (
+    AbsorbedText,
+    PreparedSteps,
+    ProjectedText,
+    Text,
+    absorbed,
+    absorbing_pays,
+    distinct,
+    run_block,
+)
+from mobileo_mlx.quantize import QuantizeSpec, quantize
+
+SMALL = {
+    "num_layers": 3,
+    "num_attention_heads": 4,
+    "attention_head_dim": 16,
+    "num_cross_attention_heads": 4,
+    "cross_attention_head_dim": 16,
+    "caption_channels": 12,
+    "in_channels": 4,
+    "out_channels": 4,
+    "sample_size": 4,
+}
+# The published 0.5B, but for its depth of 28.
+FULL = {
+    "num_attention_heads": 36,
+    "attention_head_dim": 32,
+    "num_cross_attention_heads": 16,
+    "cross_attention_head_dim": 72,
+    "caption_channels": 2304,
+}
+TIMESTEPS = [999.0, 640.0, 3.0]
+
+
+def build(**changes: Any) -> SanaTransformer:
+    mx.random.seed(0)
+    dit = SanaTransformer(SanaConfig(**(SMALL | changes)))
+    for name, module in dit.named_modules():
+        if isinstance(module, nn.Linear) and "bias" in module:
+            module.bias = mx.random.normal(module.bias.shape)  # so that a bias that is lost shows
+    return dit.eval()
+
+
+def text(rows: int, length: int = 5) -> mx.array:
+    return mx.random.normal((rows, length, 12), key=mx.random.key(1))
+
+
+def noise(batch: int, height: int = 4, width: int = 3) -> mx.array:
+    return mx.random.normal((batch, height, width, 4), key=mx.random.key(2))
+
+
+def difference(ours: mx.array, plain: mx.array) -> float:
+    assert ours.shape == plain.shape
+    return (mx.abs(ours - plain).max() / mx.abs(plain).max()).item()
+
+
+def plain(dit: SanaTransformer, latents: mx.array, index: int, states: mx.array, mask: mx.array | None = None):
+    """The plain form on rows that already are what each reads."""
+    timestep = mx.full((latents.shape[0],), TIMESTEPS[index])
+    return dit(latents, timestep, dit.encode_text(states, mask))
+
+
+def check(
+    dit: SanaTransformer,
+    texts: list[Text],
+    halves: int,
+    latents: mx.array,
+    states: mx.array,
+    mask: mx.array | None = None,
+) -> PreparedSteps:
+    network = PreparedSteps(dit, texts, halves, mx.array(TIMESTEPS), latents.shape)
+    for index in range(len(TIMESTEPS)):
+        expected = plain(dit, mx.concatenate([latents] * halves), index, states, mask)
+        assert difference(network(index, latents), expected) <= 1e-5
+    return network
+
+
+def edged(length: int, edge: int) -> mx.array:
+    """States that are equal but near the ends, (1, length, 12)."""
+    middle = text(1, 1)
+    sides = mx.random.normal((1, 2 * edge, 12), key=mx.random.key(8))
+    inner = mx.broadcast_to(middle, (1, max(length - 2 * edge, 0), 12))
+    whole = mx.concatenate([sides[:, :edge], inner, sides[:, edge:]], axis=1)
+    return whole[:, :length]
+
+
+CONFIGURATIONS: list[dict[str, Any]] = [
+    {},
+    {"patch_size": 2, "sample_size": 4},
+    {"out_channels": None, "attention_bias": True},
+    {"interpolation_scale": 2.0},
+    {"num_cross_attention_heads": 3, "cross_attention_head_dim": 8},  # narrower than the model
+    {"num_layers": 1, "norm_eps": 1e-3},
+]
+
+
+@pytest.mark.parametrize("changes", CONFIGURATIONS)
+def test_every_step_is_that_of_the_plain_form(changes: dict[str, Any]) -> None:
+    states = text(2)
+    check(build(**changes), [Text(states)], 2, noise(1, 4, 6), states)
+
+
+@pytest.mark.parametrize("length", [1, 2, 4, 5, 6, 9, 60])
+@pytest.mark.parametrize("edge", [0, 1, 2])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_equal_keys_are_read_once_with_their_number_on_their_score(length: int, edge: int, batch: int) -> None:
+    unconditional, conditional = edged(length, edge), text(1, length)
+    short = distinct(unconditional, edge)
+    assert short.states.shape[1] == min(length, 2 * edge + 1)
+    rows = mx.concatenate([mx.repeat(unconditional, batch, axis=0), mx.repeat(conditional, batch, axis=0)])
+    check(build(), [short, Text(conditional)], 2, noise(batch), rows)
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("length", [3, 9, 20])
+def test_the_connector_makes_equal_states_equal_beyond_its_reach(blocks: int, kernel: int, length: int) -> None:
+    config = MCPConfig(8, 16, 12, num_layers=2, num_refinement_blocks=blocks, kernel_size=kernel)
+    connector = MobileConditioningProjector(config).eval()
+    states = connector([mx.zeros((1, length, 8))] * 2)
+    edge = connector.reach
+    assert edge == blocks * (kernel // 2)
+    if length > 2 * edge + 1:
+        inner = states[:, edge : length - edge]
+        assert mx.allclose(inner, inner[:, :1], rtol=0, atol=1e-6)
+    if edge and length > 2 * edge:
+        # Not one position fewer: the outermost that is kept for itself does differ.
+        assert not mx.allclose(states[:, edge - 1], states[:, edge], atol=1e-6)
+        assert not mx.allclose(states[:, length - edge], states[:, edge], atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [3, 300])
+def test_masks(length: int) -> None:
+    states = text(2, length)
+    mask = mx.arange(length)[None] < mx.array([[2], [length]])
+    check(build(), [Text(states, mask)], 2, noise(1), states, mask)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("prompts", [1, 2, 4])
+@pytest.mark.parametrize("length", [4, 300])
+def test_several_latents_read_one_prompt_or_several(guided: bool, prompts: int, length: int) -> None:
+    halves = 2 if guided else 1
+    states = text(halves * prompts, length)
+    check(build(), [Text(states)], halves, noise(4), mx.repeat(states, 4 // prompts, axis=0))
+
+
+def test_a_long_text_keeps_its_queries_and_a_short_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    forms: list[tuple[type, ...]] = []
+
+    def spy(block: TransformerBlock, x: mx.array, table: mx.array, texts: Any, *rest: Any) -> mx.array:
+        forms.append(tuple(type(text) for text in texts))
+        return run_block(block, x, table, texts, *rest)
+
+    monkeypatch.setattr(sana_steps, "run_block", spy)
+    unconditional, conditional = edged(300, 2), text(1, 300)
+    rows = mx.concatenate([unconditional, conditional])
+    check(build(), [distinct(unconditional, 2), Text(conditional)], 2, noise(1), rows)
+    assert set(forms) == {(AbsorbedText, ProjectedText)}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_projections_are_absorbed(bits: int) -> None:
+    dit, states = quantize(build(), QuantizeSpec(bits)), text(2)
+    keys, values = dit.transformer_blocks[0].attn2.keys_values(dit.project_text(states))
+    assert absorbed(dit.transformer_blocks[0].attn2, keys, values, None) is not None
+    check(dit, [Text(states)], 2, noise(1), states)
+
+
+def test_a_layer_that_may_compute_something_else_is_left_to_compute_it() -> None:
+    class Doubled(nn.Linear):
+        def __call__(self, x: mx.array) -> mx.array:
+            return 2 * super().__call__(x)
+
+    dit, states = build(), text(2)
+    attention = dit.transformer_blocks[1].attn2
+    attention.to_q = Doubled(64, 64)
+    keys, values = attention.keys_values(dit.project_text(states))
+    assert absorbed(attention, keys, values, None) is None
+    check(dit, [Text(states)], 2, noise(1), states)
+
+
+def test_absorbing_pays_up_to_76_keys_at_full_size() -> None:
+    queries = 20 * 256
+    assert absorbing_pays(1152, 1152, 16, 72, queries)
+    assert not absorbing_pays(1152, 1152, 16, 77, queries)
+    # What is computed once does not pay in a single step of a small picture.
+    assert not absorbing_pays(1152, 1152, 16, 60, 16)
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("offset", [0.0, 8.0])
+def test_in_half_precision_absorbing_loses_no_more_than_the_projections(dtype: mx.Dtype, offset: float) -> None:
+    mx.random.seed(3)
+    config = SanaConfig(**(SMALL | {"num_cross_attention_heads": 4, "cross_attention_head_dim": 16}))
+    attention = CrossAttention(config)
+    for layer in (attention.to_q, attention.to_k, attention.to_v, attention.to_out[0]):
+        layer.weight = mx.random.normal(layer.weight.shape) * 0.2
+    x = mx.random.normal((1, 400, 64))
+    # Keys have much in common in trained models; the offset gives them that.
+    states = mx.random.normal((1, 40, 64)) + offset * mx.random.normal((1, 1, 64))
+    x, states = x.astype(dtype), states.astype(dtype)
+    attention.set_dtype(dtype)
+    forms = []
+    for kind in (dtype, mx.float32):
+        attention.set_dtype(kind)
+        keys, values = attention.keys_values(states.astype(kind))
+        forms.append(attention(x.astype(kind), keys, values, None).astype(mx.float32))
+        if kind == dtype:
+            short = absorbed(attention, keys, values, None)
+            assert short is not None
+            forms.append((short.attend(attention, mx.zeros_like(x)) * 0).astype(mx.float32))
+            zero = mx.zeros((1, 1, 64), dtype)
+            scores = mx.addmm(short.a_bias, x, short.a.swapaxes(-1, -2)).reshape(1, 400, 4, 40)
+            weights = mx.softmax(scores, axis=-1, precise=True).reshape(1, 400, 160)
+            forms[-1] = mx.addmm(zero, weights, short.b).astype(mx.float32)
+    plain_half, absorbed_half, exact = forms
+
+    def off(y: mx.array) -> float:
+        return math.sqrt(mx.square(y - exact).mean().item())
+
+    assert off(absorbed_half) <= 1.25 * off(plain_half), (off(absorbed_half), off(plain_half))
+
+
+def nodes(function: Any, *arguments: mx.array) -> list[dict[str, Any]]:
+    """The primitives of a graph, from MLX's own export; compiled functions come as what they are made of."""
+    found: list[dict[str, Any]] = []
+    mx.export_function(lambda node: found.append(node) if node["type"] == "primitive" else None, function, *arguments)
+    return found
+
+
+def multiplications(graph: list[dict[str, Any]]) -> int:
+    """Twice the multiplications of matrix products and convolutions."""
+    total = 0
+    for node in graph:
+        if node["name"] not in ("Matmul", "AddMM", "Convolution"):
+            continue
+        shape = node["outputs"][0][1]
+        weight = node["inputs"][1][1]
+        terms = math.prod(weight[1:]) if node["name"] == "Convolution" else node["inputs"][0][1][-1]
+        total += 2 * math.prod(shape) * terms
+    return total
+
+
+def test_a_step_at_full_size_takes_at_most_476_billion_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "_shifts_pay", lambda shape: False)  # so that the convolution shows
+    latents = mx.zeros((1, 16, 16, 32))
+    states = mx.random.normal((2, 60, 2304))
+    plain_form, ours = [], []
+    for depth in (2, 3):
+        dit = SanaTransformer(SanaConfig(num_layers=depth, **FULL)).eval()
+        texts = [distinct(states[:1], 2), Text(states[1:])]
+        network = PreparedSteps(dit, texts, 2, mx.array([float(t) for t in range(20)]), latents.shape)
+        ours.append(multiplications(nodes(lambda x, network=network: network(0, x), latents)))
+        rows, timestep = mx.concatenate([latents, latents]), mx.array([1.0, 1.0])
+        plain_form.append(multiplications(nodes(lambda x, dit=dit: dit(x, timestep, dit.encode_text(states)), rows)))
+    # The first block differs, the others are alike.
+    reference, reduced = (two + 26 * (three - two) for two, three in (plain_form, ours))
+    assert reference == pytest.approx(540e9, rel=0.005)
+    assert reduced <= 476e9
