@@ -151,7 +151,7 @@ class PreparedSteps:
         timesteps: mx.array,
         latents: tuple[int, ...],
     ):
-        self._dit, self._halves = dit, halves
+        self._dit = dit
         self._dtype = dit.scale_shift_table.dtype
         batch, height, width, _ = latents
         self._size = (height // dit.config.patch_size, width // dit.config.patch_size)
@@ -160,7 +160,10 @@ class PreparedSteps:
         queries = [rows * self._size[0] * self._size[1] * len(timesteps) for rows in self._rows]
         self._tables, self._final = self._modulations(timesteps)
         projected = [dit.project_text(text.states) for text in texts]
-        biases = [text_bias(projection.dtype, text.mask, text.counts) for projection, text in zip(projected, texts)]
+        biases = [
+            text_bias(projection.dtype, text.mask, text.counts)
+            for projection, text in zip(projected, texts, strict=True)
+        ]
         self._blocks: list[Callable[[mx.array, mx.array], mx.array]] = []
         for index, block in enumerate(dit.transformer_blocks):
             readable = []
@@ -171,8 +174,8 @@ class PreparedSteps:
             mx.eval(block.parameters(), [vars(text) for text in readable])
             self._blocks.append(self._step(block, readable, halves if index == 0 else 1))
 
-    def _modulations(self, timesteps: mx.array) -> tuple[mx.array, mx.array]:
-        """Of all steps at once: (blocks, S, 6, dim) and, of the output, (S, 2, dim); 1 is added to the scales."""
+    def _modulations(self, timesteps: mx.array) -> tuple[list[list[mx.array]], list[mx.array]]:
+        """For each step that of each block, (6, dim), and of the output, (2, dim); 1 is added to the scales."""
         dit = self._dit
         modulation, embedded = dit.time_embed(timesteps, self._dtype)
         steps = len(timesteps)
@@ -181,8 +184,10 @@ class PreparedSteps:
         final = dit.scale_shift_table + embedded[:, None]
         tables = tables + mx.array([0, 1, 0, 0, 1, 0], self._dtype)[:, None]
         final = final + mx.array([0, 1], self._dtype)[:, None]
-        mx.eval(tables, final)
-        return tables, final
+        split = [_rows(step) for step in _rows(tables.swapaxes(0, 1))]
+        ends = _rows(final)
+        mx.eval(split, ends)
+        return split, ends
 
     def _step(
         self, block: TransformerBlock, texts: list[ProjectedText | AbsorbedText], copies: int
@@ -201,13 +206,14 @@ class PreparedSteps:
         """
         dit = self._dit
         x = dit.patch_embed(latents.astype(self._dtype))
-        for block, tables in zip(self._blocks, self._tables, strict=True):
-            x = block(x, tables[index])
-            if mx.default_device() == mx.cpu:
-                # The CPU backend allocates ahead of what it computes, beyond the block where nothing stops it.
-                mx.eval(x)
+        for block, table in zip(self._blocks, self._tables[index], strict=True):
+            x = block(x, table)
         shift, scale = self._final[index]
         return dit.unpatch(dit.proj_out(mx.fast.layer_norm(x, scale, shift, OUTPUT_NORM_EPS)), self._size)
+
+
+def _rows(x: mx.array) -> list[mx.array]:
+    return [row.squeeze(0) for row in mx.split(x, x.shape[0])]
 
 
 def _readable(

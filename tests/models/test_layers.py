@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
+import pytest
 
-from mobileo_mlx.models.layers import relu_linear_attention
+from mobileo_mlx.models import conv
+from mobileo_mlx.models.layers import GLUMBConv, relu_linear_attention
 
 
 def test_linear_attention_is_the_quadratic_sum() -> None:
@@ -19,3 +22,26 @@ def test_linear_attention_does_not_overflow_in_half_precision() -> None:
     y = relu_linear_attention(x, x, x, 1e-15)
     assert y.dtype == mx.float16
     np.testing.assert_allclose(np.array(y), 8.0, rtol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16, 4), (2, 1, 1, 4), (3, 5, 2, 4), (2, 40, 30, 4)])
+@pytest.mark.parametrize("shifts", [False, True])
+def test_the_depthwise_convolution_of_a_feed_forward_is_the_same_as_shifts(
+    shape: tuple[int, ...], shifts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ff = GLUMBConv(4, 2.5).eval()
+    ff.conv_depth.bias = mx.random.normal(ff.conv_depth.bias.shape)
+    x = mx.random.normal(shape)
+    hidden = nn.silu(ff.conv_inverted(x))
+    weight, channels = ff.conv_depth.weight, hidden.shape[-1]
+    hidden = mx.conv2d(hidden, weight, 1, 1, groups=channels) + ff.conv_depth.bias
+    value, gate = mx.split(hidden, 2, axis=-1)
+    monkeypatch.setattr(conv, "_shifts_pay", lambda _: shifts)
+    expected = ff.conv_point(value * nn.silu(gate))
+    assert mx.abs(ff(x) - expected).max() <= 1e-5 * mx.abs(expected).max()
+
+
+def test_shifts_pay_for_large_maps_and_not_for_large_batches_of_small_ones() -> None:
+    assert conv._shifts_pay((2, 16, 16, 5760))
+    assert conv._shifts_pay((1, 64, 64, 512))
+    assert not conv._shifts_pay((64, 8, 8, 640))
