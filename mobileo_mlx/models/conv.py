@@ -239,7 +239,8 @@ def _depthwise_by_shifts(x: mx.array, weight: mx.array, bias: mx.array | None) -
     padded = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
     # A copy with the taps outermost, so that the loop reads them side by side.
     taps = mx.contiguous(weight.reshape(channels, 3, 3).transpose(1, 2, 0))
-    y = sum(padded[:, i : i + height, j : j + width] * taps[i, j] for i in range(3) for j in range(3))
+    shifted = [padded[:, i : i + height, j : j + width] * taps[i, j] for i in range(3) for j in range(3)]
+    y = functools.reduce(mx.add, shifted)
     return y if bias is None else y + bias
 
 
