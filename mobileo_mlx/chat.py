@@ -12,8 +12,9 @@ import mlx.core as mx
 from .decoding import AnswerOptions, Sampling, decode
 from .errors import OptionError, PromptError
 from .images import load_image
-from .models.qwen2 import KVCache
+from .models.qwen2 import KVCache, Qwen2Model
 from .prompts import IMAGE_TOKEN_INDEX, SYSTEM_PROMPT, check_text, encode_prompt, first_turn, next_turn
+from .recall import prompt_key
 from .results import Answer, AnswerToken, Message
 from .splice import splice
 from .tokenizer import IM_END
@@ -43,9 +44,12 @@ class Chat:
         """Forgets everything that was said."""
         self._finish()
         self.messages.clear()
-        self._cache = [KVCache() for _ in range(self.model.config.llm.num_hidden_layers)]
+        self._forget_cache()
         self._answer: list[int] = []  # the last answer's tokens
         self._answer_start = 0  # where it starts in the cache
+
+    def _forget_cache(self) -> None:
+        self._cache = [KVCache() for _ in range(self.model.config.llm.num_hidden_layers)]
 
     def send(
         self, text: str, *, images: ImageSource | Sequence[ImageSource] = (), **options: Unpack[AnswerOptions]
@@ -104,9 +108,11 @@ class Chat:
         self, text: str, images: list, max_tokens: int, sampling: Sampling
     ) -> Generator[AnswerToken, None, None]:
         model, tokenizer = self.model, self.model.tokenizer
+        if not self.messages:
+            self._forget_cache()  # a turn that was interrupted may have left something
         ids = self._new_ids(text, len(images))
         config = model.config
-        positions = len(ids) + sum(i == IMAGE_TOKEN_INDEX for i in ids) * (config.image_tokens - 1)
+        positions = self._positions(ids)
         start = self._cache[0].offset
         room = config.llm.max_position_embeddings - start - positions
         if room < 1:
@@ -114,13 +120,28 @@ class Chat:
                 f"The prompt takes {start + positions} positions and the model's context has "
                 f"{config.llm.max_position_embeddings}; shorten it, or start a new conversation."
             )
-        llm, lm_head = model.component("llm"), model.lm_head()
         sampling.prepare()
         mx.reset_peak_memory()
         begin = time.perf_counter()
-        features = [model.encode_image(image)[0] for image in images]
-        mx.eval(features)
+        computed = positions
+        prefix: list[int] = []
+        keys = model.image_keys(images)
+        if images and not self.messages:
+            place = max(i for i, token in enumerate(ids) if token == IMAGE_TOKEN_INDEX) + 1
+            prefix, ids = ids[:place], ids[place:]
+        known = ("prefix", *prompt_key(prefix, keys))
+        if prefix and model.keep_loaded and known in model.recall:
+            features, computed = [], self._positions(ids)
+        else:
+            features = model.image_features(images, keys)
         seen = time.perf_counter()
+        model.stage("llm", "lm_head")
+        llm, lm_head = model.component("llm"), model.lm_head()
+        ready = time.perf_counter()
+        if prefix:
+            kept = model.recalled(known, lambda: _read(llm, prefix, features))
+            self._cache = [KVCache.holding(k, v) for k, v in zip(kept[::2], kept[1::2], strict=True)]
+            features = []
         embeds = splice(llm.embed_tokens, [ids], features).inputs_embeds
         end = tokenizer.token_id(IM_END)
         eos = (*config.eos_token_ids, *([] if end is None else [end]))
@@ -144,13 +165,13 @@ class Chat:
                 segment = words.add(decoded.token)
                 if decoded.finish_reason is None:
                     said += segment
-                    yield AnswerToken(segment, decoded.token, None, positions)
+                    yield AnswerToken(segment, decoded.token, None, computed)
                     continue
                 segment += words.flush()
                 said += segment
-                timings = {"vision": seen - begin, "prefill": first - seen, "decode": time.perf_counter() - first}
+                timings = {"vision": seen - begin, "prefill": first - ready, "decode": time.perf_counter() - first}
                 yield AnswerToken(
-                    segment, decoded.token, decoded.finish_reason, positions, timings, mx.get_peak_memory()
+                    segment, decoded.token, decoded.finish_reason, computed, timings, mx.get_peak_memory()
                 )
         finally:
             # An interruption can come between two layers, or between a token's computation and its yield: what stays
@@ -164,6 +185,10 @@ class Chat:
             else:
                 self._answer, self._answer_start = previous
 
+    def _positions(self, ids: list[int]) -> int:
+        """How many positions ids take in the context."""
+        return len(ids) + ids.count(IMAGE_TOKEN_INDEX) * (self.model.config.image_tokens - 1)
+
     def _new_ids(self, text: str, images: int) -> list[int]:
         """What the model has not read yet: the rest of the last answer, its end, and this turn."""
         tokenizer = self.model.tokenizer
@@ -176,6 +201,15 @@ class Chat:
             return unread + ids[1:]  # the answer ends as `next_turn` begins
         # Another end token than the template's would be noise in the middle of a conversation.
         return [i for i in unread if i not in self.model.config.eos_token_ids] + ids
+
+
+def _read(llm: Qwen2Model, ids: list[int], features: list[mx.array]) -> list[mx.array]:
+    """The keys and values of a conversation's beginning, (1, kv_heads, T, head_dim), in turn for each layer."""
+    cache = llm.make_cache()
+    embeds = splice(llm.embed_tokens, [ids], features).inputs_embeds
+    llm(embeds, cache=cache, last_only=True)
+    # In memory of their own, as the buffers have room for more than this.
+    return [mx.contiguous(x) for layer in cache for x in layer.fetch()]
 
 
 def _listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:

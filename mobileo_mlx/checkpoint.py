@@ -37,6 +37,7 @@ _LORA_PREFIX = "base_model.model."
 _LORA_FACTOR = re.compile(r"\.lora_[AB](\.\w+)?\.weight$")
 # A checkpoint may do without the others: `lm_head` where it is tied to the embedding.
 _REQUIRED = tuple(name for name in COMPONENTS if name != "lm_head")
+_EARLY_CHIP = re.compile(r"Apple (M[12]|A\d|A1[0-6])\b")  # A17 is the first that computes as M3 does
 _LISTED = 20  # names of one kind in an error
 
 
@@ -52,8 +53,25 @@ def parse_dtype(name: str) -> mx.Dtype:
 
 
 def default_dtype(stored: mx.Dtype) -> mx.Dtype:
-    """The dtype to compute in: the checkpoint's on a GPU; float32 on a CPU, whose BLAS knows no half precision."""
-    return mx.float32 if mx.default_device() == mx.cpu else stored
+    """The dtype to compute in, where none is asked for.
+
+    float32 on a CPU, whose BLAS knows no half precision. float16 on Apple's M1 and M2, which emulate bfloat16, and
+    bfloat16 on later ones, whose range nothing can leave. On another GPU the checkpoint's.
+    """
+    if mx.default_device() == mx.cpu:
+        return mx.float32
+    chip = _gpu_name()
+    if not chip.startswith("Apple"):
+        return stored
+    return mx.float16 if _EARLY_CHIP.match(chip) else mx.bfloat16
+
+
+def _gpu_name() -> str:
+    """Such as "Apple M2 Pro"; empty where the backend does not tell."""
+    try:
+        return str(mx.device_info(mx.default_device()).get("device_name", ""))
+    except (AttributeError, RuntimeError, ValueError):
+        return ""
 
 
 def named_parameters(module: nn.Module) -> dict[str, mx.array]:

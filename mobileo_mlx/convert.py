@@ -19,7 +19,7 @@ from .errors import OptionError
 from .files import atomic_folder, check_output_folder
 from .hub import OUR_FORMAT, TOKENIZER_FILES
 from .models.mobileo import COMPONENTS, MobileOConfig
-from .quantize import QuantizeSpec, resolve_quantize
+from .quantize import QuantizeSpec, chosen_bits
 from .tensor_files import TensorInfo, write_tensors
 
 
@@ -116,6 +116,7 @@ def convert(
     *,
     dtype: str | None = None,
     quantize: Mapping[str, int] | None = None,
+    preset: str | None = None,
     progress: Callable[[str], None] | None = None,
     download_progress: bool = False,
 ) -> ModelInfo:
@@ -128,6 +129,7 @@ def convert(
         folder: must be new or empty.
         dtype: float32, float16 or bfloat16; by default what is stored.
         quantize: bits per component, as {"llm": 4, "dit": 8}; `vae` and `all` are understood.
+        preset: a set of bits by name, which `quantize` changes; see `mobileo_mlx.quantize.PRESETS`.
         progress: called with the name of each component before it is written.
         download_progress: whether a download draws its bars.
 
@@ -135,11 +137,11 @@ def convert(
         what was written. Its `tokenizer` is False where the source has none: drawing and answering need it.
 
     Raises:
-        OptionError: an unknown dtype or component, or a component that is quantized already.
+        OptionError: an unknown dtype, preset or component, or a component that is quantized already.
         OutputError: the folder exists and is not empty, or can't be written, or the disk is full.
         CheckpointError: the source is damaged; see `Checkpoint`.
     """
-    bits = resolve_quantize(quantize)
+    bits = chosen_bits(quantize, preset)
     chosen = parse_dtype(dtype) if dtype is not None else None
     check_output_folder(folder)  # before a download of gigabytes
     source = Checkpoint.open(model, progress=download_progress)

@@ -103,8 +103,8 @@ def decode(
     generated: list[int] = []
 
     def following(embeds: mx.array) -> tuple[mx.array, mx.array]:
-        hidden = model(embeds, cache=cache)
-        return choose(lm_head(hidden[:, -1:])[0, 0].astype(mx.float32), generated)
+        hidden = model(embeds, cache=cache, last_only=True)
+        return choose(lm_head(hidden)[0, 0].astype(mx.float32), generated)
 
     token, logits = following(inputs_embeds)
     while True:

@@ -7,7 +7,7 @@ components that it uses.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,8 @@ from .images import cover_crop, from_array, load_image, preprocess, to_signed
 from .models.mobileo import MobileOConfig
 from .models.strips import joined
 from .prompts import SYSTEM_PROMPT, edit_prompt, encode_prompt, generate_prompt
-from .quantize import QuantizeSpec, resolve_quantize
+from .quantize import QuantizeSpec, chosen_bits
+from .recall import Recall, image_key, prompt_key
 from .results import Answer, AnswerToken, GenerationResult
 from .splice import splice
 
@@ -47,6 +48,8 @@ class MobileO:
         config: dimensions of all networks.
         checkpoint: where the weights come from.
         adapter: what changes them, if anything does.
+        keep_loaded: whether components stay in memory when a task has done with them; see `load`.
+        recall: what was computed from images and prompts before; only while components are kept.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class MobileO:
         dtype: mx.Dtype | None = None,
         quantize: Mapping[str, int] | None = None,
         adapter: Adapter | None = None,
+        keep_loaded: bool = True,
     ):
         if adapter is not None:
             adapter.check(checkpoint)
@@ -63,8 +67,11 @@ class MobileO:
         self.adapter = adapter
         self.config: MobileOConfig = checkpoint.config
         self._dtype = dtype
-        self._bits = resolve_quantize(quantize)
+        self._bits = chosen_bits(quantize)
         self._components: dict[str, nn.Module] = {}
+        self._phase: frozenset[str] = frozenset()
+        self.keep_loaded = keep_loaded
+        self.recall = Recall()
 
     @classmethod
     def load(
@@ -73,29 +80,37 @@ class MobileO:
         *,
         dtype: str | None = None,
         quantize: Mapping[str, int] | None = None,
+        preset: str | None = None,
         adapter: str | Path | None = None,
         adapter_scale: float = 1.0,
+        keep_loaded: bool = True,
         progress: bool = False,
     ) -> MobileO:
         """Finds a model, downloading it where needed, and reads its configuration.
 
         Args:
             model: a bundled name, a folder, or a repository on the hub.
-            dtype: "float32", "float16" or "bfloat16"; by default the checkpoint's on a GPU and float32 on a CPU.
+            dtype: "float32", "float16" or "bfloat16"; by default what is fast, see `checkpoint.default_dtype`.
             quantize: bits for components, such as {"llm": 4, "dit": 8}, applied while loading.
+            preset: a set of bits by name, "small", "balanced" or "full"; `quantize` changes single components of it.
             adapter: a folder that `finetune` or the PEFT library wrote; see `mobileo_mlx.adapters`.
             adapter_scale: how strongly it changes the model: 0 not at all, 1 as trained.
+            keep_loaded: True keeps each component once it is loaded, and what was read of an image or a prompt, for
+                many tasks in one process. False frees what the next phase of a task does not need: the language
+                model before denoising, the diffusion transformer before decoding. Memory peaks at the largest phase
+                instead of their sum then, the results are the same, and every task loads its components again.
             progress: whether a download draws its bars on standard error.
 
         Raises:
             CheckpointError, ConfigError: the model is missing, damaged or foreign (DownloadError: unreachable); or the
                 adapter is, or it is for another model.
-            OptionError: an unknown dtype, component or number of bits, or a scale that is no number.
+            OptionError: an unknown dtype, preset, component or number of bits, or a scale that is no number.
         """
         parsed = parse_dtype(dtype) if dtype is not None else None
-        resolve_quantize(quantize)  # mistakes show before a download
+        bits = chosen_bits(quantize, preset)  # mistakes show before a download
         opened = None if adapter is None else Adapter.open(adapter, scale=adapter_scale)
-        return cls(Checkpoint.open(model, progress=progress), dtype=parsed, quantize=quantize, adapter=opened)
+        checkpoint = Checkpoint.open(model, progress=progress)
+        return cls(checkpoint, dtype=parsed, quantize=bits, adapter=opened, keep_loaded=keep_loaded)
 
     # Parts
 
@@ -130,10 +145,27 @@ class MobileO:
         return self._components[name]
 
     def release(self, *names: str) -> None:
-        """Frees the memory of components, all by default; they load again when they are needed."""
+        """Frees the memory of components, all by default; they load again when they are needed.
+
+        What is recalled of images and prompts goes too. Who changes the weights of a component in place calls this
+        (with any name) before the next task.
+        """
         for name in names or tuple(self._components):
             self._components.pop(name, None)
+        self.recall.clear()
         mx.clear_cache()
+
+    def stage(self, *names: str) -> None:
+        """Begins a phase of a task, which needs these components alone.
+
+        Others go, unless they are kept loaded; and so does the scratch of the phase before, which has other sizes.
+        """
+        if not self.keep_loaded:
+            for name in self._components.keys() - set(names):
+                del self._components[name]
+        if self._phase != frozenset(names):
+            self._phase = frozenset(names)
+            mx.clear_cache()
 
     def lm_head(self) -> Callable[[mx.array], mx.array]:
         """The map from hidden states to logits; the transposed embedding where the checkpoint ties them.
@@ -157,6 +189,34 @@ class MobileO:
         pixels = image if isinstance(image, mx.array) else preprocess(image, self.config.image_size)
         x = pixels.astype(tower.patch_embed[0].reparam_conv.weight.dtype)
         return self.component("mm_projector")(tower.in_turn(x))
+
+    def image_features(self, images: Sequence[Image.Image], keys: Sequence[str]) -> list[mx.array]:
+        """What `encode_image` makes of each image, (image_tokens, hidden_size), evaluated or recalled.
+
+        Args:
+            images: Pillow images.
+            keys: their `image_keys`.
+        """
+        if images:
+            self.stage("vision_tower", "mm_projector")
+        return [
+            self.recalled(("image", key), lambda image=image: [self.encode_image(image)[0]])[0]  # type: ignore[misc]
+            for image, key in zip(images, keys, strict=True)
+        ]
+
+    def image_keys(self, images: Sequence[Image.Image]) -> list[str]:
+        """What images are recalled by; nothing where nothing is kept."""
+        return [image_key(image) if self.keep_loaded else "" for image in images]
+
+    def recalled(self, key: Hashable, compute: Callable[[], Sequence[mx.array]]) -> list[mx.array]:
+        """What was kept under the key, or else what `compute` gives, evaluated; that is kept if components are."""
+        if self.keep_loaded and (found := self.recall.get(key)) is not None:
+            return found
+        arrays = list(compute())
+        mx.eval(arrays)  # nothing that they were computed from stays in memory
+        if self.keep_loaded:
+            self.recall.keep(key, arrays)
+        return arrays
 
     def hidden_states(self, input_ids: Sequence[Sequence[int]], image_features: Sequence[mx.array]) -> list[mx.array]:
         """The hidden states that condition a drawing, oldest first, each (B, N, hidden_size).
@@ -334,16 +394,21 @@ class MobileO:
         if latents is None:
             latents = mx.concatenate([self.noise(seed, width, height) for seed in settings.seeds])
         if image is not None and settings.strength is not None:
+            self.stage("vae_encoder")
             source = self.encode_latents(cover_crop(image, width, height))
             sigma = float(scheduler.sigmas[start])
             latents = (1 - sigma) * source + sigma * latents
-        features = [] if image is None else [self.encode_image(image)[0]]
+            mx.eval(latents)  # so that it does not hold the encoder
+        states, *negative = self._prompt_states([i for i in (ids, negative_ids) if i is not None], image)
+        self.stage("llm", "diffusion_connector")
         conditioning, mask = self.conditioning(
-            self.hidden_states([ids], features),
-            guided=settings.guidance_scale != 1,
-            negative=None if negative_ids is None else self.hidden_states([negative_ids], features),
+            states, guided=settings.guidance_scale != 1, negative=negative[0] if negative else None
         )
         mx.eval(conditioning, latents)
+        # Zero hidden states, unlike a negative prompt's, become conditioning that is equal almost everywhere.
+        edge = None if negative else self.component("diffusion_connector").reach
+        del states, negative
+        self.stage("dit")
         encoded = time.perf_counter()
         for step in denoise(
             self.component("dit"),
@@ -352,12 +417,13 @@ class MobileO:
             conditioning,
             guidance_scale=settings.guidance_scale,
             attention_mask=mask,
-            edge=self.component("diffusion_connector").reach if negative_ids is None else None,
+            edge=edge,
             start=start,
         ):
             latents = step.latents
             yield step
         denoised = time.perf_counter()
+        self.stage("vae_decoder")
         images = self.decode_latents(latents)
         timings = {
             "encode": encoded - begin,
@@ -376,6 +442,21 @@ class MobileO:
             dtype=None if self._dtype is None else str(self._dtype).removeprefix("mlx.core."),
             quantize=dict(self._bits) or None,
         )
+
+    def _prompt_states(self, prompts: Sequence[list[int]], image: Image.Image | None) -> list[list[mx.array]]:
+        """The `hidden_states` of each prompt, evaluated. Where all are recalled no component is needed."""
+        images = [] if image is None else [image]
+        names = self.image_keys(images)
+        keys = [("states", *prompt_key(ids, names)) for ids in prompts]
+        if self.keep_loaded and all(key in self.recall for key in keys):
+            features = []
+        else:
+            features = self.image_features(images, names)
+            self.stage("llm")
+        return [
+            self.recalled(key, lambda ids=ids: self.hidden_states([ids], features))  # type: ignore[misc]
+            for key, ids in zip(keys, prompts, strict=True)
+        ]
 
     def _prompt_ids(self, task: str, text: str) -> list[int]:
         template = edit_prompt if task == "edit" else generate_prompt

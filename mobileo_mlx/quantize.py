@@ -19,6 +19,14 @@ BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZE = 64
 _ALIASES = {"all": COMPONENTS, "vae": ("vae_encoder", "vae_decoder")}
 
+# Bits by component, for `--preset`. The vision tower, the autoencoder and the connectors stay as they are stored: they
+# are small, convolutions for the most part, or both.
+PRESETS: dict[str, dict[str, int]] = {
+    "small": {"llm": 4, "lm_head": 4, "dit": 8},
+    "balanced": {"llm": 8, "lm_head": 8, "dit": 8},
+    "full": {},
+}
+
 # From this number of rows on it is faster to dequantize the weight once and to multiply densely. On a CPU the
 # quantized product runs at 2 GFLOP/s and takes twice the time for twice the rows, while the dense one reaches BLAS:
 # they meet at four rows, and at 300 rows the dense one is 34 times faster. On Metal both are bound by
@@ -75,6 +83,17 @@ def resolve_quantize(requested: Mapping[str, int] | None) -> dict[str, int]:
     for alias, members in _ALIASES.items():
         resolved |= dict.fromkeys(members, requested[alias]) if alias in requested else {}
     return resolved | {name: bits for name, bits in requested.items() if name in COMPONENTS}
+
+
+def chosen_bits(requested: Mapping[str, int] | None, preset: str | None = None) -> dict[str, int]:
+    """Bits per component: those of a preset, and over them those that are requested, as `resolve_quantize` reads them.
+
+    Raises:
+        OptionError: an unknown preset, an unknown component, or a number of bits that MLX does not have.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise OptionError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}.")
+    return (PRESETS[preset] if preset is not None else {}) | resolve_quantize(requested)
 
 
 class QuantizedLinear(nn.QuantizedLinear):

@@ -31,11 +31,12 @@ class Successor:
     def embed_tokens(self, ids: mx.array) -> mx.array:
         return mx.eye(VOCABULARY)[ids]
 
-    def __call__(self, inputs_embeds: mx.array, *, cache: list[KVCache]) -> mx.array:
+    def __call__(self, inputs_embeds: mx.array, *, cache: list[KVCache], last_only: bool) -> mx.array:
+        assert last_only, "only the last position is needed"
         self.lengths.append(inputs_embeds.shape[1])
         for layer in cache:
             layer.offset += inputs_embeds.shape[1]
-        return inputs_embeds
+        return inputs_embeds[:, -1:]
 
 
 def successor(hidden: mx.array) -> mx.array:

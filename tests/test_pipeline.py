@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 import sysconfig
@@ -19,6 +20,8 @@ from mobileo_mlx.diffusion import GenerationStep
 from mobileo_mlx.images import cover_crop, to_signed
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.pipeline import MobileO
+from mobileo_mlx.prompts import encode_prompt
+from mobileo_mlx.results import GenerationResult
 from mobileo_mlx.schedulers import make_scheduler
 
 SMALL = {"width": 64, "height": 32}
@@ -157,6 +160,152 @@ def test_a_command_reads_its_own_parts_only(
     assert task == "ask" or (tmp_path / "out.png").exists()
 
 
+# What stays in memory
+
+
+def weights_of(model: MobileO, *names: str) -> int:
+    """Bytes of the stored weights; on a CPU they are float32 in memory, too."""
+    return sum(info.nbytes for name in names for info in model.checkpoint.tensors(name).values())
+
+
+STAGES: list[tuple[str, dict[str, Any]]] = [
+    ("generate", {}),
+    ("generate", {"negative_prompt": LONG}),
+    ("edit", {}),
+    ("edit", {"negative_prompt": LONG}),
+    ("edit", {"strength": 0.9}),
+]
+
+
+def drawing(model: MobileO, task: str, picture: Image.Image, **options: Any) -> Any:
+    options = {"seed": 3, "steps": 3, **SMALL, **options}
+    return (
+        model.stream_generate("a cat", **options)
+        if task == "generate"
+        else model.stream_edit(picture, "redder", **options)
+    )
+
+
+@pytest.mark.parametrize(("task", "options"), STAGES)
+def test_a_stage_holds_what_it_needs_alone(
+    tiny_model: Path, pictures: list[Image.Image], task: str, options: dict[str, Any]
+) -> None:
+    """Once the weights of the others are freed, little more is in use than those of the stage."""
+    model = MobileO.load(tiny_model, keep_loaded=False)
+    dit, decoder = weights_of(model, "dit"), weights_of(model, "vae_decoder")
+    room = min(decoder, weights_of(model, "mm_projector", "vision_tower"), weights_of(model, "llm")) // 2
+    for event in drawing(model, task, pictures[0]):  # what is made once for a process, such as tables
+        del event
+    model.release()
+    gc.collect()
+    before = mx.get_active_memory()
+    for event in drawing(model, task, pictures[0], **options):
+        last = isinstance(event, GenerationResult)
+        used, own = mx.get_active_memory() - before, decoder if last else dit
+        assert own / 2 < used < own + room, (event, used, own, room)
+    model.release()
+    del event
+    gc.collect()
+    assert mx.get_active_memory() - before < room
+
+
+def test_an_answer_in_stages_holds_the_language_model_alone(tiny_model: Path, pictures: list[Image.Image]) -> None:
+    model = MobileO.load(tiny_model, keep_loaded=False)
+    for _ in model.stream_ask(pictures[0], "What is this?", max_tokens=2):
+        pass
+    model.release()
+    gc.collect()
+    before = mx.get_active_memory()
+    language, vision = weights_of(model, "llm", "lm_head"), weights_of(model, "vision_tower", "mm_projector")
+    for _ in model.stream_ask(pictures[0], "What is this?", max_tokens=3):
+        assert language / 2 < mx.get_active_memory() - before < language + vision / 2
+
+
+@pytest.mark.parametrize(("task", "options"), STAGES)
+def test_stages_change_no_result(
+    tiny_model: Path, model: MobileO, pictures: list[Image.Image], task: str, options: dict[str, Any]
+) -> None:
+    staged = MobileO.load(tiny_model, keep_loaded=False)
+    ours, *others = (
+        list(drawing(one, task, pictures[0], **options))[-1].latents for one in (staged, staged, model, model)
+    )
+    assert all(mx.array_equal(ours, other) for other in others)
+
+
+def test_stages_change_no_answer(tiny_model: Path, model: MobileO, pictures: list[Image.Image]) -> None:
+    staged = MobileO.load(tiny_model, keep_loaded=False)
+    first, *others = (one.ask(pictures, "What?", max_tokens=5) for one in (staged, staged, model, model))
+    assert all(other.tokens == first.tokens for other in others)
+
+
+# What is recalled
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, model: MobileO) -> list[str]:
+    """The names of the networks in the order in which they run from now on."""
+    calls: list[str] = []
+    real_image, real_states = model.encode_image, model.hidden_states
+    monkeypatch.setattr(model, "encode_image", lambda image: calls.append("vision") or real_image(image))
+    monkeypatch.setattr(model, "hidden_states", lambda *given: calls.append("llm") or real_states(*given))
+    return calls
+
+
+def test_a_prompt_that_is_drawn_again_is_not_read_again(
+    tiny_model: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = MobileO.load(tiny_model)
+    calls = counted(monkeypatch, model)
+    options: dict[str, Any] = {"steps": 1, **SMALL}
+    first = model.generate("a cat", seed=3, **options)
+    assert calls == ["llm"]
+    assert mx.array_equal(model.generate("a cat", seed=3, **options).latents, first.latents)
+    assert calls == ["llm"]
+    model.generate("a dog", negative_prompt="a cat", **options)
+    assert calls == ["llm"] * 2
+    model.edit(pictures[0], "a cat", **options)
+    assert calls == ["llm"] * 2 + ["vision", "llm"]
+    model.edit(pictures[0].copy(), "a dog", **options)  # the same pixels, and another instruction
+    assert calls == ["llm"] * 2 + ["vision", "llm", "llm"]
+    model.edit(pictures[1], "a dog", **options)
+    assert calls == ["llm"] * 2 + ["vision", "llm", "llm", "vision", "llm"]
+
+
+def test_what_is_released_is_not_recalled(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MobileO.load(tiny_model)
+    options: dict[str, Any] = {"steps": 1, **SMALL}
+    first = model.generate("a cat", **options)
+    llm = model.component("llm")
+    llm.norm.weight = llm.norm.weight * 2
+    model.release("vae_decoder")
+    assert not mx.allclose(model.generate("a cat", **options).latents, first.latents, atol=1e-4)
+
+
+def test_a_second_question_reads_its_own_words_alone(
+    tiny_model: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = ["What is this?", "Is there a circle?"]
+    alone = [MobileO.load(tiny_model).ask(pictures, question, max_tokens=5) for question in questions]
+    model = MobileO.load(tiny_model)
+    calls = counted(monkeypatch, model)
+    together = [model.ask(pictures, question, max_tokens=5) for question in questions]
+    assert calls == ["vision"] * 2
+    assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
+    assert together[0].prompt_tokens == alone[0].prompt_tokens
+    words = together[1].prompt_tokens
+    assert words == len(encode_prompt(model.tokenizer, f"\n{questions[1]}<|im_end|>\n<|im_start|>assistant\n"))
+    # In another order, or after another system prompt, they are another conversation of the same images.
+    model.ask(pictures[::-1], questions[0], max_tokens=1)
+    assert model.chat(system_prompt="Be brief.").send("What?", images=pictures, max_tokens=1).prompt_tokens > words
+    assert calls == ["vision"] * 2
+    # Another question needs no vision tower at all.
+    model.release("vision_tower")
+    assert model.ask(pictures[0], questions[0], max_tokens=1)
+    assert "vision_tower" in model._components
+    del model._components["vision_tower"]
+    model.ask(pictures[0], questions[1], max_tokens=1)
+    assert "vision_tower" not in model._components
+
+
 # Editing
 
 
@@ -217,6 +366,7 @@ def test_an_edit_without_strength_sees_the_image_through_the_language_model_alon
     assert not mx.allclose(first.latents, second.latents, atol=1e-2)
     with_strength = [model.edit(picture, "redder", strength=0.99, **options) for picture in pictures]
     features = model.encode_image(pictures[0])
+    model.release()  # what was read of the second picture too
     monkeypatch.setattr(model, "encode_image", lambda image: features)
     blind = model.edit(pictures[1], "redder", **options)
     assert mx.array_equal(blind.latents, first.latents)

@@ -27,6 +27,7 @@ def command(
     seed: options.SamplingSeed = None,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
+    preset: options.Preset = None,
     adapter: options.Adapter = None,
     adapter_scale: options.AdapterScale = None,
     verbose: options.Verbose = False,
@@ -45,9 +46,16 @@ def command(
     text = inputs.read_text(question, None, name="QUESTION") if question != inputs.STDIN else None
     if text is None:
         raise OptionError("the question can't be read from standard input; give it as the last argument.")
-    loading = options.loading(model=model, dtype=dtype, quantize=quantize, adapter=adapter, adapter_scale=adapter_scale)
+    loading = options.loading(
+        model=model,
+        dtype=dtype,
+        quantize=quantize,
+        preset=preset,
+        adapter=adapter,
+        adapter_scale=adapter_scale,
+    )
     images = [inputs.read_image(file) for file in files]
-    loaded = options.load(**loading)
+    loaded = options.load(**loading, keep_loaded=False)
     sampling = options.given(
         max_tokens=max_tokens,
         temperature=temperature,

@@ -18,6 +18,8 @@ def command(
     seed: options.SamplingSeed = None,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
+    preset: options.Preset = None,
+    keep_loaded: options.KeepLoadedInChat = True,
     adapter: options.Adapter = None,
     adapter_scale: options.AdapterScale = None,
     verbose: options.Verbose = False,
@@ -29,8 +31,15 @@ def command(
     from . import history
     from .session import HELP, Session
 
-    loading = options.loading(model=model, dtype=dtype, quantize=quantize, adapter=adapter, adapter_scale=adapter_scale)
-    loaded = options.load(**loading)
+    loading = options.loading(
+        model=model,
+        dtype=dtype,
+        quantize=quantize,
+        preset=preset,
+        adapter=adapter,
+        adapter_scale=adapter_scale,
+    )
+    loaded = options.load(**loading, keep_loaded=keep_loaded)
     sampling = options.given(
         max_tokens=max_tokens,
         temperature=temperature,

@@ -25,6 +25,7 @@ def command(
         ),
     ] = None,
     quantize: options.Quantize = None,
+    preset: options.Preset = None,
 ) -> None:
     """Write a checkpoint in our layout.
 
@@ -32,7 +33,7 @@ def command(
     """
     from mobileo_mlx.convert import convert
 
-    bits = options.parse_quantize(quantize)
+    bits = options.parse_quantize(quantize, preset)
     shown = sys.stderr.isatty()
     with printing.Progress() as progress:
         written = convert(

@@ -43,6 +43,8 @@ def command(
     from_image: options.FromImage = None,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
+    preset: options.Preset = None,
+    keep_loaded: options.KeepLoaded = None,
     adapter: options.Adapter = None,
     adapter_scale: options.AdapterScale = None,
     verbose: options.Verbose = False,
@@ -63,6 +65,7 @@ def command(
         model=model,
         dtype=dtype,
         quantize=quantize,
+        preset=preset,
         adapter=adapter,
         adapter_scale=adapter_scale,
         seed=seed,
@@ -85,7 +88,8 @@ def command(
     job.source = drawing.source_of(source, image)
     if from_image is not None and read_metadata(from_image).get("image_sha256") != job.source["image_sha256"]:
         printing.note(f"note: '{from_image}' was made from another image than '{image}'.")
-    loaded = options.load(**job.loading)
+    keep_loaded = len(job.seeds) > 1 if keep_loaded is None else keep_loaded
+    loaded = options.load(**job.loading, keep_loaded=keep_loaded)
 
     def start(seed: int) -> drawing.Stream:
         return loaded.stream_edit(source, job.prompt, seed=seed, **job.settings)

@@ -32,6 +32,8 @@ def command(
     from_image: options.FromImage = None,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
+    preset: options.Preset = None,
+    keep_loaded: options.KeepLoaded = None,
     adapter: options.Adapter = None,
     adapter_scale: options.AdapterScale = None,
     verbose: options.Verbose = False,
@@ -47,6 +49,7 @@ def command(
         model=model,
         dtype=dtype,
         quantize=quantize,
+        preset=preset,
         adapter=adapter,
         adapter_scale=adapter_scale,
         seed=seed,
@@ -64,7 +67,8 @@ def command(
         flow_shift=flow_shift,
         negative_prompt=negative_prompt,
     )
-    loaded = options.load(**job.loading)
+    keep_loaded = len(job.seeds) > 1 if keep_loaded is None else keep_loaded
+    loaded = options.load(**job.loading, keep_loaded=keep_loaded)
 
     def start(seed: int) -> drawing.Stream:
         return loaded.stream_generate(job.prompt, seed=seed, **job.settings)

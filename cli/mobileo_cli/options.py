@@ -38,6 +38,29 @@ Quantize = Annotated[
     str | None,
     typer.Option("--quantize", metavar="PART=BITS,...", help="Quantize parts while loading, e.g. llm=4,dit=8."),
 ]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        help="Bits of all parts at once: small, balanced or full; --quantize changes single parts.",
+    ),
+]
+KeepLoaded = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-loaded/--staged",
+        help="Keep all parts in memory, or free each when what comes next does not need it: slower with many images, "
+        "and about half the memory. [default: staged for one image]",
+    ),
+]
+KeepLoadedInChat = Annotated[
+    bool,
+    typer.Option(
+        "--keep-loaded/--staged",
+        help="Keep all parts in memory, or free each when what comes next does not need it: slower, with less memory.",
+    ),
+]
 Adapter = Annotated[
     str | None,
     typer.Option("--adapter", metavar="DIR", help="Apply an adapter that finetune, or the PEFT library, wrote."),
@@ -168,6 +191,7 @@ def loading(
     model: str | None,
     dtype: str | None,
     quantize: str | None,
+    preset: str | None,
     adapter: str | None,
     adapter_scale: float | None,
     known: Mapping[str, Any] | None = None,
@@ -175,14 +199,14 @@ def loading(
     """What to load the model with: the options that are given, else what is known from an image's metadata.
 
     Raises:
-        OptionError: a malformed quantization, or a scale of no adapter.
+        OptionError: a malformed quantization, an unknown preset, or a scale of no adapter.
     """
     from mobileo_mlx.errors import OptionError
 
     arguments = dict(known or {})
     if adapter is not None:
         arguments.pop("adapter_scale", None)  # it was another adapter's
-    arguments |= given(model=model, dtype=dtype, quantize=parse_quantize(quantize))
+    arguments |= given(model=model, dtype=dtype, quantize=parse_quantize(quantize, preset))
     arguments |= given(adapter=adapter, adapter_scale=adapter_scale)
     if arguments.get("adapter") == "":  # how a replay gets rid of one
         del arguments["adapter"]
@@ -218,17 +242,18 @@ def parse_size(text: str | None) -> dict[str, int]:
     return {"width": int(match[1]), "height": int(match[2])}
 
 
-def parse_quantize(text: str | None) -> dict[str, int] | None:
-    """`llm=4,dit=8` as bits per component, or None.
+def parse_quantize(text: str | None, preset: str | None = None) -> dict[str, int] | None:
+    """`llm=4,dit=8` over the bits of a preset, as bits per component; None where neither is given.
 
     Raises:
-        OptionError: malformed, an unknown component, or bits that can't be.
+        OptionError: malformed, an unknown preset or component, or bits that can't be.
     """
-    if text is None:
+    if text is None and preset is None:
         return None
+    from mobileo_mlx.quantize import chosen_bits
     from mobileo_mlx.quantize import parse_quantize as parse
 
-    return parse(text)
+    return chosen_bits(parse(text) if text is not None else None, preset)
 
 
 def expand_seeds(seeds: Sequence[int] | None, count: int | None) -> list[int]:

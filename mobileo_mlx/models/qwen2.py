@@ -33,6 +33,9 @@ class Qwen2Config(Config):
         return self.hidden_size // self.num_attention_heads
 
 
+_QUERY_BLOCK = 64  # smaller ones save little more of a causal mask's half, and make smaller products
+
+
 class Cache(Protocol):
     """What the attention asks of a key-value cache; `mlx_lm.models.cache.KVCache` has it too."""
 
@@ -54,6 +57,19 @@ class KVCache:
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
 
+    @classmethod
+    def holding(cls, keys: mx.array, values: mx.array) -> KVCache:
+        """A cache that begins with these, which stay as they are."""
+        cache = cls()
+        cache.keys, cache.values, cache.offset = keys, values, keys.shape[2]
+        return cache
+
+    def fetch(self) -> tuple[mx.array, mx.array]:
+        """All that is cached so far; there has to be something."""
+        if self.keys is None or self.values is None:
+            raise ValueError("nothing is cached yet")
+        return self.keys[..., : self.offset, :], self.values[..., : self.offset, :]
+
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Appends (B, kv_heads, T, head_dim) and returns all that is cached so far."""
         start, end = self.offset, self.offset + keys.shape[2]
@@ -62,7 +78,7 @@ class KVCache:
         self.keys[..., start:end, :] = keys
         self.values[..., start:end, :] = values
         self.offset = end
-        return self.keys[..., :end, :], self.values[..., :end, :]
+        return self.fetch()
 
 
 def _grown(buffer: mx.array | None, new: mx.array, start: int, end: int, step: int) -> mx.array:
@@ -85,21 +101,44 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(dim, kv_dim)
         self.o_proj = nn.Linear(dim, dim, bias=False)
 
-    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
-        batch, length, _ = x.shape
+    def __call__(
+        self, x: mx.array, mask: mx.array | str | None, cache: Cache | None, rows: slice = slice(None)
+    ) -> mx.array:
+        """(B, T, hidden_size) to the same of those positions that `rows` selects; all of them are keys and values."""
         offset = cache.offset if cache is not None else 0
 
         def heads(y: mx.array) -> mx.array:
-            return y.reshape(batch, length, -1, self.head_dim).swapaxes(1, 2)  # (B, heads, T, head_dim)
+            return y.reshape(*y.shape[:2], -1, self.head_dim).swapaxes(1, 2)  # (B, heads, T, head_dim)
 
-        def rotated(y: mx.array) -> mx.array:
-            return mx.fast.rope(y, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset)
+        def rotated(y: mx.array, start: int) -> mx.array:
+            return mx.fast.rope(y, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=start)
 
-        q, k, v = rotated(heads(self.q_proj(x))), rotated(heads(self.k_proj(x))), heads(self.v_proj(x))
+        start = rows.indices(x.shape[1])[0]
+        q = rotated(heads(self.q_proj(x[:, rows])), offset + start)
+        k, v = rotated(heads(self.k_proj(x)), offset), heads(self.v_proj(x))
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)
-        return self.o_proj(y.swapaxes(1, 2).reshape(batch, length, -1))
+        y = _attended(q, k, v, self.head_dim**-0.5, mask)
+        return self.o_proj(y.swapaxes(1, 2).flatten(2))
+
+
+def _attended(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | str | None) -> mx.array:
+    """Attention of q (B, heads, T, head_dim), which are the last T of the keys' positions.
+
+    On a CPU, where no kernel leaves out what a causal mask hides, the queries go in blocks, each with no keys after
+    its own end: softmax(q_i [k_0 ... k_i, masked ...]) = softmax(q_i [k_0 ... k_i]), and half of the work is saved.
+    """
+    length, end = q.shape[2], k.shape[2]
+    if not (isinstance(mask, str) and length > _QUERY_BLOCK and mx.default_device() == mx.cpu):
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    blocks = []
+    for first in range(0, length, _QUERY_BLOCK):
+        queries = q[:, :, first : first + _QUERY_BLOCK]
+        seen = end - length + first + queries.shape[2]
+        blocks.append(
+            mx.fast.scaled_dot_product_attention(queries, k[:, :, :seen], v[:, :, :seen], scale=scale, mask="causal")
+        )
+    return mx.concatenate(blocks, axis=2)
 
 
 class MLP(nn.Module):
@@ -121,8 +160,11 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Cache | None) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x), mask, cache)
+    def __call__(
+        self, x: mx.array, mask: mx.array | str | None, cache: Cache | None, rows: slice = slice(None)
+    ) -> mx.array:
+        """(B, T, hidden_size) to the same of those positions that `rows` selects; see `Attention`."""
+        x = x[:, rows] + self.self_attn(self.input_layernorm(x), mask, cache, rows)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -145,6 +187,7 @@ class Qwen2Model(nn.Module):
         *,
         attention_mask: mx.array | None = None,
         cache: Sequence[Cache] | None = None,
+        last_only: bool = False,
     ) -> mx.array:
         """The last hidden state, after the final norm: (B, T, hidden_size).
 
@@ -152,8 +195,19 @@ class Qwen2Model(nn.Module):
             inputs_embeds: (B, T, hidden_size).
             attention_mask: (B, T) bool, True where a token is to be seen; without a cache only.
             cache: one entry a layer, holding the positions before these; extended in place.
+            last_only: compute the last position alone, (B, 1, hidden_size), where no more is needed. Of the last layer
+                the others are keys and values then; with a whole head behind, that saves 1 / num_hidden_layers.
         """
-        return self.hidden_states(inputs_embeds, 1, attention_mask=attention_mask, cache=cache)[0]
+        if not last_only:
+            return self.hidden_states(inputs_embeds, 1, attention_mask=attention_mask, cache=cache)[0]
+        if attention_mask is not None:
+            raise ValueError("rows that are padded do not end in their last position")
+        caches: Sequence[Cache | None] = cache if cache is not None else [None] * len(self.layers)
+        mask, x = _mask(inputs_embeds.shape[1], None), inputs_embeds
+        for layer, layer_cache in zip(self.layers[:-1], caches[:-1], strict=True):
+            x = layer(x, mask, layer_cache)
+        # The last position sees all of them, so it needs no mask.
+        return self.norm(self.layers[-1](x, None, caches[-1], slice(-1, None)))
 
     def hidden_states(
         self,
