@@ -259,11 +259,37 @@ def test_an_update_that_was_not_merged_is_refused(ours, tmp_path):
         Checkpoint.open(write_upstream(tmp_path / "t", ours, change=leave)).load("llm")
 
 
-def test_the_dtype_follows_the_checkpoint_on_a_gpu_only(monkeypatch):
-    monkeypatch.setattr(checkpoint_module.mx, "default_device", lambda: mx.cpu)
-    assert default_dtype(mx.bfloat16) == mx.float32
+@pytest.mark.parametrize(
+    ("chip", "expected"),
+    [
+        *[(f"Apple {name}", mx.float16) for name in ("M1", "M1 Max", "M2", "M2 Pro", "M2 Ultra", "A14 GPU", "A16 GPU")],
+        *[(f"Apple {name}", mx.bfloat16) for name in ("M3", "M3 Max", "M4 Pro", "M5", "M10", "M12 Pro", "A17 Pro GPU")],
+        *[(name, None) for name in ("NVIDIA H100 80GB HBM3", "")],
+    ],
+)
+def test_the_dtype_follows_the_chip(monkeypatch, chip, expected):
+    """None is the checkpoint's."""
     monkeypatch.setattr(checkpoint_module.mx, "default_device", lambda: mx.gpu)
-    assert default_dtype(mx.bfloat16) == mx.bfloat16
+    monkeypatch.setattr(checkpoint_module.mx, "device_info", lambda device: {"device_name": chip} if chip else {})
+    for stored in (mx.float16, mx.bfloat16, mx.float32):
+        assert default_dtype(stored) == (expected or stored)
+
+
+def test_the_dtype_where_the_backend_tells_no_chip(monkeypatch):
+    monkeypatch.setattr(checkpoint_module.mx, "default_device", lambda: mx.gpu)
+    for error in (RuntimeError, ValueError, AttributeError):
+
+        def fails(device, error=error):
+            raise error("no device")
+
+        monkeypatch.setattr(checkpoint_module.mx, "device_info", fails)
+        assert default_dtype(mx.bfloat16) == mx.bfloat16
+
+
+def test_a_cpu_computes_in_float32(monkeypatch):
+    monkeypatch.setattr(checkpoint_module.mx, "default_device", lambda: mx.cpu)
+    monkeypatch.setattr(checkpoint_module.mx, "device_info", lambda device: {"device_name": "Apple M1"})
+    assert default_dtype(mx.bfloat16) == mx.float32
 
 
 def test_dtype_names():

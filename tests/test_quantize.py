@@ -1,5 +1,7 @@
 import gc
 import json
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +16,13 @@ from mobileo_mlx.checkpoint import Checkpoint
 from mobileo_mlx.convert import convert, write_config
 from mobileo_mlx.errors import CheckpointError, OptionError
 from mobileo_mlx.models.mobileo import COMPONENTS, build
+from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.quantize import (
     BITS,
+    PRESETS,
     QuantizedLinear,
     QuantizeSpec,
+    chosen_bits,
     parse_quantize,
     quantize,
     resolve_quantize,
@@ -47,6 +52,31 @@ def test_the_closer_name_counts():
     assert everything == {
         **dict.fromkeys(COMPONENTS, 4), "dit": 8, "vae_decoder": 6, "vae_encoder": 3
     }  # fmt: skip
+
+
+def test_presets_are_bits_of_components():
+    assert list(PRESETS) == ["small", "balanced", "full"]
+    assert PRESETS["full"] == {}
+    for bits in PRESETS.values():
+        assert resolve_quantize(bits) == bits
+    assert chosen_bits(None, "small") == PRESETS["small"]
+    assert chosen_bits({"dit": 6, "vae_decoder": 8}, "small") == {**PRESETS["small"], "dit": 6, "vae_decoder": 8}
+    assert chosen_bits({"dit": 6}) == {"dit": 6}
+    assert chosen_bits(None) == {}
+    with pytest.raises(OptionError, match=r"no preset 'tiny'; there are small, balanced, full\."):
+        chosen_bits(None, "tiny")
+
+
+def test_a_preset_loads_and_converts(ours, tmp_path):
+    model = MobileO.load(ours, preset="small", quantize={"dit": 6})
+    assert (model.component("llm").layers[0].mlp.up_proj.bits, model.lm_head().bits) == (4, 4)
+    assert model.generate("a cat", steps=1).quantize == {"llm": 4, "lm_head": 4, "dit": 6}
+    convert(ours, tmp_path / "small", preset="small")
+    assert {name: spec.bits for name, spec in Checkpoint.open(tmp_path / "small").quantization.items()} == {
+        "llm": 4, "lm_head": 4, "dit": 8
+    }  # fmt: skip
+    with pytest.raises(OptionError, match="no preset 'tiny'"):
+        MobileO.load("owner/not-downloaded", preset="tiny")
 
 
 @pytest.mark.parametrize(
@@ -88,6 +118,51 @@ def test_both_paths_of_the_linear_layer_agree(bits, bias, monkeypatch):
     layer(x)
     assert few.shape == many.shape == (2, 5, 48)
     assert mx.abs(few - many).max().item() < 1e-5 * mx.abs(few).max().item()
+
+
+@pytest.mark.parametrize(("device", "name"), [(mx.cpu, "MANY_ROWS_CPU"), (mx.gpu, "MANY_ROWS_GPU")])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_number_of_rows_chooses_the_path(monkeypatch, device, name, batch):
+    """Batch and positions count together."""
+    layer, taken = QuantizedLinear.from_linear(nn.Linear(64, 8), 32, 4), []
+    monkeypatch.setattr(nn.QuantizedLinear, "__call__", lambda *_: taken.append("few"))
+    monkeypatch.setattr(quantize_module.mx, "dequantize", lambda *_, **__: taken.append("many") or mx.zeros((8, 64)))
+    monkeypatch.setattr(quantize_module.mx, "default_device", lambda: device)
+    threshold = getattr(quantize_module, name)
+    layer(mx.zeros((batch, threshold // batch - 1, 64)))
+    layer(mx.zeros((batch, threshold // batch, 64)))
+    assert taken == ["few", "many"]
+
+
+def test_logits_do_not_depend_on_the_path(ours, monkeypatch):
+    """Of a whole language model, prompt and head."""
+
+    def logits(many: int) -> mx.array:
+        monkeypatch.setattr(quantize_module, "MANY_ROWS_CPU", many)
+        monkeypatch.setattr(quantize_module, "MANY_ROWS_GPU", many)
+        return model.lm_head()(model.component("llm")(embeds))
+
+    model = MobileO.load(ours, quantize={"llm": 4, "lm_head": 4})
+    embeds = model.component("llm").embed_tokens(mx.arange(40)[None])
+    few, many = logits(10**9), logits(1)
+    assert mx.abs(few - many).max().item() < 1e-3
+
+
+def test_many_rows_are_fast_on_a_cpu():
+    """The paths differ by a factor of 30 there; of 5 at least, lest other programs' load matters."""
+    if mx.default_device() != mx.cpu:
+        pytest.skip("the factor is a CPU's")
+    layer = QuantizedLinear.from_linear(nn.Linear(896, 2432), 64, 8)
+    x = mx.random.normal((300, 896))
+    mx.eval(x, layer.parameters())
+
+    def seconds(call: Callable[[mx.array], mx.array]) -> float:
+        begin = time.process_time()
+        mx.eval(call(x))
+        return time.process_time() - begin
+
+    few = seconds(lambda x: nn.QuantizedLinear.__call__(layer, x))
+    assert min(seconds(layer) for _ in range(3)) < few / 5
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])

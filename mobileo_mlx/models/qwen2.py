@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
+from .causal import BLOCK, causal_attention
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,6 @@ class Qwen2Config(Config):
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
-
-
-_QUERY_BLOCK = 64  # smaller ones save little more of a causal mask's half, and make smaller products
 
 
 class Cache(Protocol):
@@ -118,27 +116,16 @@ class Attention(nn.Module):
         k, v = rotated(heads(self.k_proj(x)), offset), heads(self.v_proj(x))
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
-        y = _attended(q, k, v, self.head_dim**-0.5, mask)
+        # In training it is MLX's own, whose gradient is exact.
+        if isinstance(mask, str) and _blockwise(q) and not self.training:
+            y = causal_attention(q, k, v, self.head_dim**-0.5)
+        else:
+            y = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)
         return self.o_proj(y.swapaxes(1, 2).flatten(2))
 
 
-def _attended(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | str | None) -> mx.array:
-    """Attention of q (B, heads, T, head_dim), which are the last T of the keys' positions.
-
-    On a CPU, where no kernel leaves out what a causal mask hides, the queries go in blocks, each with no keys after
-    its own end: softmax(q_i [k_0 ... k_i, masked ...]) = softmax(q_i [k_0 ... k_i]), and half of the work is saved.
-    """
-    length, end = q.shape[2], k.shape[2]
-    if not (isinstance(mask, str) and length > _QUERY_BLOCK and mx.default_device() == mx.cpu):
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
-    blocks = []
-    for first in range(0, length, _QUERY_BLOCK):
-        queries = q[:, :, first : first + _QUERY_BLOCK]
-        seen = end - length + first + queries.shape[2]
-        blocks.append(
-            mx.fast.scaled_dot_product_attention(queries, k[:, :, :seen], v[:, :, :seen], scale=scale, mask="causal")
-        )
-    return mx.concatenate(blocks, axis=2)
+def _blockwise(q: mx.array) -> bool:
+    return q.shape[2] > BLOCK and q.dtype == mx.float32 and mx.default_device() == mx.cpu
 
 
 class MLP(nn.Module):
