@@ -206,10 +206,11 @@ class Chat:
 def _read(llm: Qwen2Model, ids: list[int], features: list[mx.array]) -> list[mx.array]:
     """The keys and values of a conversation's beginning, (1, kv_heads, T, head_dim), in turn for each layer."""
     cache = llm.make_cache()
+    for layer in cache:
+        layer.step = 1  # no room for more: it is to be kept
     embeds = splice(llm.embed_tokens, [ids], features).inputs_embeds
     llm(embeds, cache=cache, last_only=True)
-    # In memory of their own, as the buffers have room for more than this.
-    return [mx.contiguous(x) for layer in cache for x in layer.fetch()]
+    return [x for layer in cache for x in layer.fetch()]
 
 
 def _listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
