@@ -8,9 +8,9 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+
 from benchmarks import memory
 from benchmarks.synthetic import official_config
-
 from mobileo_mlx.checkpoint import Checkpoint
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.pipeline import MobileO

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 from mobileo_cli import edit, generate, options
+from PIL import Image
 
 from mobileo_mlx.chat import Chat
 from mobileo_mlx.drawing import settle
 from mobileo_mlx.errors import OptionError
 from mobileo_mlx.pipeline import DEFAULT_MODEL
+from mobileo_mlx.quantize import PRESETS
 from mobileo_mlx.schedulers import SCHEDULERS
 
 
@@ -71,3 +74,55 @@ def test_seeds() -> None:
 def test_seeds_that_cannot_be(seeds: list[int], count: int) -> None:
     with pytest.raises(OptionError):
         options.expand_seeds(seeds, count)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "kept"),
+    [
+        ("generate", [], False),
+        ("generate", ["-n", "2"], True),
+        ("generate", ["-n", "2", "--staged"], False),
+        ("generate", ["--keep-loaded"], True),
+        ("edit", [], False),
+        ("edit", ["--seed", "1", "--seed", "2"], True),
+        ("ask", [], False),
+        ("chat", [], True),
+        ("chat", ["--staged"], False),
+    ],
+)
+def test_what_stays_loaded(
+    here, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, command: str, arguments: list[str], kept: bool
+) -> None:
+    Image.new("RGB", (32, 32), "red").save("in.png")
+    given = {
+        "generate": ["a cat", "--steps", "1"],
+        "edit": ["in.png", "bluer", "--steps", "1"],
+        "ask": ["in.png", "what?", "--max-tokens", "1"],
+        "chat": [],
+    }
+    models = []
+    load = options.load
+    monkeypatch.setattr(options, "load", lambda *a, **k: models.append(load(*a, **k)) or models[-1])
+    assert here(command, *given[command], "-m", tiny_model, *arguments).status == 0
+    assert [model.keep_loaded for model in models] == [kept]
+    if not kept:
+        assert len(models[0]._components) <= 2
+
+
+def test_presets_are_bits() -> None:
+    assert options.parse_quantize(None) is None
+    assert options.parse_quantize(None, "full") == {}
+    assert options.parse_quantize(None, "small") == PRESETS["small"]
+    assert options.parse_quantize("dit=6", "small") == {**PRESETS["small"], "dit": 6}
+
+
+@pytest.mark.parametrize("command", ["generate", "edit", "ask", "chat", "convert"])
+def test_an_unknown_preset_lists_those_that_are_there(here, tiny_model: Path, command: str) -> None:
+    Image.new("RGB", (32, 32), "red").save("in.png")
+    given = {"generate": ["a cat"], "edit": ["in.png", "bluer"], "ask": ["in.png", "what?"], "chat": []}
+    arguments = [str(tiny_model), "out"] if command == "convert" else [*given[command], "-m", str(tiny_model)]
+    result = here(command, *arguments, "--preset", "tiny")
+    assert result.status == 2
+    assert "no preset 'tiny'; there are small, balanced, full." in result.err
+    assert not Path("out").exists()
+    assert all(name in here(command, "--help").out for name in PRESETS)
