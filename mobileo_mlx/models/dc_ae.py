@@ -159,7 +159,7 @@ class EfficientViTBlock(nn.Module):
         """The strips of the result; see `Decoder.stream`. Attention needs the whole map."""
         x = self.attn(joined(strips))
         mx.eval(x)
-        return self.conv_out.stream(split(x))
+        return self.conv_out.stream(split(x, widest=4))
 
 
 class Downsample(nn.Module):

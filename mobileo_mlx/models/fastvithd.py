@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
-from .activations import gelu
+from .activations import exp_of_negative, gelu
 from .conv import Conv2d, DepthwiseConv2d, conv_weight, pointwise_weight
 from .strips import Strips, evaluated, joined, paired, remembered, split
 
@@ -186,9 +186,7 @@ class Attention(nn.Module):
         if self.training:
             return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
         if mx.default_device() == mx.cpu:
-            # One head after the other: its scores stay in the cache, those of all would fill 100 MB.
-            heads = (tuple(x[:, i : i + 1] for x in (q, k, v)) for i in range(q.shape[1]))
-            return mx.concatenate([mx.fast.scaled_dot_product_attention(*head, scale=scale) for head in heads], axis=1)
+            return _attention_by_heads(q, k, v, scale)
         if mx.metal.is_available():
             return _padded_attention(q, k, v, scale)
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
@@ -202,6 +200,17 @@ def _padded_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx
     dim = q.shape[-1]
     q, k, v = (mx.pad(x, [(0, 0)] * 3 + [(0, max(0, 64 - dim))]) for x in (q, k, v))
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)[..., :dim]
+
+
+def _attention_by_heads(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    """Attention of one head after the other, in float32: its scores stay in a CPU's cache, those of all fill 100 MB."""
+    heads = []
+    for i in range(q.shape[1]):
+        query, key, value = (x[:, i].astype(mx.float32) for x in (q, k, v))  # (B, N, D)
+        scores = (scale * query) @ key.swapaxes(-1, -2)
+        weights = exp_of_negative(scores - scores.max(axis=-1, keepdims=True))
+        heads.append((weights @ value) / weights.sum(axis=-1, keepdims=True))
+    return mx.stack(heads, axis=1).astype(v.dtype)
 
 
 class AttentionBlock(nn.Module):
@@ -223,7 +232,7 @@ class AttentionBlock(nn.Module):
         x = x + self.layer_scale_1 * self.token_mixer(self.norm(x))
         mx.eval(x)
         memory: deque[mx.array] = deque()
-        strips = self.convffn.stream(remembered(split(x), memory))
+        strips = self.convffn.stream(remembered(split(x, widest=4), memory))
         return evaluated(x + self.layer_scale_2 * y for x, y in paired(memory, strips))
 
 
@@ -299,7 +308,7 @@ class FastViTHD(nn.Module):
         """
         x = pixel_values
         for block in self.blocks():
-            x = joined(block.stream(split(x))) if mx.default_device() == mx.cpu else block(x)
+            x = joined(block.stream(split(x, widest=4))) if mx.default_device() == mx.cpu else block(x)
             mx.eval(x)
         return x.flatten(1, 2)
 

@@ -19,10 +19,14 @@ Strips = Iterator[mx.array]
 _CPU_BYTES, _GPU_BYTES = 2**21, 2**22
 
 
-def split(x: mx.array) -> Strips:
-    """An image's strips, all of the same multiple of 4 rows but the last."""
+def split(x: mx.array, widest: int = 1) -> Strips:
+    """An image's strips, all of the same multiple of 4 rows but the last.
+
+    Args:
+        widest: how many times as many channels as `x` the widest has of what is computed from a strip.
+    """
     limit = _CPU_BYTES if mx.default_device() == mx.cpu else _GPU_BYTES
-    row = x[:, :1].nbytes
+    row = x[:, :1].nbytes * widest
     rows = max(4, limit // row // 4 * 4)
     for first in range(0, x.shape[1], rows):
         yield x[:, first : first + rows]

@@ -29,6 +29,14 @@ def test_fast_gelu_is_the_exact_gelu(compiled: None) -> None:
     assert mx.max(mx.abs(y - expected) / mx.maximum(mx.abs(X) / 8, 1)).item() <= 2e-6
 
 
+def test_fast_exponential(compiled: None) -> None:
+    x = mx.concatenate([mx.linspace(-40, 0, activations._LARGE), mx.array([-1e30, -float("inf")])])
+    expected, y = mx.exp(x), activations.exp_of_negative(x)
+    assert not mx.array_equal(y, expected)
+    assert mx.abs(y - expected).max().item() <= 3e-6
+    assert mx.where(x > -30, mx.abs(y / expected - 1), 0).max().item() <= 1.1e-5
+
+
 @pytest.mark.parametrize("name", ["silu", "gelu"])
 def test_gradients_are_exact(compiled: None, name: str) -> None:
     ours = mx.grad(lambda x: getattr(activations, name)(x).sum())(X)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -91,10 +92,12 @@ def test_strips_are_the_whole(
         assert mx.abs(y - expected).max().item() <= 1e-5 * mx.abs(expected).max().item()
 
 
-def test_attention_with_padded_heads_is_attention() -> None:
-    q, k, v = (mx.random.normal((2, 3, 20, 32), key=mx.random.key(i)) for i in range(3))
-    expected = mx.softmax(0.2 * q @ k.swapaxes(-1, -2), axis=-1) @ v
-    assert mx.allclose(fastvithd._padded_attention(q, k, v, 0.2), expected, atol=1e-6)
+@pytest.mark.parametrize("tokens", [20, 400])  # few, and enough for the fast exponential
+@pytest.mark.parametrize("form", [fastvithd._padded_attention, fastvithd._attention_by_heads])
+def test_other_forms_of_attention_are_attention(form: Callable[..., mx.array], tokens: int) -> None:
+    q, k, v = (mx.random.normal((2, 3, tokens, 32), key=mx.random.key(i)) for i in range(3))
+    expected = mx.softmax(q @ k.swapaxes(-1, -2), axis=-1) @ v
+    assert mx.abs(form(q, k, v, 1.0) - expected).max().item() <= 1e-5 * mx.abs(expected).max().item()
 
 
 @pytest.mark.skipif(not mx.metal.is_available(), reason="the fused kernel is Metal's")
