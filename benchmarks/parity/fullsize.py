@@ -18,6 +18,7 @@ import numpy as np
 from mobileo_mlx.checkpoint import Checkpoint
 from mobileo_mlx.diffusion import denoise
 from mobileo_mlx.models.mobileo import component_of
+from mobileo_mlx.models.strips import joined
 from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.schedulers import make_scheduler
 from mobileo_mlx.tensor_files import read_tensors
@@ -124,7 +125,7 @@ def _inputs(path: Path) -> dict[str, np.ndarray]:
 
 def _stages(case: Case, model: MobileO, given: dict[str, np.ndarray], say: Say) -> Iterator[tuple[str, Outputs]]:
     """Each part of the model, with its full outputs by the names of the index, less the `_s` of samples."""
-    tokens = _in_turn(model.component("vision_tower").blocks(), nhwc(given["pixel_values"]), say).flatten(1, 2)
+    tokens = model.component("vision_tower").in_turn(nhwc(given["pixel_values"]))
     projected = model.component("mm_projector")(tokens)
     yield "vision", {"vision_tokens": _done(tokens), "projected": _done(projected)}
     model.release()
@@ -144,11 +145,11 @@ def _stages(case: Case, model: MobileO, given: dict[str, np.ndarray], say: Say) 
     yield from _denoising(case, model, nhwc(given["noise"]), conditioning, say)
     model.release()
 
-    decoded = _in_turn(model.component("vae_decoder").blocks(), nhwc(given["latent"]), say)
+    decoded = joined(model.component("vae_decoder").stream(nhwc(given["latent"])))
     yield "decoder", {"decoded": _done(nchw(decoded))}
     model.release()
 
-    encoded = _in_turn(model.component("vae_encoder").blocks(), nhwc(given["image"]), say)
+    encoded = joined(model.component("vae_encoder").stream(nhwc(given["image"])))
     yield "encoder", {"encoded": _done(nchw(encoded))}
     model.release()
 
@@ -170,7 +171,8 @@ def _denoising(
     guidance, count = float(settings[1]), int(settings[2])
     scheduler = make_scheduler("dpm++", count, model.config.flow_shift, model.config.num_train_timesteps)
     latents = []
-    for step in denoise(dit, scheduler, noise, conditioning, guidance_scale=guidance):
+    edge = model.component("diffusion_connector").reach
+    for step in denoise(dit, scheduler, noise, conditioning, guidance_scale=guidance, edge=edge):
         latents.append(step.latents)
         say(f"denoising step {step.step} of {step.steps}")
     del dit
@@ -186,15 +188,6 @@ def _denoising(
             "generate_image": _done(image),
         },
     )
-
-
-def _in_turn(blocks: list[Callable[[mx.array], mx.array]], x: mx.array, say: Say) -> mx.array:
-    for i, block in enumerate(blocks):
-        x = block(x)
-        mx.eval(x)
-        if (i + 1) % 10 == 0:
-            say(f"block {i + 1} of {len(blocks)}")
-    return x
 
 
 def _done(x: mx.array) -> np.ndarray:

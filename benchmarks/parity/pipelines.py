@@ -41,6 +41,7 @@ def drawing(case: Case, model: MobileO) -> Outputs:
             conditioning,
             guidance_scale=guidance,
             attention_mask=mask,
+            edge=model.component("diffusion_connector").reach,
         )
     )
     final = steps[-1].latents

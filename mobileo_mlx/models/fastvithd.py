@@ -61,8 +61,8 @@ class ReparamConv(nn.Module):
 
     def stream(self, strips: Strips) -> Strips:
         """The strips of the result; see `FastViTHD.in_turn`."""
-        pointwise = isinstance(self.reparam_conv, nn.Linear)
-        strips = map(self.reparam_conv, strips) if pointwise else self.reparam_conv.stream(strips)
+        layer = self.reparam_conv  # a linear layer, quantized or not, sees each pixel alone
+        strips = layer.stream(strips) if isinstance(layer, (Conv2d, DepthwiseConv2d)) else map(layer, strips)
         return evaluated(gelu(x) if self.act else x for x in strips)
 
 
