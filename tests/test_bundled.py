@@ -1,0 +1,129 @@
+"""The model that comes with the program draws, answers and edits as it is told: all parts at once, on real weights."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mobileo_weights import bundled
+from PIL import Image
+
+from benchmarks.shapes.data import write_quadruplets
+from benchmarks.shapes.edits import EDIT_TYPES, sample_edit
+from benchmarks.shapes.questions import QUESTION_TYPES, sample_question
+from benchmarks.shapes.scorer import edit_succeeded, read_picture, satisfies
+from benchmarks.shapes.text import Spec, sample_caption
+from benchmarks.shapes.world import CATEGORIES, render
+from mobileo_mlx import MobileO
+from mobileo_mlx.schedulers import SCHEDULERS
+
+MODEL = "tiny"
+PROGRAM = [sys.executable, "-c", "from mobileo_cli.app import main; main()"]
+PROMPT = "a red star to the left of a blue square"
+SPEC = Spec((("star", "red"), ("square", "blue")), relation="to the left of")
+
+
+@pytest.fixture(scope="module")
+def model() -> MobileO:
+    return MobileO.load(MODEL, dtype="float32")
+
+
+def drawn_right(model: MobileO, count: int, **options: Any) -> float:
+    """The share of captions, of each category in turn, that the scorer reads in what is drawn."""
+    rng = np.random.default_rng(1)
+    right = 0
+    for index in range(count):
+        caption = sample_caption(rng, CATEGORIES[index % len(CATEGORIES)])
+        image = model.generate(caption.text, seed=index, **options).images[0]
+        right += satisfies(read_picture(np.asarray(image)), caption.spec)
+    return right / count
+
+
+def answered_right(model: MobileO, count: int) -> float:
+    """The share of questions, of each type in turn, that are answered right."""
+    rng = np.random.default_rng(2)
+    right = 0
+    for index in range(count):
+        question = sample_question(rng, QUESTION_TYPES[index % len(QUESTION_TYPES)])
+        answer = model.ask(Image.fromarray(render(question.scene)), question.text, max_tokens=48)
+        right += answer.text in question.accepted
+    return right / count
+
+
+def edited_right(model: MobileO, count: int, **options: Any) -> float:
+    """The share of edits, of each type in turn, after which all is as it should be."""
+    rng = np.random.default_rng(3)
+    right = 0
+    for index in range(count):
+        edit = sample_edit(rng, EDIT_TYPES[index % len(EDIT_TYPES)])
+        after = model.edit(Image.fromarray(render(edit.before)), edit.text, seed=index, **options).images[0]
+        right += edit_succeeded(read_picture(np.asarray(after)), edit)
+    return right / count
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_draws_with_every_sampler(model: MobileO, scheduler: str) -> None:
+    assert drawn_right(model, 24, scheduler=scheduler) >= 0.8
+
+
+def test_answers(model: MobileO) -> None:
+    assert answered_right(model, 64) >= 0.9
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_edits_with_every_sampler(model: MobileO, scheduler: str) -> None:
+    assert edited_right(model, 15, scheduler=scheduler) >= 0.7
+
+
+def test_one_picture_answers_for_the_other(model: MobileO) -> None:
+    # Its own drawing is what it is asked about, edits, and is asked about again.
+    star = model.generate("a red star", seed=1).images[0]
+    assert model.ask(star, "what color is the star?").text == "red"
+    blue = model.edit(star, "make the star blue", seed=1).images[0]
+    assert model.ask(blue, "what color is the star?").text == "blue"
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_in_few_bits(bits: int) -> None:
+    quantized = MobileO.load(MODEL, dtype="float32", quantize={"all": bits})
+    assert drawn_right(quantized, 16) >= 0.75
+    assert answered_right(quantized, 32) >= 0.85
+    assert edited_right(quantized, 10) >= 0.6
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a short finetuning leaves."""
+    folder = tmp_path_factory.mktemp("finetuning")
+    data = write_quadruplets(folder / "data", 8, seed=5)
+    options = ["--model", MODEL, "--quadruplets", str(data), "--out", str(folder / "adapter"), "--steps", "4"]
+    subprocess.run([*PROGRAM, "finetune", *options], check=True, timeout=300, capture_output=True)
+    return folder / "adapter"
+
+
+def test_with_an_adapter(model: MobileO, adapter: Path) -> None:
+    adapted = MobileO.load(MODEL, dtype="float32", adapter=adapter)
+    plain, changed = (one.generate(PROMPT, seed=0) for one in (model, adapted))
+    assert not mx.array_equal(plain.latents, changed.latents)
+    assert drawn_right(adapted, 12) >= 0.75
+    assert answered_right(adapted, 16) >= 0.85
+
+
+def test_the_readme_s_first_command(tmp_path: Path) -> None:
+    command = [*PROGRAM, "generate", PROMPT, "--model", MODEL, "--output", "star.png"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=120, env={"HF_HUB_OFFLINE": "1", "PATH": ""})
+    assert satisfies(read_picture(np.asarray(Image.open(tmp_path / "star.png"))), SPEC)
+
+
+def test_is_small_and_loads_at_once() -> None:
+    folder = bundled()[MODEL]
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 15e6
+    begin = time.process_time()
+    loaded = MobileO.load(MODEL, dtype="float32")
+    for component in ("vision_tower", "mm_projector", "llm", "lm_head", "diffusion_connector", "dit", "vae_decoder"):
+        mx.eval(loaded.component(component).parameters())
+    assert time.process_time() - begin < 1
