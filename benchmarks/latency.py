@@ -74,9 +74,10 @@ class Tasks:
         self._second = question_of(30, self._tokenizer, first_word="where")
 
     def prepared(self, name: str) -> Callable[[], int]:
-        """A run of a task with a picture that was not seen before, so that no cache can help; what it needs is made."""
+        """A run of a task as if it were the first; what it needs is made."""
         from .synthetic import random_image
 
+        self.model.recall.clear()
         self._seed += 1
         image = random_image(self.model.config.image_size, self._seed)
         if name == "second_question":

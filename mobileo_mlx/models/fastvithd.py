@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
-from .activations import exp_of_negative, gelu
+from .activations import exp_of_difference, gelu
 from .conv import Conv2d, DepthwiseConv2d, conv_weight, pointwise_weight
 from .strips import Strips, evaluated, joined, paired, remembered, split
 
@@ -208,7 +208,7 @@ def _attention_by_heads(q: mx.array, k: mx.array, v: mx.array, scale: float) -> 
     for i in range(q.shape[1]):
         query, key, value = (x[:, i].astype(mx.float32) for x in (q, k, v))  # (B, N, D)
         scores = (scale * query) @ key.swapaxes(-1, -2)
-        weights = exp_of_negative(scores - scores.max(axis=-1, keepdims=True))
+        weights = exp_of_difference(scores, scores.max(axis=-1, keepdims=True))
         heads.append((weights @ value) / weights.sum(axis=-1, keepdims=True))
     return mx.stack(heads, axis=1).astype(v.dtype)
 

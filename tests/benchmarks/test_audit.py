@@ -63,7 +63,9 @@ def test_one_more_token_reads_the_language_model_once(config: MobileOConfig) -> 
 def test_operations_in_a_block_of_the_dit(config: MobileOConfig) -> None:
     block = audit.dit_block_operations(config)
     assert block["Matmul"] + block["AddMM"] > 5
-    assert sum(block.values()) <= 22, block
+    # 22 is the aim. Splitting the rows by the text that they read costs four, which save a tenth of the work; queries,
+    # keys and values apart cost three, and joining them was no faster and takes a second copy of their weights.
+    assert sum(block.values()) <= 28, block
 
 
 # The counting itself, on a graph that one can count by hand
