@@ -140,6 +140,22 @@ def latency_lines(found: Found) -> Iterator[Line]:
         )
 
 
+def preset_lines(found: Found) -> Iterator[Line]:
+    from .presets import LOSS, TITLES
+
+    command = f"{PYTHON}presets"
+    target = f"lower end of the 95 % interval >= {LOSS:g} points"
+    if found is None:
+        yield Line("presets of drawing against the default", target, _NO_FILE, None, command)
+        return
+    for row in found["rows"]:
+        if "difference" in row:
+            told = f"{row['difference']:+.2f} points ({row['low']:+.2f} to {row['high']:+.2f}), n = {row['n']}"
+            name = f"{TITLES[row['task']]}, preset {row['preset']}, {row['speed']:.2f} times the default's speed"
+            limited = row["offered"] is not None
+            yield Line(name, target if limited else "", told, row["offered"], command)
+
+
 SOURCES: Mapping[str, Callable[[Found], Iterator[Line]]] = {
     "audit": audit_lines,
     "startup": startup_lines,
@@ -147,6 +163,7 @@ SOURCES: Mapping[str, Callable[[Found], Iterator[Line]]] = {
     "memory": memory_lines,
     "growth": growth_lines,
     "latency": latency_lines,
+    "presets": preset_lines,
 }
 
 

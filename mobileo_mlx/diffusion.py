@@ -35,6 +35,19 @@ class GenerationStep:
     denoised: mx.array
 
 
+def guided_steps(scheduler: Scheduler, scale: float, interval: tuple[float, float] | None) -> list[bool]:
+    """For each step whether it is guided: two passes of the network instead of one.
+
+    Args:
+        scheduler: of any number of steps.
+        scale: of the guidance; 1 means none.
+        interval: (low, high) guides only where the noise level is low < sigma <= high (Kynkäänniemi et al., "Applying
+            Guidance in a Limited Interval", arXiv 2404.07724); None guides everywhere.
+    """
+    low, high = (0.0, 1.0) if interval is None else interval
+    return [scale != 1.0 and low < float(sigma) <= high for sigma in scheduler.sigmas[:-1]]
+
+
 def denoise(
     dit: SanaTransformer,
     scheduler: Scheduler,
@@ -42,6 +55,7 @@ def denoise(
     conditioning: mx.array,
     *,
     guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
     attention_mask: mx.array | None = None,
     edge: int | None = None,
     start: int = 0,
@@ -56,23 +70,31 @@ def denoise(
             caption_channels), the unconditional half first, as in the original. The latents are split evenly and in
             order among the R: 1 is one prompt for all, B a prompt for each.
         guidance_scale: 1 means none, and one pass of the network a step instead of two.
+        guidance_interval: see `guided_steps`. Outside of it the velocity is the conditional half's, and nothing else
+            is computed.
         attention_mask: (R or 2 R, N) bool, where rows of the conditioning have been padded.
         edge: where the unconditional half is that of zero hidden states, the connector's `reach`: all its positions
             are equal but for so many at each end, and are read once. By default nothing is known of it.
         start: the first step to run; earlier ones are left out.
     """
-    guided = guidance_scale != 1.0
+    guided = guided_steps(scheduler, guidance_scale, guidance_interval)
     texts = [Text(conditioning, attention_mask)]
-    if guided and edge is not None and attention_mask is None:
-        unconditional, conditional = mx.split(conditioning, 2)
-        texts = [distinct(unconditional, edge), Text(conditional)]
+    if guidance_scale != 1.0:
+        masks = [None, None] if attention_mask is None else mx.split(attention_mask, 2)
+        texts = [Text(half, mask) for half, mask in zip(mx.split(conditioning, 2), masks, strict=True)]
+        if edge is not None and attention_mask is None:
+            texts[0] = distinct(texts[0].states, edge)
+    if not any(guided[start:]):
+        texts = texts[-1:]
     timesteps = mx.array(scheduler.timesteps[start:], mx.float32)
-    network = PreparedSteps(dit, texts, 2 if guided else 1, timesteps, latents.shape)
+    network = PreparedSteps(dit, texts, len(texts), timesteps, latents.shape)
+    conditional_alone = network.alone(-1) if any(guided[start:]) else network
     latents, previous = latents.astype(mx.float32), None
     steps = len(scheduler.timesteps) - start
     for index in range(start, start + steps):
-        velocity = network(index - start, latents).astype(mx.float32)
-        if guided:
+        run = network if guided[index] else conditional_alone
+        velocity = run(index - start, latents).astype(mx.float32)
+        if guided[index]:
             unconditional, conditional = mx.split(velocity, 2)
             velocity = unconditional + guidance_scale * (conditional - unconditional)
         latents, previous = scheduler.step(index, latents, velocity, previous)

@@ -416,6 +416,7 @@ class MobileO:
             latents,
             conditioning,
             guidance_scale=settings.guidance_scale,
+            guidance_interval=settings.guidance_interval,
             attention_mask=mask,
             edge=edge,
             start=start,

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mobileo_mlx.diffusion import denoise
+from mobileo_mlx.diffusion import denoise, guided_steps
 from mobileo_mlx.models.layers import GLUMBConv
 from mobileo_mlx.models.sana import CrossAttention, LinearAttention, SanaConfig, SanaTransformer
 from mobileo_mlx.models.sana_steps import PreparedSteps
@@ -115,8 +115,8 @@ def test_keys_and_values_of_the_text_are_computed_once(dit: SanaTransformer, mon
 
     monkeypatch.setattr(linear, "__call__", counting)
     list(denoise(dit, make_scheduler("dpm++", 6), noise(1), text(2), guidance_scale=2.0))
-    assert len(shapes) == CONFIG.num_layers
-    assert sorted(calls) == list(range(2 * CONFIG.num_layers))
+    assert len(shapes) == 2 * CONFIG.num_layers  # for each half
+    assert sorted(calls) == sorted(2 * list(range(2 * CONFIG.num_layers)))
 
 
 def test_guidance_of_equal_halves_changes_nothing(dit: SanaTransformer) -> None:
@@ -164,6 +164,75 @@ def test_positions_that_are_equal_are_found_from_the_edge(dit: SanaTransformer) 
     # An edge too narrow leaves positions out that differ.
     *_, wrong = denoise(dit, scheduler, noise(2), both, guidance_scale=3.0, edge=0)
     assert mx.abs(plain.latents - wrong.latents).max() > 1e-4
+
+
+MIDDLE = (0.1, 0.9)  # of the levels 1, 0.86, 0.6, 0.01 of four steps: the second and the third
+
+
+def guided_somewhere(dit: SanaTransformer, interval: tuple[float, float] | None, **options: Any) -> list[Any]:
+    both = mx.concatenate([-text(1), text(1)])
+    options = {"guidance_scale": 3.0, **options}
+    return list(denoise(dit, make_scheduler("euler", 4), noise(2), both, guidance_interval=interval, **options))
+
+
+def test_the_steps_of_an_interval() -> None:
+    scheduler = make_scheduler("euler", 4)
+    assert guided_steps(scheduler, 1.5, MIDDLE) == [False, True, True, False]
+    assert guided_steps(scheduler, 1.5, None) == guided_steps(scheduler, 1.5, (0, 1)) == [True] * 4
+    assert guided_steps(scheduler, 1.0, None) == [False] * 4
+    above, at = float(scheduler.sigmas[2]), float(scheduler.sigmas[1])
+    assert guided_steps(scheduler, 1.5, (above, at)) == [False, True, False, False]  # low < sigma <= high
+
+
+@pytest.mark.parametrize("edge", [None, 2])
+def test_outside_the_interval_a_step_is_conditional_and_inside_guided(dit: SanaTransformer, edge: int | None) -> None:
+    latents, scheduler = noise(2), make_scheduler("euler", 4)
+    contexts = [dit.encode_text(mx.concatenate([states] * 2)) for states in (-text(1), text(1))]
+    for index, step in enumerate(guided_somewhere(dit, MIDDLE, edge=edge)):
+        timestep = mx.full((2,), float(scheduler.timesteps[index]))
+        unconditional, conditional = (dit(latents, timestep, context) for context in contexts)
+        guided = unconditional + 3.0 * (conditional - unconditional)
+        expected, other = (guided, conditional) if index in (1, 2) else (conditional, guided)
+        assert mx.abs(step.velocity - expected).max() <= 1e-5 * mx.abs(expected).max()
+        assert mx.abs(step.velocity - other).max() > 1e-3
+        latents = step.latents
+
+
+def test_an_interval_of_everything_changes_nothing(dit: SanaTransformer) -> None:
+    everywhere, covered = (guided_somewhere(dit, interval) for interval in (None, (0, 1)))
+    assert all(mx.array_equal(a.latents, b.latents) for a, b in zip(everywhere, covered, strict=True))
+
+
+def test_an_interval_of_nothing_is_no_guidance(dit: SanaTransformer) -> None:
+    *_, empty = guided_somewhere(dit, (0.1, 0.2))
+    *_, plain = denoise(dit, make_scheduler("euler", 4), noise(2), text(1))
+    assert mx.array_equal(empty.latents, plain.latents)
+
+
+def test_an_interval_counts_from_the_steps_that_are_run(dit: SanaTransformer) -> None:
+    late = guided_somewhere(dit, MIDDLE, start=2)
+    first, second = guided_somewhere(dit, None, start=2)
+    assert mx.array_equal(late[0].velocity, first.velocity)
+    assert mx.abs(late[1].velocity - second.velocity).max() > 1e-3
+
+
+def test_with_masked_halves_the_conditional_one_keeps_its_mask(dit: SanaTransformer) -> None:
+    mask = mx.array([[True] * 2 + [False] * 3, [True] * 4 + [False]])
+    *_, masked = guided_somewhere(dit, (0.1, 0.2), attention_mask=mask)
+    *_, short = denoise(dit, make_scheduler("euler", 4), noise(2), text(1)[:, :4])
+    assert mx.abs(masked.latents - short.latents).max() <= 1e-5 * mx.abs(short.latents).max()
+
+
+def test_outside_the_interval_one_half_runs_on_what_is_prepared(
+    dit: SanaTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convolved = counted(monkeypatch, GLUMBConv, "__call__")
+    prepared = counted(monkeypatch, CrossAttention, "keys_values")
+    monkeypatch.setattr(mx, "compile", lambda function: function)
+    guided_somewhere(dit, MIDDLE)
+    rows = [shape[0] for shape in convolved[:: CONFIG.num_layers]]
+    assert rows == [2, 4, 4, 2]
+    assert len(prepared) == 2 * CONFIG.num_layers
 
 
 def test_a_later_start_leaves_steps_out(dit: SanaTransformer) -> None:

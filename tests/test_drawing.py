@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mobileo_mlx.checkpoint import Checkpoint
-from mobileo_mlx.drawing import DrawingOptions, DrawingSettings, settle
+from mobileo_mlx.drawing import SAMPLING_PRESETS, DrawingOptions, DrawingSettings, settle
 from mobileo_mlx.errors import OptionError
 
 
@@ -50,6 +50,34 @@ def test_seeds(config, seed: object, expected: list[int]) -> None:
 def test_what_is_no_seed(config, seed: object) -> None:
     with pytest.raises(OptionError, match="whole number from 0 to"):
         settled(config, seed=seed)
+
+
+def test_a_guidance_interval_is_checked(config) -> None:
+    assert settled(config).guidance_interval is None
+    assert settled(config, guidance_interval=[0.25, 1]).guidance_interval == (0.25, 1.0)  # as JSON has it
+
+
+@pytest.mark.parametrize(
+    "interval", [(0.5, 0.5), (0.9, 0.3), (-0.1, 0.5), (0.5, 1.1), (0.5, float("nan")), (0.5,), (0, 0.5, 1), "0.3", 0.5]
+)
+def test_what_is_no_guidance_interval(config, interval: object) -> None:
+    with pytest.raises(OptionError, match=r"^guidance interval .* is not possible"):
+        settled(config, guidance_interval=interval)
+
+
+@pytest.mark.parametrize("name", SAMPLING_PRESETS)
+def test_a_preset_is_settings_and_others_win(config, name: str) -> None:
+    preset = SAMPLING_PRESETS[name]
+    assert preset["steps"] < settled(config).steps == 20
+    settings = settled(config, preset=name)
+    assert settings == settled(config, **preset)
+    assert settled(config, preset=name, steps=20, guidance_interval=(0, 1)) == settled(config, guidance_interval=(0, 1))
+    assert settled(config, preset=name, scheduler="euler").steps == preset["steps"]
+
+
+def test_an_unknown_preset_of_drawing(config) -> None:
+    with pytest.raises(OptionError, match=f"no preset 'small' of drawing; there are {', '.join(SAMPLING_PRESETS)}"):
+        settled(config, preset="small")
 
 
 @pytest.mark.parametrize("option", [{"seed": 0}, {"width": 128}, {"height": 128}])

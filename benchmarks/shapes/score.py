@@ -87,7 +87,7 @@ def score_drawing(
         options: for `MobileO.generate`, in place of its defaults.
     """
     drawn: dict[str, list[_Drawn]] = {}
-    for name, sample in _captions(new).items():
+    for name, sample in caption_samplers(new).items():
         world = _world(new if name == new else None)
         rng = _generator(seed, "draw", name)
         captions = [sample(rng) for _ in range(count)]
@@ -159,7 +159,7 @@ def _world(new: str | None) -> World:
     return WORLD if new is None else WORLD.extended(new)
 
 
-def _captions(new: str | None) -> dict[str, Callable[[np.random.Generator], Caption]]:
+def caption_samplers(new: str | None = None) -> dict[str, Callable[[np.random.Generator], Caption]]:
     samplers: dict[str, Callable[[np.random.Generator], Caption]] = {
         "single object": lambda rng: sample_caption(rng, "single", coloured=False),
         "colours": lambda rng: sample_caption(rng, "single", coloured=True),

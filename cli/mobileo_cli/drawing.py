@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SETTINGS: dict[str, type | tuple[type, ...]] = {
     "steps": int,
     "guidance_scale": (int, float),
+    "guidance_interval": list,
     "scheduler": str,
     "flow_shift": (int, float),
     "width": int,
@@ -107,6 +108,7 @@ def plan(
     seed: list[int] | None,
     num_images: int | None,
     size: str | None,
+    guidance_interval: str | None,
     output: str | None,
     overwrite: bool,
     previews: Path | None,
@@ -120,22 +122,26 @@ def plan(
     Raises:
         MobileOError: options, files or folders that can't be.
     """
+    from mobileo_mlx.drawing import sampling_preset
     from mobileo_mlx.errors import OptionError
     from mobileo_mlx.prompts import check_text
+
+    bits_preset, drawing_preset = options.parse_preset(preset)
 
     known = recorded(from_image, task) if from_image is not None else {}
     text = known.get("prompt") if text is None else text
     if text is None:
         raise OptionError(f"give {text_name}, - to read it from standard input, or --prompt-file FILE.")
     check_text(text, text_name.lower())
-    chosen = {**known, **options.given(**settings), **options.parse_size(size)}
+    given = {**options.given(**settings), **options.parse_size(size), **options.parse_interval(guidance_interval)}
+    chosen = {**known, **sampling_preset(drawing_preset), **given}
     if chosen.get("negative_prompt") == "":  # how a replay gets rid of one
         del chosen["negative_prompt"]
     loading = options.loading(
         model=model,
         dtype=dtype,
         quantize=quantize,
-        preset=preset,
+        preset=bits_preset,
         adapter=adapter,
         adapter_scale=adapter_scale,
         known={name: known[name] for name in LOADING if name in known},

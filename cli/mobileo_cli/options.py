@@ -46,6 +46,15 @@ Preset = Annotated[
         help="Bits of all parts at once: small, balanced or full; --quantize changes single parts.",
     ),
 ]
+DrawingPreset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        help="Bits of all parts at once: small, balanced or full; or less work per drawing: fast or faster; or one of "
+        "each, as small,fast. Single options change what it says.",
+    ),
+]
 KeepLoaded = Annotated[
     bool | None,
     typer.Option(
@@ -99,6 +108,15 @@ GuidanceScale = Annotated[
         "--guidance-scale",
         metavar="X",
         help="How closely to follow the text; 1 is without guidance, and twice as fast. [default: 1.5]",
+    ),
+]
+GuidanceInterval = Annotated[
+    str | None,
+    typer.Option(
+        "--guidance-interval",
+        metavar="LOW,HIGH",
+        help="Guide only at noise levels above LOW and up to HIGH, from 0 to 1; other steps are twice as fast. "
+        "[default: 0,1]",
     ),
 ]
 Scheduler = Annotated[
@@ -240,6 +258,43 @@ def parse_size(text: str | None) -> dict[str, int]:
     if match is None:
         raise OptionError(f"--size {text}: write WIDTHxHEIGHT in pixels, for example 512x512.")
     return {"width": int(match[1]), "height": int(match[2])}
+
+
+def parse_interval(text: str | None) -> dict[str, list[float]]:
+    """`0.3,0.95` as a guidance interval; nothing given is an empty dictionary. Whether it can be, the library knows.
+
+    Raises:
+        OptionError: not of the form LOW,HIGH.
+    """
+    from mobileo_mlx.errors import OptionError
+
+    if text is None:
+        return {}
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise OptionError(f"--guidance-interval {text}: write LOW,HIGH, for example 0.3,0.95.") from None
+    return {"guidance_interval": [low, high]}
+
+
+def parse_preset(text: str | None) -> tuple[str | None, str | None]:
+    """`small`, `fast` or `small,fast`: the names of a preset of bits and of one of drawing.
+
+    Raises:
+        OptionError: an unknown name, or two of a kind.
+    """
+    from mobileo_mlx.drawing import SAMPLING_PRESETS
+    from mobileo_mlx.errors import OptionError
+    from mobileo_mlx.quantize import PRESETS
+
+    names = [] if text is None else [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in PRESETS and name not in SAMPLING_PRESETS]:
+        known = ", ".join((*PRESETS, *SAMPLING_PRESETS))
+        raise OptionError(f"there is no preset {unknown[0]!r}; there are {known}.")
+    bits, sampling = ([name for name in names if name in known] for known in (PRESETS, SAMPLING_PRESETS))
+    if len(bits) > 1 or len(sampling) > 1:
+        raise OptionError(f"--preset {text}: only one of {', '.join(bits if len(bits) > 1 else sampling)} can be.")
+    return (bits[0] if bits else None), (sampling[0] if sampling else None)
 
 
 def parse_quantize(text: str | None, preset: str | None = None) -> dict[str, int] | None:

@@ -6,6 +6,7 @@ gives the same velocity up to rounding, and needs that all rows of a step have t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -153,10 +154,10 @@ class PreparedSteps:
     ):
         self._dit = dit
         self._dtype = dit.scale_shift_table.dtype
-        batch, height, width, _ = latents
+        self._batch, height, width, _ = latents
         self._size = (height // dit.config.patch_size, width // dit.config.patch_size)
         # The last text's rows are all that are left: those of the others are as many latents as there are.
-        self._rows = [batch] * (len(texts) - 1) + [batch * (halves - len(texts) + 1)]
+        self._rows = [self._batch] * (len(texts) - 1) + [self._batch * (halves - len(texts) + 1)]
         queries = [rows * self._size[0] * self._size[1] * len(timesteps) for rows in self._rows]
         self._tables, self._final = self._modulations(timesteps)
         projected = [dit.project_text(text.states) for text in texts]
@@ -165,14 +166,16 @@ class PreparedSteps:
             for projection, text in zip(projected, texts, strict=True)
         ]
         self._blocks: list[Callable[[mx.array, mx.array], mx.array]] = []
+        self._texts: list[list[ProjectedText | AbsorbedText]] = []
         for index, block in enumerate(dit.transformer_blocks):
-            readable = []
+            readable: list[ProjectedText | AbsorbedText] = []
             for projection, text, bias, count in zip(projected, texts, biases, queries, strict=True):
                 count //= text.states.shape[0]
                 readable.append(_readable(block.attn2, projection, bias, count))
             # Weights, too: a compiled function would read those that are still on the disk again with each call.
             mx.eval(block.parameters(), [vars(text) for text in readable])
-            self._blocks.append(self._step(block, readable, halves if index == 0 else 1))
+            self._texts.append(readable)
+            self._blocks.append(self._step(block, readable, self._rows, halves if index == 0 else 1))
 
     def _modulations(self, timesteps: mx.array) -> tuple[list[list[mx.array]], list[mx.array]]:
         """For each step that of each block, (6, dim), and of the output, (2, dim); 1 is added to the scales."""
@@ -190,12 +193,21 @@ class PreparedSteps:
         return split, ends
 
     def _step(
-        self, block: TransformerBlock, texts: list[ProjectedText | AbsorbedText], copies: int
+        self, block: TransformerBlock, texts: list[ProjectedText | AbsorbedText], rows: list[int], copies: int
     ) -> Callable[[mx.array, mx.array], mx.array]:
         def run(x: mx.array, table: mx.array) -> mx.array:
-            return run_block(block, x, table, texts, self._rows, self._size, copies)
+            return run_block(block, x, table, texts, rows, self._size, copies)
 
         return mx.compile(run)
+
+    def alone(self, which: int) -> PreparedSteps:
+        """The same for the rows of text `which` alone, once for each of the latents. All that is prepared is shared."""
+        one = copy.copy(self)
+        one._rows = [self._batch]
+        one._texts = [[texts[which]] for texts in self._texts]
+        blocks = zip(self._dit.transformer_blocks, one._texts, strict=True)
+        one._blocks = [self._step(block, texts, one._rows, 1) for block, texts in blocks]
+        return one
 
     def __call__(self, index: int, latents: mx.array) -> mx.array:
         """The velocity at step `index`, (halves B, h, w, out_channels): the plain form's for all rows.

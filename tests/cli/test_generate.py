@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mobileo_mlx.drawing import SAMPLING_PRESETS
 from mobileo_mlx.images import read_metadata
+from mobileo_mlx.quantize import PRESETS
 
 from .conftest import COMMAND, Run
 
@@ -194,6 +196,36 @@ def test_replay(draw, here) -> None:
     assert (again.status, again.lines) == (0, ["again.png"])
     assert pixels("again.png") == pixels("first.png")
     assert read_metadata("again.png") == read_metadata("first.png")
+
+
+def test_a_preset_of_drawing_and_a_guidance_interval(draw, here) -> None:
+    preset = SAMPLING_PRESETS["fast"]
+    # The fixture's two steps are given, too, and so they win.
+    draw("a cat", "--seed", 7, "--preset", "small,fast", "--guidance-interval", "0.3,0.9", "-o", "first.png")
+    metadata = read_metadata("first.png")
+    assert (metadata["steps"], metadata["guidance_interval"]) == (2, [0.3, 0.9])
+    assert metadata["quantize"] == PRESETS["small"]
+    assert here("generate", "--from-image", "first.png", "-o", "again.png").status == 0
+    assert read_metadata("again.png") == metadata
+    assert pixels("again.png") == pixels("first.png")
+    # A preset that is asked for counts more than what an image was made with.
+    assert here("generate", "--from-image", "first.png", "--preset", "fast", "-o", "other.png").status == 0
+    assert read_metadata("other.png") == {
+        **metadata,
+        "steps": preset["steps"],
+        "guidance_interval": list(preset["guidance_interval"]),
+    }
+
+
+def test_older_metadata_know_no_guidance_interval(draw, here, work: Path) -> None:
+    from mobileo_mlx.images import save_png
+
+    draw("a cat", "--seed", 7, "-o", "new.png")
+    metadata = read_metadata("new.png")
+    with Image.open("new.png") as image:
+        save_png(image, work / "old.png", {k: v for k, v in metadata.items() if k != "guidance_interval"})
+    assert here("generate", "--from-image", "old.png", "-o", "again.png").status == 0
+    assert read_metadata("again.png") == metadata
 
 
 def test_replay_with_other_options(draw, here) -> None:

@@ -9,7 +9,7 @@ from mobileo_cli import edit, generate, options
 from PIL import Image
 
 from mobileo_mlx.chat import Chat
-from mobileo_mlx.drawing import settle
+from mobileo_mlx.drawing import SAMPLING_PRESETS, STEPS, settle
 from mobileo_mlx.errors import OptionError
 from mobileo_mlx.pipeline import DEFAULT_MODEL
 from mobileo_mlx.quantize import PRESETS
@@ -28,7 +28,7 @@ def shown_default(result: str, option: str) -> str:
 def test_help_shows_the_defaults_of_drawing(here, command: str) -> None:
     text = here(command, "--help").out
     defaults = inspect.signature(settle).parameters
-    assert int(shown_default(text, "--steps")) == defaults["steps"].default
+    assert int(shown_default(text, "--steps")) == STEPS
     assert float(shown_default(text, "--guidance-scale")) == defaults["guidance_scale"].default
     assert shown_default(text, "--scheduler") == defaults["scheduler"].default
     assert shown_default(text, "--model") == DEFAULT_MODEL == options.DEFAULT_MODEL
@@ -123,6 +123,22 @@ def test_an_unknown_preset_lists_those_that_are_there(here, tiny_model: Path, co
     arguments = [str(tiny_model), "out"] if command == "convert" else [*given[command], "-m", str(tiny_model)]
     result = here(command, *arguments, "--preset", "tiny")
     assert result.status == 2
-    assert "no preset 'tiny'; there are small, balanced, full." in result.err
+    known = [*PRESETS, *(SAMPLING_PRESETS if command in ("generate", "edit") else ())]
+    assert f"no preset 'tiny'; there are {', '.join(known)}." in result.err
     assert not Path("out").exists()
-    assert all(name in here(command, "--help").out for name in PRESETS)
+    assert all(name in here(command, "--help").out for name in known)
+
+
+def test_presets_of_bits_and_of_drawing() -> None:
+    assert options.parse_preset(None) == (None, None)
+    assert options.parse_preset("small") == ("small", None)
+    assert options.parse_preset("fast") == (None, "fast")
+    assert options.parse_preset("fast, small") == options.parse_preset("small,fast") == ("small", "fast")
+    with pytest.raises(OptionError, match="only one of small, full can be"):
+        options.parse_preset("small,full")
+
+
+@pytest.mark.parametrize("text", ["0.3", "0.3,x", "0.1,0.2,0.3", ""])
+def test_what_is_no_interval(text: str) -> None:
+    with pytest.raises(OptionError, match="write LOW,HIGH"):
+        options.parse_interval(text)
