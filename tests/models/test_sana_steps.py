@@ -100,6 +100,19 @@ def edged(length: int, edge: int) -> mx.array:
     return whole[:, :length]
 
 
+@pytest.mark.parametrize("absorbs", [True, False])
+def test_one_text_alone_is_its_rows_and_shares_what_is_prepared(absorbs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sana_steps, "absorbing_pays", lambda *sizes: absorbs)
+    dit, latents = build(), noise(2)
+    both = PreparedSteps(dit, [Text(text(1, 5)), Text(text(2, 7))], 2, mx.array(TIMESTEPS), latents.shape)
+    one = both.alone(-1)
+    for index in range(len(TIMESTEPS)):
+        rows = one(index, latents)
+        assert rows.shape[0] == 2
+        assert difference(rows, both(index, latents)[2:]) <= 1e-5
+    assert all(mine is theirs[-1] for (mine,), theirs in zip(one._texts, both._texts, strict=True))
+
+
 CONFIGURATIONS: list[dict[str, Any]] = [
     {},
     {"patch_size": 2, "sample_size": 4},
