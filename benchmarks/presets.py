@@ -5,12 +5,14 @@ same prompts, edits and questions of the shapes world, the same seeds, judged by
 how often it is right, the difference in points with its 95 % interval, what only one of the two had right, passes of
 the diffusion transformer, and processor time per sample on one thread. A preset of drawing may lose a point at most:
 where the lower end of an interval is below -1 it is not to be offered.
-Writes presets.json and presets.md. Exit status: 0 done, 2 it can't be done.
+Writes presets.json and presets.md, and each sample to presets-samples-*.jsonl, from where a stopped run goes on.
+Exit status: 0 done, 2 it can't be done.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import multiprocessing
 import statistics
@@ -110,7 +112,12 @@ def mcnemar(first: int, second: int) -> float:
 
 
 def measured(
-    model_name: str, chosen: Sequence[Variant], counts: Mapping[str, int], seed: int, share: tuple[int, int] = (0, 1)
+    model_name: str,
+    chosen: Sequence[Variant],
+    counts: Mapping[str, int],
+    seed: int,
+    folder: Path,
+    share: tuple[int, int] = (0, 1),
 ) -> Found:
     """Runs samples through every variant; of each task those whose index is `share[0]` modulo `share[1]`.
 
@@ -119,12 +126,16 @@ def measured(
         chosen: see `variants`.
         counts: of samples, by task.
         seed: of all samples and of their noise; each has its own, whatever the counts and the share are.
+        folder: of the samples that are kept; what an earlier run has left there is not measured again.
     """
     import numpy as np
 
     from mobileo_mlx import MobileO
 
     models = {str(variant.bits): MobileO.load(model_name, quantize=dict(variant.bits)) for variant in chosen}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"presets-samples-{share[0]}-of-{share[1]}.jsonl"
+    kept, warm = _kept(path), set[tuple[str, str]]()
     found: Found = {}
     for task, count in counts.items():
         changed = [variant for variant in chosen if task != "ask" or not variant.drawing]
@@ -135,13 +146,31 @@ def measured(
                 model = models[str(variant.bits)]
                 run = partial(_RUN[task], model, index, variant.drawing)
                 rng = [seed, zlib.crc32(task.encode()), index]
-                if done == 0:
-                    run(np.random.default_rng(rng))  # kernels are compiled, weights read
-                model.recall.clear()  # what one variant has read, another would not have to
-                found[task][variant.name].append(run(np.random.default_rng(rng)))
+                key = json.dumps([model_name, dict(variant.drawing), dict(variant.bits), task, rng])
+                if key not in kept:
+                    if (task, variant.name) not in warm:
+                        run(np.random.default_rng(rng))  # kernels are compiled, weights read
+                        warm.add((task, variant.name))
+                    model.recall.clear()  # what one variant has read, another would not have to
+                    kept[key] = run(np.random.default_rng(rng))
+                    with path.open("a", encoding="utf-8") as lines:
+                        lines.write(json.dumps([key, *vars(kept[key]).values()]) + "\n")
+                found[task][variant.name].append(kept[key])
             if (done + 1) % 50 == 0 or done + 1 == len(indices):
                 common.say(_progress(task, done + 1, len(indices), found[task]))
     return found
+
+
+def _kept(path: Path) -> dict[str, Sample]:
+    """The samples of an earlier run; a line that was torn when it was stopped is left out."""
+    kept = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            key, right, passes, seconds = json.loads(line)
+        except ValueError:
+            continue
+        kept[key] = Sample(right, passes, seconds)
+    return kept
 
 
 def _progress(task: str, done: int, of: int, found: Mapping[str, Sequence[Sample]]) -> str:
@@ -307,7 +336,7 @@ def _run(options: argparse.Namespace) -> None:
         raise OptionError("at least 1 drawing and 1 process are needed.")
     counts = {name: count for name, count in (("draw", options.n), ("edit", edits), ("ask", questions)) if count}
     chosen = variants(options.only)
-    work = partial(measured, options.model, chosen, counts, options.seed)
+    work = partial(measured, options.model, chosen, counts, options.seed, options.out)
     if options.processes == 1:
         parts = [work()]
     else:

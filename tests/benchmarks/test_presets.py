@@ -29,12 +29,16 @@ def test_a_short_run_on_the_bundled_model(tmp_path: Path) -> None:
     assert any(line.met is False and "fast" in line.name for line in report.lines(tmp_path))
 
 
-def test_samples_are_the_same_in_every_share() -> None:
-    chosen = presets.variants([])
+def test_samples_are_the_same_in_every_share_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = [Variant("default")]
     counts = {"draw": 2}
-    whole = presets.measured("tiny", chosen, counts, 5)["draw"]["default"]
-    shared = [presets.measured("tiny", chosen, counts, 5, (i, 2))["draw"]["default"] for i in (0, 1)]
+    whole = presets.measured("tiny", chosen, counts, 5, tmp_path)["draw"]["default"]
+    shared = [presets.measured("tiny", chosen, counts, 5, tmp_path, (i, 2))["draw"]["default"] for i in (0, 1)]
     assert [sample.right for sample in whole] == [one.right for (one,) in shared]
+    monkeypatch.setattr(presets, "_RUN", {"draw": pytest.fail})  # nothing can be measured
+    with next(tmp_path.glob("*0-of-1.jsonl")).open("a") as lines:
+        lines.write('["torn')
+    assert presets.measured("tiny", chosen, counts, 5, tmp_path)["draw"]["default"] == whole
 
 
 def test_newcombes_example() -> None:
