@@ -32,7 +32,6 @@ class Sampling(TypedDict, total=False):
 # at most one point less often than the default does.
 SAMPLING_PRESETS: dict[str, Sampling] = {
     "fast": {"steps": 10, "guidance_interval": (0.0, 0.97)},
-    "faster": {"steps": 8, "guidance_interval": (0.0, 0.97)},
 }
 
 

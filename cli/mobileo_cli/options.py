@@ -51,7 +51,7 @@ DrawingPreset = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="Bits of all parts at once: small, balanced or full; or less work per drawing: fast or faster; or one of "
+        help="Bits of all parts at once: small, balanced or full; or less work for each drawing: fast; or one of "
         "each, as small,fast. Single options change what it says.",
     ),
 ]
