@@ -338,8 +338,9 @@ class GroupedLinear(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         groups, _, width = self.weight.shape
-        y = x.reshape(*x.shape[:-1], groups, 1, width) @ self.weight.swapaxes(-1, -2)
-        return y.reshape(x.shape)
+        # One product a group with all positions as rows: a product for each position would be millions of tiny ones.
+        y = x.reshape(-1, groups, width).swapaxes(0, 1) @ self.weight.swapaxes(-1, -2)
+        return y.swapaxes(0, 1).reshape(x.shape)
 
 
 def conv_weight(weight: mx.array) -> mx.array:
