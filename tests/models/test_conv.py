@@ -144,3 +144,12 @@ def test_grouped_linear_is_a_grouped_convolution() -> None:
     x = mx.random.normal((2, 5, 4, 12), key=mx.random.key(0))
     expected = mx.conv2d(x, layer.weight.reshape(12, 1, 1, 4), groups=3)
     assert mx.allclose(layer(x), expected, atol=1e-5)
+
+
+def test_grouped_linear_is_one_product_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX's CPU backend reads out of bounds where a product's number times the weight's size exceeds 32 bits."""
+    layer, shapes = GroupedLinear(12, 3), []
+    plain = mx.array.__matmul__
+    monkeypatch.setattr(mx.array, "__matmul__", lambda a, b: shapes.append(a.shape) or plain(a, b))
+    layer(mx.zeros((2, 5, 4, 12)))
+    assert shapes == [(3, 40, 4)]
