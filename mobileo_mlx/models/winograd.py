@@ -6,7 +6,7 @@ With the points 0, 1, -1, 1/2, -2 and infinity, six inputs d and three taps g gi
 
 which is polynomial multiplication by values at points, transposed. In two dimensions the matrices are Kronecker
 products. All three steps are matrix products over all tiles at once, the middle one a product of channels for each of
-the 36 values, so that a CPU's BLAS does the work. The rounding error is some seven times that of the plain sum, 2e-6
+the 36 values, so that a CPU's BLAS does the work. The rounding error is five to seven times that of the plain sum, 2e-6
 of the result's size: for float32 only. See Lavin and Gray (arXiv 1509.09308), and for the points Barabasz et al.
 (arXiv 1803.10986).
 """
