@@ -53,11 +53,15 @@ class Line:
 
 
 @functools.lru_cache(maxsize=8)
-def dit_step(config: MobileOConfig, *, size: int | None = None, backend: str = "metal") -> Count:
-    """One step of drawing with guidance: what the second of two steps adds to the first."""
+def dit_step(config: MobileOConfig, *, size: int | None = None, backend: str = "metal", staged: bool = True) -> Count:
+    """One step of drawing with guidance: what the second of two steps adds to the first.
+
+    Args:
+        staged: whether the model frees what it needs no more, as the command does for one image.
+    """
     from .graph import trace
 
-    first, both = (trace(config, drawing(config, steps, size), backend=backend) for steps in (1, 2))
+    first, both = (trace(config, drawing(config, steps, size, staged), backend=backend) for steps in (1, 2))
     return both - first
 
 
@@ -115,7 +119,7 @@ def token(config: MobileOConfig, *, backend: str = "metal") -> Count:
     return two - one
 
 
-def dit_block_operations(config: MobileOConfig, *, backend: str = "metal") -> Counter[str]:
+def dit_block_operations(config: MobileOConfig, *, backend: str = "metal", staged: bool = True) -> Counter[str]:
     """The operations of one block in one step with guidance, neither the first block nor the first step."""
     from .graph import operations
     from .synthetic import with_layers
@@ -123,13 +127,13 @@ def dit_block_operations(config: MobileOConfig, *, backend: str = "metal") -> Co
     def step(layers: int) -> Counter[str]:
         states = config.diffusion_connector.num_layers
         smaller = with_layers(with_layers(config, layers), states, llm=True)
-        first, both = (operations(smaller, drawing(config, steps, None), backend=backend) for steps in (1, 2))
+        first, both = (operations(smaller, drawing(config, steps, None, staged), backend=backend) for steps in (1, 2))
         return both - first
 
     return step(3) - step(2)
 
 
-def drawing(config: MobileOConfig, steps: int, size: int | None) -> Callable[[MobileO], list[mx.array]]:
+def drawing(config: MobileOConfig, steps: int, size: int | None, staged: bool) -> Callable[[MobileO], list[mx.array]]:
     """The first steps of a drawing with guidance, as a job for `graph.trace`."""
 
     def job(model: MobileO) -> list[mx.array]:
@@ -137,6 +141,7 @@ def drawing(config: MobileOConfig, steps: int, size: int | None) -> Callable[[Mo
 
         from .synthetic import prompt_of
 
+        model.keep_loaded = not staged
         prompt = prompt_of(PROMPT_TOKENS, model.tokenizer)
         stream = model.stream_generate(prompt, steps=20, guidance_scale=1.5, width=size, height=size)
         latents: list[mx.array] = []
@@ -177,7 +182,7 @@ def audit(config: MobileOConfig, *, backend: str = "metal", targets: bool = True
     giga = 1e-9
     second = second_question(config, backend=backend)
     seen = sum(second.readers[name] for name in VISION)
-    block = dit_block_operations(config, backend=backend)
+    block, kept = (dit_block_operations(config, backend=backend, staged=staged) for staged in (True, False))
     lines = [
         Line("DiT step with guidance", dit_step(config, backend=backend).flops * giga, "GFLOP", 476, 540.2),
         Line("decoder, default size", decoder(config, backend=backend).flops * giga, "GFLOP", 1850, 2092),
@@ -185,6 +190,7 @@ def audit(config: MobileOConfig, *, backend: str = "metal", targets: bool = True
         Line("second question on the same image", second.flops * giga, "GFLOP", 25, 711),
         Line("... operations that read the vision tower", seen, "", 0),
         Line("operations in a DiT block, views left out", sum(block.values()), "", 22),
+        Line("... where components are kept loaded", sum(kept.values()), "", None),
         Line("vision tower and projector", _vision(config, backend) * giga, "GFLOP", None, 488.5),
         Line("one token", token(config, backend=backend).flops * giga, "GFLOP", None, 0.99),
     ]

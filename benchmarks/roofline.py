@@ -88,7 +88,7 @@ def stages(config: MobileOConfig, *, pixels: int | None = None, bits: Mapping[st
     from . import audit
     from .graph import trace
 
-    begun = trace(config, audit.drawing(config, 1, pixels))
+    begun = trace(config, audit.drawing(config, 1, pixels, staged=True))
     step = audit.dit_step(config, size=pixels)
     understood, prefill = audit.understanding(config), audit.prefill(config)
     counts = {

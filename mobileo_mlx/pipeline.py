@@ -144,6 +144,13 @@ class MobileO:
             self._components[name] = self.checkpoint.load(name, dtype=self._dtype, quantize=spec, adapter=self.adapter)
         return self._components[name]
 
+    def _taken(self, name: str) -> Any:
+        """A component for its last phase: where nothing is kept loaded, who asked for it alone holds it."""
+        component = self.component(name)
+        if not self.keep_loaded:
+            del self._components[name]
+        return component
+
     def release(self, *names: str) -> None:
         """Frees the memory of components, all by default; they load again when they are needed.
 
@@ -411,7 +418,7 @@ class MobileO:
         self.stage("dit")
         encoded = time.perf_counter()
         for step in denoise(
-            self.component("dit"),
+            self._taken("dit"),
             scheduler,
             latents,
             conditioning,
@@ -420,6 +427,7 @@ class MobileO:
             attention_mask=mask,
             edge=edge,
             start=start,
+            consume=not self.keep_loaded,
         ):
             latents = step.latents
             yield step

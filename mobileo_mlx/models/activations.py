@@ -50,6 +50,14 @@ def exp_of_difference(x: mx.array, largest: mx.array) -> mx.array:
     return _compiled_exp(x, largest) if _fast_pays(x) else mx.exp(x - largest)
 
 
+def softmax(x: mx.array) -> mx.array:
+    """Over the last axis, summed in float32; the fast form: within 1e-5 of each weight."""
+    if not _fast_pays(x):
+        return mx.softmax(x, axis=-1, precise=True)
+    weights = exp_of_difference(x, x.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
 def _fast_pays(x: mx.array) -> bool:
     return x.size >= _LARGE and x.dtype == mx.float32 and mx.default_device() == mx.cpu and _compiles()
 

@@ -153,7 +153,13 @@ class DepthwiseConv2d(nn.Module):
 
     def __call__(self, x: mx.array, gain: mx.array | None = None, shift: mx.array | None = None) -> mx.array:
         """The result, times `gain` and plus `shift`, each (channels * multiplier,)."""
-        weight, bias = self._scaled(gain, shift)
+        return self._convolved(x, *self._scaled(gain, shift))
+
+    def without_bias(self, x: mx.array) -> mx.array:
+        """The result before the bias is added, for a caller that adds it together with what it does next."""
+        return self._convolved(x, self.weight, None)
+
+    def _convolved(self, x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
         kernel = weight.shape[1]
         if not self.training and (kernel, self.stride, self.multiplier) == (3, 1, 1) and _shifts_pay(x.shape):
             return _depthwise_by_shifts(x, weight, bias)

@@ -27,8 +27,12 @@ class GLUMBConv(nn.Module):
         self.conv_point = nn.Linear(hidden, channels, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = self.conv_depth(silu(self.conv_inverted(x)))
-        x, gate = mx.split(x, 2, axis=-1)
+        x = silu(self.conv_inverted(x))
+        if mx.default_device() == mx.cpu:
+            x, gate = mx.split(self.conv_depth(x), 2, axis=-1)
+        else:  # the bias is added in the gate's kernel
+            parts = mx.split(self.conv_depth.without_bias(x), 2, axis=-1)
+            x, gate = (part + bias for part, bias in zip(parts, mx.split(self.conv_depth.bias, 2), strict=True))
         return self.conv_point(x * silu(gate))
 
 

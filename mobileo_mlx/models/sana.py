@@ -150,7 +150,7 @@ class LinearAttention(nn.Module):
         self.to_out = [nn.Linear(dim, dim)]
 
     def __call__(self, x: mx.array) -> mx.array:
-        q, k, v = (_heads(layer(x), self.head_dim) for layer in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (heads_apart(layer(x), self.head_dim) for layer in (self.to_q, self.to_k, self.to_v))
         return self.to_out[0](_merged(relu_linear_attention(q, k, v, self.eps)))
 
 
@@ -166,10 +166,10 @@ class CrossAttention(nn.Module):
         self.to_out = [nn.Linear(inner, dim)]
 
     def keys_values(self, text: mx.array) -> tuple[mx.array, mx.array]:
-        return _heads(self.to_k(text), self.head_dim), _heads(self.to_v(text), self.head_dim)
+        return heads_apart(self.to_k(text), self.head_dim), heads_apart(self.to_v(text), self.head_dim)
 
     def __call__(self, x: mx.array, keys: mx.array, values: mx.array, bias: mx.array | None) -> mx.array:
-        q = _heads(self.to_q(x), self.head_dim)
+        q = heads_apart(self.to_q(x), self.head_dim)
         y = mx.fast.scaled_dot_product_attention(q, keys, values, scale=self.head_dim**-0.5, mask=bias)
         return self.to_out[0](_merged(y))
 
@@ -190,8 +190,9 @@ def text_bias(dtype: mx.Dtype, mask: mx.array | None, counts: mx.array | None = 
     return bias.astype(dtype)[:, None, None, :]
 
 
-def _heads(x: mx.array, head_dim: int) -> mx.array:
-    return x.reshape(*x.shape[:2], -1, head_dim).swapaxes(1, 2)  # (B, heads, T, head_dim)
+def heads_apart(x: mx.array, head_dim: int) -> mx.array:
+    """From (B, T, heads * head_dim) to (B, heads, T, head_dim)."""
+    return x.reshape(*x.shape[:2], -1, head_dim).swapaxes(1, 2)
 
 
 def _merged(x: mx.array) -> mx.array:

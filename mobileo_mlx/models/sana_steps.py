@@ -7,127 +7,63 @@ gives the same velocity up to rounding, and needs that all rows of a step have t
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .sana import OUTPUT_NORM_EPS, CrossAttention, SanaTransformer, TransformerBlock, text_bias
+from .sana import OUTPUT_NORM_EPS, LinearAttention, SanaTransformer, TransformerBlock, heads_apart, text_bias
+from .sana_text import AbsorbedText, ProjectedText, Text, readable
 
 
 @dataclass(frozen=True)
-class Text:
-    """What some rows of a step read.
+class JoinedAttention:
+    """Self-attention with one product for queries, keys and values; see `joined`."""
 
-    Attributes:
-        states: the connector's output, (R, N, caption_channels). The rows that read it are split evenly and in order
-            among its R.
-        mask: (R, N) bool, True where a position is to be seen; all of them where it is None.
-        counts: how many equal positions each of the N stands for, (N,); 1 where it is None.
-    """
+    project: nn.Module  # (..., dim) to (..., 3 dim + heads)
+    floor: mx.array  # (3 dim + heads,)
+    head_dim: int
+    eps: float
+    to_out: nn.Module
 
-    states: mx.array
-    mask: mx.array | None = None
-    counts: mx.array | None = None
-
-
-def distinct(states: mx.array, edge: int) -> Text:
-    """The text of states that are equal everywhere but near their ends, each value once.
-
-    c equal keys of score s weigh c exp(s) = exp(s + log c): one of them is enough, with log c added to its score.
-
-    Args:
-        states: (R, N, caption_channels), equal among the R; of the N equal but for the first and the last `edge`.
-        edge: see `MobileConditioningProjector.reach`.
-    """
-    states, length = states[:1], states.shape[1]
-    if length <= 2 * edge + 1:
-        return Text(states)
-    kept = mx.concatenate([states[:, : edge + 1], states[:, length - edge :]], axis=1)
-    return Text(kept, counts=mx.array([1] * edge + [length - 2 * edge] + [1] * edge))
+    def __call__(self, x: mx.array) -> mx.array:
+        dim, dtype = x.shape[-1], x.dtype
+        y = mx.maximum(self.project(x), self.floor).astype(mx.float32)
+        q, k = heads_apart(y[..., :dim], self.head_dim), heads_apart(y[..., dim : 2 * dim], self.head_dim)
+        v = heads_apart(y[..., 2 * dim :], self.head_dim + 1)
+        z = (q @ (k.swapaxes(-1, -2) @ v)).swapaxes(1, 2)  # (B, T, heads, head_dim + 1)
+        return self.to_out((z[..., :-1] / (z[..., -1:] + self.eps)).astype(dtype).flatten(2))
 
 
-@dataclass(frozen=True)
-class ProjectedText:
-    """A text for one block as keys and values: `CrossAttention` as it is."""
+def joined(attention: LinearAttention) -> JoinedAttention | None:
+    """`LinearAttention` with three operations in the place of eight.
 
-    keys: mx.array  # (R, heads, N, head_dim)
-    values: mx.array
-    bias: mx.array | None  # (R, 1, 1, N)
-
-    def attend(self, attention: CrossAttention, x: mx.array) -> mx.array:
-        return x + attention(x, self.keys, self.values, self.bias)
-
-
-@dataclass(frozen=True)
-class AbsorbedText:
-    """A text for one block together with the block's projections of queries and outputs; see `absorbed`."""
-
-    a: mx.array  # (R, heads N, dim)
-    a_bias: mx.array  # (R, 1, heads N)
-    b: mx.array  # (R, heads N, dim)
-
-    def attend(self, attention: CrossAttention, x: mx.array) -> mx.array:
-        scores = mx.addmm(self.a_bias, x, self.a.swapaxes(-1, -2))  # (R, M, heads N)
-        grouped = scores.reshape(*scores.shape[:-1], attention.heads, -1)
-        weights = mx.softmax(grouped, axis=-1, precise=True).reshape(scores.shape)
-        return mx.addmm(x, weights, self.b)
-
-
-def absorbed(attention: CrossAttention, keys: mx.array, values: mx.array, bias: mx.array | None) -> AbsorbedText | None:
-    """Cross-attention without queries: their projection is absorbed by the keys, that of the outputs by the values.
-
-    With head h's parts Wq_h (head_dim, dim) and Wo_h (dim, head_dim), s = head_dim^-0.5 and P = softmax(S):
-
-        S_h = s (x Wq_h^T + bq_h) K_h^T = x A_h^T + s bq_h K_h^T,    A_h = s K_h Wq_h       (N, dim)
-        y = sum_h P_h V_h Wo_h^T + bo = sum_h P_h B_h,               B_h = V_h Wo_h^T + bo / heads
-
-    because the rows of each P_h sum to 1. Softmax does not see what all keys have in common, so that K is taken less
-    its mean over N. Half precision needs that: S is rounded here, while the fused attention keeps it in float32, and
-    the smaller it and A are, the less is lost. A and B are computed in float32 and rounded once.
+    The normaliser of linear attention, q sum_n k_n, is what one more channel of the values would give, were it 1
+    everywhere: [S z] = K^T [V 1], and q [S z] holds both sums. So the weights Wq, Wk, Wv become one, with a row of
+    zeros after those of each head's values, and max(y, floor) is at once ReLU for queries and keys (floor 0), nothing
+    for values (-inf), and 1 for those rows, whose products are 0.
 
     Returns:
-        None where a projection is no linear layer with one weight, such as one with an update beside it.
+        None where the projections are not three plain linear layers, or three that are quantized alike.
     """
-    query, output = _dense(attention.to_q), _dense(attention.to_out[0])
-    if query is None or output is None:
+    layers = (attention.to_q, attention.to_k, attention.to_v)
+    first, width = layers[0], attention.head_dim
+    plain = all(type(layer) is nn.Linear for layer in layers)
+    quantized = isinstance(first, nn.QuantizedLinear) and len({(type(v), v.bits, v.group_size) for v in layers}) == 1
+    if not (plain or quantized):
         return None
-    dtype, rows, heads, count, width = keys.dtype, *keys.shape
-    k, v = keys.astype(mx.float32), values.astype(mx.float32)
-    k = (k - k.mean(axis=2, keepdims=True)) * width**-0.5
-    (wq, bq), (wo, bo) = query, output
-    a = k @ wq.reshape(heads, width, -1)  # (R, heads, N, dim)
-    a_bias = k @ bq.reshape(heads, width, 1)  # (R, heads, N, 1)
-    if bias is not None:
-        a_bias = a_bias + bias.astype(mx.float32).swapaxes(-1, -2)
-    b = v @ wo.T.reshape(heads, width, -1) + bo / heads
-    shape = (rows, heads * count, -1)
-    return AbsorbedText(
-        a.reshape(shape).astype(dtype),
-        a_bias.reshape(rows, 1, heads * count).astype(dtype),
-        b.reshape(shape).astype(dtype),
-    )
-
-
-def _dense(layer: nn.Module) -> tuple[mx.array, mx.array] | None:
-    """Weight and bias of a linear layer in float32, or None where it is not a plain or a quantized one."""
-    if isinstance(layer, nn.QuantizedLinear):
-        weight = mx.dequantize(
-            layer.weight, layer.scales, layer.biases, group_size=layer.group_size, bits=layer.bits, mode=layer.mode
-        )
-    elif type(layer) is nn.Linear:
-        weight = layer.weight
-    else:
-        return None
-    bias = layer.bias if "bias" in layer else mx.zeros((weight.shape[0],))
-    return weight.astype(mx.float32), bias.astype(mx.float32)
-
-
-def absorbing_pays(dim: int, inner: int, heads: int, keys: int, queries: int) -> bool:
-    """Whether `absorbed` needs fewer multiplications than projecting `queries` rows in all the steps together."""
-    plain = queries * 2 * inner * (dim + keys)
-    return queries * 2 * dim * heads * keys + 2 * keys * dim * inner < plain
+    project = copy.copy(first)
+    for name in first:
+        q, k, v = (layer[name] for layer in layers)
+        v = v.reshape(-1, width, *v.shape[1:])
+        v = mx.pad(v, [(0, 0), (0, 1)] + [(0, 0)] * (v.ndim - 2)).reshape(-1, *v.shape[2:])
+        project[name] = mx.concatenate([q, k, v])
+    dim = first.weight.shape[0]
+    values = ([-math.inf] * width + [1.0]) * (dim // width)
+    floor = mx.concatenate([mx.zeros((2 * dim,)), mx.array(values)]).astype(attention.to_out[0].bias.dtype)
+    return JoinedAttention(project, floor, width, attention.eps, attention.to_out[0])
 
 
 class PreparedSteps:
@@ -139,6 +75,9 @@ class PreparedSteps:
         halves: how many times a step's latents are taken, one after the other, to make its rows: 2 with guidance.
         timesteps: (S,) of all steps, 0 to 1000.
         latents: the shape of a step's latents, (B, h, w, in_channels).
+        consume: whether `dit` may be taken apart. Weights that are read no more, because something that was made of
+            them stands in their place, are removed from it as it is prepared, so that memory does not grow. It is of
+            no use afterwards.
 
     Timestep embeddings and the modulation of every block are computed for all steps at once, and the texts become
     what the cross-attentions read.
@@ -151,6 +90,8 @@ class PreparedSteps:
         halves: int,
         timesteps: mx.array,
         latents: tuple[int, ...],
+        *,
+        consume: bool = False,
     ):
         self._dit = dit
         self._dtype = dit.scale_shift_table.dtype
@@ -166,16 +107,37 @@ class PreparedSteps:
             for projection, text in zip(projected, texts, strict=True)
         ]
         self._blocks: list[Callable[[mx.array, mx.array], mx.array]] = []
+        self._attentions: list[Callable[[mx.array], mx.array]] = []
         self._texts: list[list[ProjectedText | AbsorbedText]] = []
         for index, block in enumerate(dit.transformer_blocks):
-            readable: list[ProjectedText | AbsorbedText] = []
-            for projection, text, bias, count in zip(projected, texts, biases, queries, strict=True):
-                count //= text.states.shape[0]
-                readable.append(_readable(block.attn2, projection, bias, count))
+            read = [
+                readable(block.attn2, projection, bias, count // text.states.shape[0])
+                for projection, text, bias, count in zip(projected, texts, biases, queries, strict=True)
+            ]
+            attention = self._consumed(block, read) if consume else block.attn1
             # Weights, too: a compiled function would read those that are still on the disk again with each call.
-            mx.eval(block.parameters(), [vars(text) for text in readable])
-            self._texts.append(readable)
-            self._blocks.append(self._step(block, readable, self._rows, halves if index == 0 else 1))
+            mx.eval(block.parameters(), [vars(text) for text in read])
+            if isinstance(attention, JoinedAttention):
+                mx.eval(attention.project.parameters(), attention.floor)
+            self._texts.append(read)
+            self._attentions.append(attention)
+            self._blocks.append(self._step(index, read, self._rows, halves if index == 0 else 1))
+
+    def _consumed(
+        self, block: TransformerBlock, texts: Sequence[ProjectedText | AbsorbedText]
+    ) -> Callable[[mx.array], mx.array]:
+        """Removes from a block what its texts stand for, and its three projections for the joined one it returns."""
+        gone = ["to_k", "to_v"]
+        if all(isinstance(text, AbsorbedText) for text in texts):
+            gone += ["to_q", "to_out"]
+        for name in gone:
+            del block.attn2[name]
+        attention = joined(block.attn1)
+        if attention is None:
+            return block.attn1
+        for name in ("to_q", "to_k", "to_v"):
+            del block.attn1[name]
+        return attention
 
     def _modulations(self, timesteps: mx.array) -> tuple[list[list[mx.array]], list[mx.array]]:
         """For each step that of each block, (6, dim), and of the output, (2, dim); 1 is added to the scales."""
@@ -193,10 +155,12 @@ class PreparedSteps:
         return split, ends
 
     def _step(
-        self, block: TransformerBlock, texts: list[ProjectedText | AbsorbedText], rows: list[int], copies: int
+        self, index: int, texts: list[ProjectedText | AbsorbedText], rows: list[int], copies: int
     ) -> Callable[[mx.array, mx.array], mx.array]:
+        block, attention = self._dit.transformer_blocks[index], self._attentions[index]
+
         def run(x: mx.array, table: mx.array) -> mx.array:
-            return run_block(block, x, table, texts, rows, self._size, copies)
+            return run_block(block, x, table, attention, texts, rows, self._size, copies)
 
         return mx.compile(run)
 
@@ -205,8 +169,7 @@ class PreparedSteps:
         one = copy.copy(self)
         one._rows = [self._batch]
         one._texts = [[texts[which]] for texts in self._texts]
-        blocks = zip(self._dit.transformer_blocks, one._texts, strict=True)
-        one._blocks = [self._step(block, texts, one._rows, 1) for block, texts in blocks]
+        one._blocks = [self._step(index, texts, one._rows, 1) for index, texts in enumerate(one._texts)]
         return one
 
     def __call__(self, index: int, latents: mx.array) -> mx.array:
@@ -228,23 +191,11 @@ def _rows(x: mx.array) -> list[mx.array]:
     return [row.squeeze(0) for row in mx.split(x, x.shape[0])]
 
 
-def _readable(
-    attention: CrossAttention, text: mx.array, bias: mx.array | None, queries: int
-) -> ProjectedText | AbsorbedText:
-    """A text as a block's cross-attention reads it, in the form that takes the fewest multiplications."""
-    keys, values = attention.keys_values(text)
-    _, heads, count, width = keys.shape
-    if absorbing_pays(text.shape[-1], heads * width, heads, count, queries):
-        found = absorbed(attention, keys, values, bias)
-        if found is not None:
-            return found
-    return ProjectedText(keys, values, bias)
-
-
 def run_block(
     block: TransformerBlock,
     x: mx.array,
     table: mx.array,
+    attention: Callable[[mx.array], mx.array],
     texts: Sequence[ProjectedText | AbsorbedText],
     rows: Sequence[int],
     size: tuple[int, int],
@@ -256,6 +207,7 @@ def run_block(
         block: the block.
         x: (B, T, dim).
         table: shift, 1 + scale and gate before the self-attention, then before the convolutions, (6, dim).
+        attention: the block's self-attention, as it is or joined.
         texts: what the rows read.
         rows: how many read each of them.
         size: of the latents in patches.
@@ -263,19 +215,15 @@ def run_block(
             the halves of guidance still are one and the same.
     """
     shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = table
-    x = x + gate_1 * block.attn1(mx.fast.layer_norm(x, scale_1, shift_1, block.eps))
+    x = x + gate_1 * attention(mx.fast.layer_norm(x, scale_1, shift_1, block.eps))
     if copies > 1:
         x = mx.concatenate([x] * copies)
     read, start = [], 0
     for text, count in zip(texts, rows, strict=True):
         part = x[start : start + count]
         start += count
-        folded = part.reshape(_contexts(text), -1, x.shape[-1])  # queries of one text side by side
+        folded = part.reshape(text.contexts, -1, x.shape[-1])  # queries of one text side by side
         read.append(text.attend(block.attn2, folded).reshape(part.shape))
     x = read[0] if len(read) == 1 else mx.concatenate(read)
     y = mx.fast.layer_norm(x, scale_2, shift_2, block.eps).reshape(-1, *size, x.shape[-1])
     return x + gate_2 * block.ff(y).reshape(x.shape)
-
-
-def _contexts(text: ProjectedText | AbsorbedText) -> int:
-    return (text.a if isinstance(text, AbsorbedText) else text.keys).shape[0]

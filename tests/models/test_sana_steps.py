@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -9,19 +10,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from mobileo_mlx.models import sana_steps
+from mobileo_mlx.models import sana_steps, sana_text
 from mobileo_mlx.models.mcp import MCPConfig, MobileConditioningProjector
 from mobileo_mlx.models.sana import CrossAttention, SanaConfig, SanaTransformer, TransformerBlock
-from mobileo_mlx.models.sana_steps import (
-    AbsorbedText,
-    PreparedSteps,
-    ProjectedText,
-    Text,
-    absorbed,
-    absorbing_pays,
-    distinct,
-    run_block,
-)
+from mobileo_mlx.models.sana_steps import JoinedAttention, PreparedSteps, joined, run_block
+from mobileo_mlx.models.sana_text import AbsorbedText, ProjectedText, Text, absorbed, absorbing_pays, distinct
 from mobileo_mlx.quantize import QuantizeSpec, quantize
 
 SMALL = {
@@ -34,14 +27,6 @@ SMALL = {
     "in_channels": 4,
     "out_channels": 4,
     "sample_size": 4,
-}
-# The published 0.5B, but for its depth of 28.
-FULL = {
-    "num_attention_heads": 36,
-    "attention_head_dim": 32,
-    "num_cross_attention_heads": 16,
-    "cross_attention_head_dim": 72,
-    "caption_channels": 2304,
 }
 TIMESTEPS = [999.0, 640.0, 3.0]
 
@@ -83,12 +68,14 @@ def check(
     latents: mx.array,
     states: mx.array,
     mask: mx.array | None = None,
-) -> PreparedSteps:
+) -> None:
+    """Both forms: that which leaves the network as it is, and that which takes one apart."""
     network = PreparedSteps(dit, texts, halves, mx.array(TIMESTEPS), latents.shape)
+    apart = PreparedSteps(copy.deepcopy(dit), texts, halves, mx.array(TIMESTEPS), latents.shape, consume=True)
     for index in range(len(TIMESTEPS)):
         expected = plain(dit, mx.concatenate([latents] * halves), index, states, mask)
         assert difference(network(index, latents), expected) <= 1e-5
-    return network
+        assert difference(apart(index, latents), expected) <= 1e-5
 
 
 def edged(length: int, edge: int) -> mx.array:
@@ -102,7 +89,7 @@ def edged(length: int, edge: int) -> mx.array:
 
 @pytest.mark.parametrize("absorbs", [True, False])
 def test_one_text_alone_is_its_rows_and_shares_what_is_prepared(absorbs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sana_steps, "absorbing_pays", lambda *sizes: absorbs)
+    monkeypatch.setattr(sana_text, "absorbing_pays", lambda *sizes: absorbs)
     dit, latents = build(), noise(2)
     both = PreparedSteps(dit, [Text(text(1, 5)), Text(text(2, 7))], 2, mx.array(TIMESTEPS), latents.shape)
     one = both.alone(-1)
@@ -177,9 +164,9 @@ def test_several_latents_read_one_prompt_or_several(guided: bool, prompts: int, 
 def test_a_long_text_keeps_its_queries_and_a_short_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     forms: list[tuple[type, ...]] = []
 
-    def spy(block: TransformerBlock, x: mx.array, table: mx.array, texts: Any, *rest: Any) -> mx.array:
+    def spy(block: TransformerBlock, x: mx.array, table: mx.array, attention: Any, texts: Any, *rest: Any) -> mx.array:
         forms.append(tuple(type(text) for text in texts))
-        return run_block(block, x, table, texts, *rest)
+        return run_block(block, x, table, attention, texts, *rest)
 
     monkeypatch.setattr(sana_steps, "run_block", spy)
     unconditional, conditional = edged(300, 2), text(1, 300)
@@ -196,6 +183,49 @@ def test_quantized_projections_are_absorbed(bits: int) -> None:
     check(dit, [Text(states)], 2, noise(1), states)
 
 
+@pytest.mark.parametrize("bits", [None, 4, 8])
+@pytest.mark.parametrize("bias", [False, True])
+def test_one_product_makes_queries_keys_and_values(bits: int | None, bias: bool) -> None:
+    dit = build(attention_bias=bias)
+    attention = (dit if bits is None else quantize(dit, QuantizeSpec(bits))).transformer_blocks[0].attn1
+    one, x = joined(attention), mx.random.normal((2, 7, 64), key=mx.random.key(4))
+    assert one is not None
+    assert difference(one(x), attention(x)) <= 1e-5
+
+
+def test_projections_in_unequal_bits_stay_apart() -> None:
+    attention = build().transformer_blocks[0].attn1
+    attention.to_v = quantize(build(), QuantizeSpec(4)).transformer_blocks[0].attn1.to_v
+    assert joined(attention) is None
+    attention.to_q, attention.to_k = (
+        quantize(build(), QuantizeSpec(8)).transformer_blocks[0].attn1[name] for name in ("to_q", "to_k")
+    )
+    assert joined(attention) is None
+
+
+@pytest.mark.parametrize(("length", "queries_stay"), [(5, False), (300, True)])
+def test_a_network_that_is_taken_apart_holds_no_weight_twice(length: int, queries_stay: bool) -> None:
+    dit, latents = build(), noise(1)
+    names = [("attn1", "to_q"), ("attn2", "to_k"), ("attn2", "to_v"), ("attn2", "to_q"), ("attn2", "to_out")]
+    network = PreparedSteps(dit, [Text(text(1, length))], 1, mx.array(TIMESTEPS), latents.shape, consume=True)
+    for block in dit.transformer_blocks:
+        assert [name in block[part] for part, name in names] == [False] * 3 + [queries_stay] * 2
+    assert all(isinstance(attention, JoinedAttention) for attention in network._attentions)
+
+
+def test_taking_a_network_apart_takes_less_memory_than_the_network() -> None:
+    dit, latents, steps = build(num_attention_heads=16), noise(1), mx.array(TIMESTEPS)
+    states = text(2)
+    mx.eval(dit.parameters(), states)
+    before = mx.get_active_memory()
+    kept = PreparedSteps(dit, [Text(states)], 2, steps, latents.shape)
+    assert mx.get_active_memory() > before
+    del kept
+    network = PreparedSteps(dit, [Text(states)], 2, steps, latents.shape, consume=True)
+    assert mx.get_active_memory() < before
+    assert network(0, latents).shape[0] == 2
+
+
 def test_a_layer_that_may_compute_something_else_is_left_to_compute_it() -> None:
     class Doubled(nn.Linear):
         def __call__(self, x: mx.array) -> mx.array:
@@ -206,6 +236,8 @@ def test_a_layer_that_may_compute_something_else_is_left_to_compute_it() -> None
     attention.to_q = Doubled(64, 64)
     keys, values = attention.keys_values(dit.project_text(states))
     assert absorbed(attention, keys, values, None) is None
+    dit.transformer_blocks[2].attn1.to_v = Doubled(64, 64, bias=False)
+    assert joined(dit.transformer_blocks[2].attn1) is None
     check(dit, [Text(states)], 2, noise(1), states)
 
 
