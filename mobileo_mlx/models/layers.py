@@ -48,6 +48,7 @@ def relu_linear_attention(q: mx.array, k: mx.array, v: mx.array, eps: float) -> 
     """
     dtype = v.dtype
     q, k, v = (mx.maximum(q, 0).astype(mx.float32), mx.maximum(k, 0).astype(mx.float32), v.astype(mx.float32))
-    state = k.swapaxes(-1, -2) @ v  # (..., D, D)
-    normaliser = q @ k.sum(axis=-2)[..., None]  # (..., N, 1)
-    return ((q @ state) / (normaliser + eps)).astype(dtype)
+    # One more channel of the values, 1 everywhere, gives the normaliser q sum_n k_n together with the rest.
+    v = mx.concatenate([v, mx.ones((*v.shape[:-1], 1))], axis=-1)
+    y = q @ (k.swapaxes(-1, -2) @ v)  # (..., N, D + 1)
+    return (y[..., :-1] / (y[..., -1:] + eps)).astype(dtype)

@@ -38,12 +38,11 @@ class JoinedAttention:
 
 
 def joined(attention: LinearAttention) -> JoinedAttention | None:
-    """`LinearAttention` with three operations in the place of eight.
+    """`LinearAttention` in fewer operations, with the same rounding.
 
-    The normaliser of linear attention, q sum_n k_n, is what one more channel of the values would give, were it 1
-    everywhere: [S z] = K^T [V 1], and q [S z] holds both sums. So the weights Wq, Wk, Wv become one, with a row of
-    zeros after those of each head's values, and max(y, floor) is at once ReLU for queries and keys (floor 0), nothing
-    for values (-inf), and 1 for those rows, whose products are 0.
+    The weights Wq, Wk and Wv become one, with a row of zeros after those of each head's values, for the channel of
+    ones that `relu_linear_attention` adds to them. max(y, floor) is at once ReLU for queries and keys (floor 0),
+    nothing for values (-inf), and 1 for that channel, whose product is 0.
 
     Returns:
         None where the projections are not three plain linear layers, or three that are quantized alike.
@@ -157,10 +156,11 @@ class PreparedSteps:
     def _step(
         self, index: int, texts: list[ProjectedText | AbsorbedText], rows: list[int], copies: int
     ) -> Callable[[mx.array, mx.array], mx.array]:
-        block, attention = self._dit.transformer_blocks[index], self._attentions[index]
+        # Without a reference to this object, so that it goes as soon as the drawing has done with it.
+        block, attention, size = self._dit.transformer_blocks[index], self._attentions[index], self._size
 
         def run(x: mx.array, table: mx.array) -> mx.array:
-            return run_block(block, x, table, attention, texts, rows, self._size, copies)
+            return run_block(block, x, table, attention, texts, rows, size, copies)
 
         return mx.compile(run)
 
