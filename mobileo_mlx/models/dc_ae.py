@@ -260,7 +260,7 @@ class Encoder(nn.Module):
         self.conv_out = Conv2d(dims[-1], config.latent_channels, 3, padding=1)
 
     def blocks(self) -> list[Callable[[mx.array], mx.array]]:
-        """All blocks in order. A caller that evaluates after each bounds the memory that is in flight."""
+        """All blocks in order."""
         return [self.conv_in, *(b for stage in self.down_blocks for b in stage), self._out]
 
     def stream(self, image: mx.array) -> Strips:
@@ -310,7 +310,7 @@ class Decoder(nn.Module):
         )
 
     def blocks(self) -> list[Callable[[mx.array], mx.array]]:
-        """All blocks in order. A caller that evaluates after each bounds the memory that is in flight."""
+        """All blocks in order."""
         return [self._in, *(b for stage in reversed(self.up_blocks) for b in stage), self._out]
 
     def stream(self, latents: mx.array) -> Strips:
