@@ -26,7 +26,7 @@ def test_fast_gelu_is_the_exact_gelu(compiled: None) -> None:
     expected = nn.gelu(X)
     y = activations.gelu(X)
     assert not mx.array_equal(y, expected)
-    assert mx.max(mx.abs(y - expected) / mx.maximum(mx.abs(X) / 8, 1)).item() <= 2e-6
+    assert mx.max(mx.abs(y - expected) / mx.maximum(mx.abs(X), 1)).item() <= 1e-6
 
 
 def test_fast_exponential(compiled: None) -> None:
