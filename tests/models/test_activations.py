@@ -33,8 +33,8 @@ def test_fast_exponential(compiled: None) -> None:
     x = mx.concatenate([mx.linspace(-40, 0, activations._LARGE), mx.array([-1e30, -float("inf")])])
     expected, y = mx.exp(x), activations.exp_of_difference(x + 3, mx.array([3.0]))
     assert not mx.array_equal(y, expected)
-    assert mx.abs(y - expected).max().item() <= 4e-6
-    assert y[-1].item() < 1e-13
+    assert mx.abs(y - expected).max().item() <= 2e-6
+    assert y[-1].item() == 0
     assert activations.exp_of_difference(x, mx.array([0.0]))[activations._LARGE - 1].item() == 1
 
 
