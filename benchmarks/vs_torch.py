@@ -80,6 +80,7 @@ def dit(config: MobileOConfig, runs: int, size: int | None = None) -> Stage:
     model = synthetic_model(
         config, read=lambda name: weights if name == "dit" else random_weights(name, config), dtype=mx.float32
     )
+    model.keep_loaded = False  # as the command draws one image
     prompt = prompt_of(PROMPT_TOKENS, model.tokenizer)
     states = model.hidden_states([encode_prompt(model.tokenizer, generate_prompt(prompt))], [])
     connector = model.component("diffusion_connector")

@@ -27,12 +27,7 @@ class GLUMBConv(nn.Module):
         self.conv_point = nn.Linear(hidden, channels, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = silu(self.conv_inverted(x))
-        if mx.default_device() == mx.cpu:
-            x, gate = mx.split(self.conv_depth(x), 2, axis=-1)
-        else:  # the bias is added in the gate's kernel
-            parts = mx.split(self.conv_depth.without_bias(x), 2, axis=-1)
-            x, gate = (part + bias for part, bias in zip(parts, mx.split(self.conv_depth.bias, 2), strict=True))
+        x, gate = self.conv_depth.parts(silu(self.conv_inverted(x)), 2)
         return self.conv_point(x * silu(gate))
 
 

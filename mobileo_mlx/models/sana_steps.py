@@ -162,7 +162,8 @@ class PreparedSteps:
         def run(x: mx.array, table: mx.array) -> mx.array:
             return run_block(block, x, table, attention, texts, rows, size, copies)
 
-        return mx.compile(run)
+        # On a CPU kernels of several operations lose more, vector instructions, than they save.
+        return run if mx.default_device() == mx.cpu else mx.compile(run)
 
     def alone(self, which: int) -> PreparedSteps:
         """The same for the rows of text `which` alone, once for each of the latents. All that is prepared is shared."""
