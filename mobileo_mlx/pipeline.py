@@ -7,33 +7,32 @@ components that it uses.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from .adapters import Adapter
 from .chat import Chat
 from .checkpoint import Checkpoint, parse_dtype
+from .components import Components
 from .diffusion import GenerationStep, denoise
 from .drawing import DrawingOptions, DrawingSettings, plan_steps, settle
 from .errors import PromptError
 from .hub import DEFAULT_MODEL
 from .images import cover_crop, from_array, load_image, preprocess, to_signed
-from .models.mobileo import MobileOConfig
 from .models.strips import joined
 from .prompts import SYSTEM_PROMPT, edit_prompt, encode_prompt, generate_prompt
-from .quantize import QuantizeSpec, chosen_bits
-from .recall import Recall, image_key, prompt_key
+from .quantize import chosen_bits
+from .recall import prompt_key
 from .results import Answer, AnswerToken, GenerationResult
 from .splice import splice
 
 if TYPE_CHECKING:
     from PIL import Image
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
     from .decoding import AnswerOptions
     from .tokenizer import Tokenizer
@@ -41,37 +40,8 @@ if TYPE_CHECKING:
     ImageSource = str | Path | bytes | Image.Image
 
 
-class MobileO:
-    """A loaded model.
-
-    Attributes:
-        config: dimensions of all networks.
-        checkpoint: where the weights come from.
-        adapter: what changes them, if anything does.
-        keep_loaded: whether components stay in memory when a task has done with them; see `load`.
-        recall: what was computed from images and prompts before; only while components are kept.
-    """
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        dtype: mx.Dtype | None = None,
-        quantize: Mapping[str, int] | None = None,
-        adapter: Adapter | None = None,
-        keep_loaded: bool = True,
-    ):
-        if adapter is not None:
-            adapter.check(checkpoint)
-        self.checkpoint = checkpoint
-        self.adapter = adapter
-        self.config: MobileOConfig = checkpoint.config
-        self._dtype = dtype
-        self._bits = chosen_bits(quantize)
-        self._components: dict[str, nn.Module] = {}
-        self._phase: frozenset[str] = frozenset()
-        self.keep_loaded = keep_loaded
-        self.recall = Recall()
+class MobileO(Components):
+    """A loaded model; what it is made of is in `Components`."""
 
     @classmethod
     def load(
@@ -85,7 +55,7 @@ class MobileO:
         adapter_scale: float = 1.0,
         keep_loaded: bool = True,
         progress: bool = False,
-    ) -> MobileO:
+    ) -> Self:
         """Finds a model, downloading it where needed, and reads its configuration.
 
         Args:
@@ -112,8 +82,6 @@ class MobileO:
         checkpoint = Checkpoint.open(model, progress=progress)
         return cls(checkpoint, dtype=parsed, quantize=bits, adapter=opened, keep_loaded=keep_loaded)
 
-    # Parts
-
     @property
     def default_size(self) -> tuple[int, int]:
         """Width and height in pixels of a drawing, where no size is asked for."""
@@ -123,66 +91,6 @@ class MobileO:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, read on first use."""
         return self.checkpoint.load_tokenizer()
-
-    def require(self, *names: str) -> None:
-        """Checks from headers alone that these components can be loaded, so that no work starts that can't end.
-
-        Raises:
-            CheckpointError: components are missing or do not fit the configuration; all that is wrong is listed.
-        """
-        self.checkpoint.check(*(name for name in names if name not in self._components))
-
-    def component(self, name: str) -> Any:
-        """The network of that name in `mobileo_mlx.models.mobileo.COMPONENTS`, loaded on first use.
-
-        Raises:
-            CheckpointError: it is not in the checkpoint, or does not fit the configuration.
-        """
-        if name not in self._components:
-            bits = self._bits.get(name)
-            spec = QuantizeSpec(bits) if bits is not None else None
-            self._components[name] = self.checkpoint.load(name, dtype=self._dtype, quantize=spec, adapter=self.adapter)
-        return self._components[name]
-
-    def _taken(self, name: str) -> Any:
-        """A component for its last phase: where nothing is kept loaded, who asked for it alone holds it."""
-        component = self.component(name)
-        if not self.keep_loaded:
-            del self._components[name]
-        return component
-
-    def release(self, *names: str) -> None:
-        """Frees the memory of components, all by default; they load again when they are needed.
-
-        What is recalled of images and prompts goes too. Who changes the weights of a component in place calls this
-        (with any name) before the next task.
-        """
-        for name in names or tuple(self._components):
-            self._components.pop(name, None)
-        self.recall.clear()
-        mx.clear_cache()
-
-    def stage(self, *names: str) -> None:
-        """Begins a phase of a task, which needs these components alone.
-
-        Others go, unless they are kept loaded; and so does the scratch of the phase before, which has other sizes.
-        """
-        if not self.keep_loaded:
-            for name in self._components.keys() - set(names):
-                del self._components[name]
-        if self._phase != frozenset(names):
-            self._phase = frozenset(names)
-            mx.clear_cache()
-
-    def lm_head(self) -> Callable[[mx.array], mx.array]:
-        """The map from hidden states to logits; the transposed embedding where the checkpoint ties them.
-
-        Raises:
-            CheckpointError: the checkpoint does not tie them, and what is needed is missing or damaged.
-        """
-        if self.checkpoint.tied:
-            return self.component("llm").embed_tokens.as_linear
-        return self.component("lm_head")
 
     # From inputs to conditioning
 
@@ -210,20 +118,6 @@ class MobileO:
             self.recalled(("image", key), lambda image=image: [self.encode_image(image)[0]])[0]  # type: ignore[misc]
             for image, key in zip(images, keys, strict=True)
         ]
-
-    def image_keys(self, images: Sequence[Image.Image]) -> list[str]:
-        """What images are recalled by; nothing where nothing is kept."""
-        return [image_key(image) if self.keep_loaded else "" for image in images]
-
-    def recalled(self, key: Hashable, compute: Callable[[], Sequence[mx.array]]) -> list[mx.array]:
-        """What was kept under the key, or else what `compute` gives, evaluated; that is kept if components are."""
-        if self.keep_loaded and (found := self.recall.get(key)) is not None:
-            return found
-        arrays = list(compute())
-        mx.eval(arrays)  # nothing that they were computed from stays in memory
-        if self.keep_loaded:
-            self.recall.keep(key, arrays)
-        return arrays
 
     def hidden_states(self, input_ids: Sequence[Sequence[int]], image_features: Sequence[mx.array]) -> list[mx.array]:
         """The hidden states that condition a drawing, oldest first, each (B, N, hidden_size).
@@ -418,7 +312,7 @@ class MobileO:
         self.stage("dit")
         encoded = time.perf_counter()
         for step in denoise(
-            self._taken("dit"),
+            self.take("dit"),
             scheduler,
             latents,
             conditioning,
