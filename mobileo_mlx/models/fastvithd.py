@@ -7,7 +7,7 @@ the training-time branches have been folded. Only the feed-forward still has its
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +16,7 @@ import mlx.nn as nn
 from ..config import Config
 from .activations import exp_of_difference, gelu
 from .conv import Conv2d, DepthwiseConv2d, conv_weight, pointwise_weight
+from .planes import Planes, depthwise, feed_forward
 from .strips import Strips, evaluated, joined, paired, remembered, split
 
 
@@ -115,13 +116,13 @@ class ConvNorm(nn.Module):
         self.bn = nn.BatchNorm(dim, eps)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.bn(self.conv(x)) if self.training else self.conv(x, *self._affine())
+        return self.bn(self.conv(x)) if self.training else self.conv(x, *self.affine())
 
     def stream(self, strips: Strips) -> Strips:
         """The strips of the result; see `FastViTHD.in_turn`."""
-        return self.conv.stream(strips, *self._affine())
+        return self.conv.stream(strips, *self.affine())
 
-    def _affine(self) -> tuple[mx.array, mx.array]:
+    def affine(self) -> tuple[mx.array, mx.array]:
         """The norm with the statistics of training is g x + s, which the convolution takes into its weights.
 
         g = weight / sqrt(variance + eps), s = bias - g mean.
@@ -148,6 +149,20 @@ class ConvFFN(nn.Module):
     def _pointwise(self, x: mx.array) -> mx.array:
         return self.fc2(gelu(self.fc1(x)))
 
+    def on_planes(self, x: Planes, scale: mx.array) -> Planes:
+        """x + scale * self(x). The norm is folded into what is before and after it, the scale into the second layer."""
+        gain, shift = (v.astype(mx.float32) for v in self.conv.affine())
+        (w1, b1), (w2, b2) = (
+            (layer.weight.astype(mx.float32), layer.bias.astype(mx.float32)) for layer in (self.fc1, self.fc2)
+        )
+        y = depthwise(x, self.conv.conv.weight * gain[:, None, None, None])
+        first, second = (w1, b1 + w1 @ shift), (w2 * scale[:, None], b2 * scale)
+        return replace(x, values=feed_forward(y.values, x.values, first, second, gelu))
+
+    def suits_planes(self) -> bool:
+        """Whether the linear layers are plain ones, neither quantized nor adapted."""
+        return type(self.fc1) is nn.Linear and type(self.fc2) is nn.Linear
+
 
 class RepMixerBlock(nn.Module):
     def __init__(self, dim: int, ratio: float, config: FastViTHDConfig):
@@ -165,6 +180,11 @@ class RepMixerBlock(nn.Module):
         memory: deque[mx.array] = deque()
         strips = remembered(self.token_mixer.stream(strips), memory)
         return evaluated(x + self.layer_scale * y for x, y in paired(memory, self.convffn.stream(strips)))
+
+    def on_planes(self, x: Planes) -> Planes:
+        """The same on a CPU."""
+        mixer = self.token_mixer.reparam_conv
+        return self.convffn.on_planes(depthwise(x, mixer.weight, mixer.bias), self.layer_scale)
 
 
 class Attention(nn.Module):
@@ -203,13 +223,17 @@ def _padded_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx
 
 
 def _attention_by_heads(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """Attention of one head after the other, in float32: its scores stay in a CPU's cache, those of all fill 100 MB."""
-    heads = []
+    """Attention of one head after the other, in float32: its scores stay in a CPU's cache, those of all fill 100 MB.
+
+    A value of 1 that is attended to like the others is the sum of the weights.
+    """
+    heads, ones = [], mx.ones((*v[:, 0].shape[:-1], 1))
     for i in range(q.shape[1]):
         query, key, value = (x[:, i].astype(mx.float32) for x in (q, k, v))  # (B, N, D)
         scores = (scale * query) @ key.swapaxes(-1, -2)
         weights = exp_of_difference(scores, scores.max(axis=-1, keepdims=True))
-        heads.append((weights @ value) / weights.sum(axis=-1, keepdims=True))
+        y = weights @ mx.concatenate([value, ones], axis=-1)
+        heads.append(y[..., :-1] / y[..., -1:])
     return mx.stack(heads, axis=1).astype(v.dtype)
 
 
@@ -304,11 +328,23 @@ class FastViTHD(nn.Module):
     def in_turn(self, pixel_values: mx.array) -> mx.array:
         """The same for inference, block after block, so that only one block's intermediates are in memory.
 
-        On a CPU each block is computed strip by strip: what fits the cache is several times as fast.
+        On a CPU each block is computed piece by piece: what fits the cache is several times as fast.
         """
-        x = pixel_values
+        if mx.default_device() != mx.cpu:
+            x = pixel_values
+            for block in self.blocks():
+                x = block(x)
+                mx.eval(x)
+            return x.flatten(1, 2)
+        x, planes = pixel_values, None
         for block in self.blocks():
-            x = joined(block.stream(split(x, widest=4))) if mx.default_device() == mx.cpu else block(x)
+            if isinstance(block, RepMixerBlock) and block.convffn.suits_planes():
+                planes = block.on_planes(Planes.of(x) if planes is None else planes)
+                mx.eval(planes.values)
+                continue
+            if planes is not None:
+                x, planes = planes.whole().astype(pixel_values.dtype), None
+            x = joined(block.stream(split(x, widest=4)))
             mx.eval(x)
         return x.flatten(1, 2)
 
