@@ -42,7 +42,7 @@ def test_feed_forward(monkeypatch: pytest.MonkeyPatch, widest: int) -> None:
     monkeypatch.setattr(planes, "_WIDEST", widest)
     x, skip = mx.random.normal((2, 8, 8, 6)), mx.random.normal((2, 8, 8, 6))
     first, second = nn.Linear(6, 24), nn.Linear(24, 6)
-    pairs = ((layer.weight, layer.bias) for layer in (first, second))
-    y = feed_forward(Planes.of(x).values, Planes.of(skip).values, *pairs, nn.relu)
+    weights = (first.weight, first.bias), (second.weight, second.bias)
+    y = feed_forward(Planes.of(x).values, Planes.of(skip).values, *weights, nn.relu)
     expected = skip + second(nn.relu(first(x)))
     assert relative_error(Planes(y, 8, 8).whole(), expected) <= 1e-5
