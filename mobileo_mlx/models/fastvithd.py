@@ -256,7 +256,7 @@ class AttentionBlock(nn.Module):
         x = x + self.layer_scale_1 * self.token_mixer(self.norm(x))
         mx.eval(x)
         memory: deque[mx.array] = deque()
-        strips = self.convffn.stream(remembered(split(x, widest=4), memory))
+        strips = self.convffn.stream(remembered(split(x), memory))
         return evaluated(x + self.layer_scale_2 * y for x, y in paired(memory, strips))
 
 
@@ -336,8 +336,11 @@ class FastViTHD(nn.Module):
                 x = block(x)
                 mx.eval(x)
             return x.flatten(1, 2)
-        x, planes = pixel_values, None
-        for block in self.blocks():
+        strips = split(pixel_values, widest=8)
+        for layer in self.patch_embed:  # in one go: what is between them is larger than all that follows
+            strips = layer.stream(strips)
+        x, planes = joined(strips), None
+        for block in self.blocks()[len(self.patch_embed) :]:
             if isinstance(block, RepMixerBlock) and block.convffn.suits_planes():
                 planes = block.on_planes(Planes.of(x) if planes is None else planes)
                 mx.eval(planes.values)
