@@ -96,9 +96,9 @@ def feed_forward(
     step = max(1, _WIDEST // (first_weight.shape[0] * TILE * columns))
     parts = []
     for i in range(0, rows, step):
-        strip, old = (v[:, :, i : i + step].reshape(batch, channels, -1) for v in (x, skip))
-        strip = mx.concatenate([strip, mx.ones((batch, 1, strip.shape[-1]))], axis=1)
-        y = mx.addmm(old, second_weight, activation(first_weight @ strip)) + second_bias
+        strip, old = (v[:, :, i : i + step] for v in (x, skip))
+        strip = mx.concatenate([strip, mx.ones_like(strip[:, :1])], axis=1).reshape(batch, channels + 1, -1)
+        y = mx.addmm(old.reshape(batch, channels, -1), second_weight, activation(first_weight @ strip)) + second_bias
         mx.eval(y)
         parts.append(y.reshape(batch, channels, -1, TILE, columns))
     return mx.concatenate(parts, axis=2)
@@ -113,10 +113,11 @@ def _convolve(x: Planes, matrices: mx.array) -> mx.array:
     if (rows, TILE * columns) != (x.height, x.width):
         inside = mx.arange(TILE)[:, None] + TILE * mx.arange(columns) < x.width
         values = mx.where(inside & (mx.arange(rows) < x.height)[:, None, None], values, 0)
-    padded = mx.pad(values, [(0, 0), (0, 0), (half, half), (0, 0), (1, 1)])
     # Columns -half to 4 + half - 1 of each tile: the last ones of the tile before it, its own, the first of the next.
-    parts = [padded[..., TILE - half :, :-2], padded[..., 1:-1], padded[..., :half, 2:]]
-    gathered = mx.concatenate(parts, axis=3)  # (B, channels, rows + kernel - 1, side, columns)
+    gathered = mx.zeros((batch, channels, rows + 2 * half, side, columns))
+    gathered[:, :, half : half + rows, :half, 1:] = values[..., TILE - half :, :-1]
+    gathered[:, :, half : half + rows, half : half + TILE] = values
+    gathered[:, :, half : half + rows, half + TILE :, :-1] = values[..., :half, 1:]
     row = side * columns
     plane = gathered.shape[2] * row
     shape = (batch, channels, rows // TILE, side * side, columns)
