@@ -125,7 +125,7 @@ def _compiled_gelu(x: mx.array) -> mx.array:
     return 0.5 * (x + size) - size / (y * y)
 
 
-@mx.compile  # not shapeless, which would be a kernel without vector instructions
+@mx.compile  # for each shape: without shapes MLX makes several kernels of it
 def _compiled_decay(x: mx.array) -> mx.array:
     """exp(-x) for x >= 0."""
     y = _polynomial(x, _EXP)

@@ -8,12 +8,13 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mobileo_mlx.models import fastvithd, strips
+from mobileo_mlx.models import strips, vision_attention
 from mobileo_mlx.models.fastvithd import (
     FastViTHD,
     FastViTHDConfig,
     MMProjector,
     MMProjectorConfig,
+    RepMixerBlock,
     config_from_shapes,
     sanitize,
 )
@@ -92,8 +93,28 @@ def test_strips_are_the_whole(
         assert mx.abs(y - expected).max().item() <= 1e-5 * mx.abs(expected).max().item()
 
 
+@pytest.mark.skipif(mx.default_device() != mx.cpu, reason="planes are for a CPU")
+def test_planes_are_for_plain_linear_layers_alone(lively: FastViTHD, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Negated(nn.Linear):
+        def __call__(self, x: mx.array) -> mx.array:
+            return -super().__call__(x)
+
+    x = mx.random.uniform(shape=(1, 64, 64, 3), key=mx.random.key(0))
+    block = next(b for b in lively.blocks() if isinstance(b, RepMixerBlock))
+    before, layer = lively.in_turn(x), block.convffn.fc2
+    block.convffn.fc2 = Negated(*reversed(layer.weight.shape)).update(layer.parameters())
+    y, expected = lively.in_turn(x), lively(x)
+    assert mx.abs(y - expected).max().item() <= 1e-5 * mx.abs(expected).max().item()
+    assert not mx.allclose(y, before, rtol=1e-3)
+    monkeypatch.delattr(RepMixerBlock, "stream")
+    with pytest.raises(AttributeError):
+        lively.in_turn(x)
+    block.convffn.fc2 = layer
+    assert mx.array_equal(lively.in_turn(x), before)
+
+
 @pytest.mark.parametrize("tokens", [20, 400])  # few, and enough for the fast exponential
-@pytest.mark.parametrize("form", [fastvithd._padded_attention, fastvithd._attention_by_heads])
+@pytest.mark.parametrize("form", [vision_attention.padded_attention, vision_attention.attention_by_heads])
 def test_other_forms_of_attention_are_attention(form: Callable[..., mx.array], tokens: int) -> None:
     q, k, v = (mx.random.normal((2, 3, tokens, 32), key=mx.random.key(i)) for i in range(3))
     expected = mx.softmax(q @ k.swapaxes(-1, -2), axis=-1) @ v
@@ -106,7 +127,7 @@ def test_padded_heads_reach_the_fused_kernel() -> None:
     mx.eval(q)
     mx.reset_peak_memory()
     begin = mx.get_active_memory()
-    mx.eval(fastvithd._padded_attention(q, q, q, 0.2))
+    mx.eval(vision_attention.padded_attention(q, q, q, 0.2))
     assert mx.get_peak_memory() - begin < 24 * 1024**2 * 2  # the bytes of all scores
 
 
