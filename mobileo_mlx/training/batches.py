@@ -252,11 +252,7 @@ class Batches:
 
     def _features(self, pixels: mx.array) -> mx.array:
         tower = self.model.component("vision_tower")
-        x = pixels.astype(tower.patch_embed[0].reparam_conv.weight.dtype)
-        for block in tower.blocks():
-            x = block(x)
-            mx.eval(x)  # one block's intermediates at a time
-        return x.flatten(1, 2)
+        return tower.in_turn(pixels.astype(tower.patch_embed[0].reparam_conv.weight.dtype))
 
     def _pixels(self, picture: Picture) -> mx.array:
         side = self.model.config.image_size
