@@ -232,18 +232,22 @@ def _products_pay(shape: tuple[int, ...], kernel: int) -> bool:
 def _shifts_pay(shape: tuple[int, ...]) -> bool:
     """Whether a depthwise 3x3 convolution is faster as shifted copies than as matrix products (`_products_pay`).
 
-    On a CPU one output takes the time of some 140 multiplications of a matrix product, whatever the size of the map;
+    On a CPU one output takes the time of some 100 multiplications of a matrix product, whatever the size of the map;
     as a product it takes as many as the map has positions, and a part of making the matrix.
     """
     batch, height, width, _ = shape
-    return mx.default_device() == mx.cpu and height * width * (9 + batch) > 140 * batch
+    return mx.default_device() == mx.cpu and height * width * (9 + batch) > 100 * batch
+
+
+# Elements of as many rows as are computed at a time: what they are made of stays in a CPU's cache.
+_SHIFTED = 2**17
 
 
 def _depthwise_by_shifts(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
-    """y[p] = sum over the 3x3 taps t of w[t] x[p + t], a row of the map at a time.
+    """y[p] = sum over the 3x3 taps t of w[t] x[p + t], some rows of the map at a time.
 
-    With the weights repeated for each column all that a row is made of lies side by side in memory: the kernel that is
-    compiled has vector instructions then, and what it reads stays in the CPU's cache.
+    With the weights repeated for each pixel all that some rows are made of lies side by side in memory, what is
+    between two rows included, which is computed in vain. The kernel that is compiled has vector instructions then.
 
     Args:
         x: (B, H, W, C).
@@ -251,18 +255,24 @@ def _depthwise_by_shifts(x: mx.array, weight: mx.array, bias: mx.array | None) -
         bias: (C,), or None for none.
     """
     batch, height, width, channels = x.shape
-    padded = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
-    repeated = (9, width, channels)
+    row = width + 2
+    padded = mx.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]).reshape(batch, -1, channels)
+    step = max(1, min(height, _SHIFTED // (row * channels)))
+    repeated = (9, step * row - 2, channels)
     taps = list(mx.contiguous(mx.broadcast_to(weight.reshape(channels, 9).T[:, None], repeated)))
     start = mx.contiguous(mx.broadcast_to(mx.array(0, x.dtype) if bias is None else bias, repeated[1:]))
-    rows = []
-    for image, row in itertools.product(range(batch), range(height)):
-        y = start
+    parts = []
+    for image, first in itertools.product(padded, range(0, height, step)):
+        rows = min(step, height - first)
+        pixels = rows * row - 2  # of the last row nothing follows
+        y = start[:pixels]
         for i in range(3):
-            source = padded[image, row + i]
-            y = _plus_products(y, *(a for j in range(3) for a in (source[j : j + width], taps[3 * i + j])))
-        rows.append(y)
-    return mx.concatenate(rows).reshape(x.shape)
+            begin = (first + i) * row
+            y = _plus_products(
+                y, *(a for j in range(3) for a in (image[begin + j : begin + j + pixels], taps[3 * i + j][:pixels]))
+            )
+        parts.append(mx.as_strided(y, (rows, width, channels), (row * channels, channels, 1)))
+    return mx.concatenate(parts).reshape(x.shape)
 
 
 @mx.compile

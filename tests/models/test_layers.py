@@ -25,9 +25,9 @@ def test_linear_attention_does_not_overflow_in_half_precision() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16, 4), (2, 1, 1, 4), (3, 5, 2, 4), (2, 40, 30, 4)])
-@pytest.mark.parametrize("shifts", [False, True])
-def test_the_depthwise_convolution_of_a_feed_forward_is_the_same_as_shifts(
-    shape: tuple[int, ...], shifts: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("form", ["products or tiles", "shifts", "shifts of a row", "a GPU's"])
+def test_every_form_of_a_feed_forward_s_depthwise_convolution_is_the_same(
+    shape: tuple[int, ...], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ff = GLUMBConv(4, 2.5).eval()
     ff.conv_depth.bias = mx.random.normal(ff.conv_depth.bias.shape)
@@ -36,8 +36,12 @@ def test_the_depthwise_convolution_of_a_feed_forward_is_the_same_as_shifts(
     weight, channels = ff.conv_depth.weight, hidden.shape[-1]
     hidden = mx.conv2d(hidden, weight, 1, 1, groups=channels) + ff.conv_depth.bias
     value, gate = mx.split(hidden, 2, axis=-1)
-    monkeypatch.setattr(conv, "_shifts_pay", lambda _: shifts)
     expected = ff.conv_point(value * nn.silu(gate))
+    monkeypatch.setattr(conv, "_shifts_pay", lambda _: form.startswith("shifts"))
+    if form == "shifts of a row":
+        monkeypatch.setattr(conv, "_SHIFTED", 1)
+    elif form == "a GPU's":
+        monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
     assert mx.abs(ff(x) - expected).max() <= 1e-5 * mx.abs(expected).max()
 
 
