@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def write_quadruplets(
                 if new is not None and rng.random() < new_share:
                     sample = sample_quadruplet(rng, is_edit=is_edit, questions=questions, world=extended, about=new)
                 else:
-                    sample = sample_quadruplet(rng, is_edit=is_edit, questions=questions)
+                    sample = sample_quadruplet(rng, is_edit=is_edit, questions=questions, review=new is not None)
                 record = _write_images(sample, temporary, f"{index:05d}", size)
                 lines.write(json.dumps(record) + "\n")
     return Path(folder) / FILE
@@ -90,10 +91,21 @@ def sample_quadruplet(
     questions: int = 1,
     world: World = WORLD,
     about: str | None = None,
+    review: bool = False,
 ) -> Quadruplet:
-    """A sample for training; with `about`, its prompt names that colour or shape and its picture shows it."""
+    """A sample for training.
+
+    Args:
+        rng: where all randomness comes from.
+        is_edit: of an image, or a caption.
+        questions: at most.
+        world: the names to choose from.
+        about: its prompt names that colour or shape, and its picture shows it.
+        review: captions leave out colours, and name backgrounds, more often: what is seldom said is forgotten first.
+    """
+    sample = partial(sample_caption, uncoloured=0.5, named_background=0.5) if review else sample_caption
     while True:
-        thing: Edit | Caption = sample_edit(rng, world=world) if is_edit else sample_caption(rng, world=world)
+        thing: Edit | Caption = sample_edit(rng, world=world) if is_edit else sample(rng, world=world)
         scene = thing.after if isinstance(thing, Edit) else thing.scene
         possible = questions_about(rng, scene, world=world)
         if about is not None:

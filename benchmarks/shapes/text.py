@@ -24,8 +24,6 @@ OPPOSITES = {
 }
 RELATIONS = tuple(OPPOSITES)
 
-_UNCOLOURED = 0.3  # the share of captions that name shapes alone
-
 
 @dataclass(frozen=True)
 class Spec:
@@ -81,6 +79,7 @@ def sample_caption(
     category: str | None = None,
     *,
     coloured: bool | None = None,
+    uncoloured: float = 0.3,
     named_background: float = 0.25,
     held_out: bool | None = False,
     world: World = WORLD,
@@ -91,6 +90,7 @@ def sample_caption(
         rng: where all randomness comes from.
         category: of `world.CATEGORIES`; by default one as likely as in `MIXTURE`.
         coloured: whether colours are named; by default mostly, and always in counts and with `held_out`.
+        uncoloured: how often they are not, where that is open.
         named_background: how often a background is named; otherwise it is white.
         held_out: see above.
         world: the names to choose from.
@@ -99,7 +99,7 @@ def sample_caption(
         category = str(rng.choice(list(MIXTURE), p=list(MIXTURE.values())))
     if coloured is None:
         named = (True, True)
-        if category != "count" and not held_out and rng.random() < _UNCOLOURED:
+        if category != "count" and not held_out and rng.random() < uncoloured:
             # A relation may also name the colour of one object only.
             one = category == "position" and rng.random() < 1 / 3
             named = pick(rng, [(True, False), (False, True)]) if one else (False, False)
