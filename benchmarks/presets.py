@@ -5,7 +5,15 @@ same prompts, edits and questions of the shapes world, the same seeds, judged by
 how often it is right, the difference in points with its 95 % interval, what only one of the two had right, passes of
 the diffusion transformer, and processor time per sample on one thread. A preset of drawing may lose a point at most:
 where the lower end of an interval is below -1 it is not to be offered.
-Writes presets.json and presets.md, and each sample to presets-samples-*.jsonl, from where a stopped run goes on.
+
+What presets could be made of is tried in the same way, and told in tables of its own:
+
+    python -m benchmarks.presets --n 1000 --quantize llm=4 --quantize dit=4 --drawing steps=8,guidance_interval=0:0.97
+
+Bits are tried only in the tasks whose components they change.
+
+Writes presets.json and presets.md; rows that are there stay, where they are not measured again. Each sample goes to
+presets-samples-*.jsonl, from where a stopped run goes on.
 Exit status: 0 done, 2 it can't be done.
 """
 
@@ -38,16 +46,26 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to run the model: a preset, or the default.
+    """A way to run the model: a preset, the default, or what is tried.
 
     Attributes:
         drawing: options of `MobileO.generate` and `MobileO.edit`.
         bits: by component.
+        tried: it is no preset.
     """
 
     name: str
     drawing: Mapping[str, Any] = field(default_factory=dict)
     bits: Mapping[str, int] = field(default_factory=dict)
+    tried: bool = False
+
+    def changes(self, task: str) -> bool:
+        """Whether a task could come out otherwise than by default."""
+        from .memory import PHASES
+
+        name = "generate" if task == "draw" else task
+        used = {component for phase, _, components in PHASES if phase == name for component in components}
+        return bool(used & set(self.bits)) or (task != "ask" and bool(self.drawing))
 
 
 @dataclass(frozen=True)
@@ -77,7 +95,40 @@ def variants(names: Sequence[str] | None = None) -> list[Variant]:
     by_name = {variant.name: variant for variant in known}
     if unknown := [name for name in names or () if name not in by_name]:
         raise OptionError(f"there is no preset {unknown[0]!r} to measure; there are {', '.join(by_name)}.")
-    return [Variant(DEFAULT), *(by_name[name] for name in names or by_name)]
+    return [Variant(DEFAULT), *(by_name[name] for name in (by_name if names is None else names))]
+
+
+def tried_bits(text: str) -> Variant:
+    """Bits as `--quantize` takes them, such as "llm=4,dit=8".
+
+    Raises:
+        OptionError: they can't be understood.
+    """
+    from mobileo_mlx.quantize import parse_quantize
+
+    return Variant(text, bits=parse_quantize(text), tried=True)
+
+
+def tried_drawing(text: str) -> Variant:
+    """Options of drawing, such as "steps=8,guidance_interval=0:0.97".
+
+    Raises:
+        OptionError: they can't be understood.
+    """
+    from mobileo_mlx.drawing import DrawingOptions
+    from mobileo_mlx.errors import OptionError
+
+    drawing: dict[str, Any] = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        try:
+            numbers = [int(number) if number.isdecimal() else float(number) for number in value.split(":")]
+        except ValueError:
+            numbers = []
+        if name not in DrawingOptions.__annotations__ or len(numbers) not in (1, 2):
+            raise OptionError(f"{text!r} is not of the form option=number,..., as in steps=8,guidance_interval=0:0.97.")
+        drawing[name] = numbers[0] if len(numbers) == 1 else tuple(map(float, numbers))
+    return Variant(text, drawing=drawing, tried=True)
 
 
 def difference(both: int, first: int, second: int, neither: int) -> tuple[float, float, float]:
@@ -138,7 +189,7 @@ def measured(
     kept, warm = _kept(path), set[tuple[str, str]]()
     found: Found = {}
     for task, count in counts.items():
-        changed = [variant for variant in chosen if task != "ask" or not variant.drawing]
+        changed = [variant for variant in chosen if variant.name == DEFAULT or variant.changes(task)]
         found[task] = {variant.name: [] for variant in changed}
         indices = range(share[0], count, share[1])
         for done, index in enumerate(indices):
@@ -246,66 +297,104 @@ def passes(model: MobileO, result: GenerationResult) -> int:
     )
 
 
-def rows(found: Found, chosen: Sequence[Variant]) -> Iterator[dict[str, Any]]:
-    """A row for each task and variant that changes it, in points and seconds."""
+def rows(found: Found, chosen: Sequence[Variant], seed: int) -> Iterator[dict[str, Any]]:
+    """A row for each task and variant that changes it, beside the default; in points and seconds."""
     for task, by_name in found.items():
         default = by_name[DEFAULT]
-        for variant in (variant for variant in chosen if variant.name in by_name):
+        for variant in (variant for variant in chosen if variant.name in by_name and variant.name != DEFAULT):
             samples = by_name[variant.name]
             pairs = [(a.right, b.right) for a, b in zip(default, samples, strict=True)]
             seconds = [statistics.fmean(sample.seconds for sample in some) for some in (default, samples)]
-            row: dict[str, Any] = {
+            lost, won = pairs.count((True, False)), pairs.count((False, True))
+            shares = difference(pairs.count((True, True)), lost, won, pairs.count((False, False)))
+            change, low, high = (100 * share for share in shares)
+            yield {
                 "task": task,
                 "preset": variant.name,
+                "tried": variant.tried,
                 "settings": {**variant.drawing, **({"bits": dict(variant.bits)} if variant.bits else {})},
+                "seed": seed,
                 "n": len(samples),
+                "default_right": sum(sample.right for sample in default),
                 "right": sum(sample.right for sample in samples),
+                "difference": change,
+                "low": low,
+                "high": high,
+                "lost": lost,
+                "won": won,
+                "p": mcnemar(lost, won),
                 "passes": statistics.fmean(sample.passes for sample in samples),
                 "seconds": seconds[1],
                 "speed": seconds[0] / seconds[1],
+                "offered": low >= LOSS if variant.drawing else None,
             }
-            if variant.name != DEFAULT:
-                lost, won = pairs.count((True, False)), pairs.count((False, True))
-                shares = difference(pairs.count((True, True)), lost, won, pairs.count((False, False)))
-                names = ("difference", "low", "high")
-                row |= {name: 100 * share for name, share in zip(names, shares, strict=True)}
-                row |= {"lost": lost, "won": won, "p": mcnemar(lost, won)}
-                row["offered"] = row["low"] >= LOSS if variant.drawing else None
-            yield row
+
+
+def merged(earlier: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows of several runs, by task; what was measured again stands where it stood."""
+
+    def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return row["task"], row["preset"], row["tried"], row["seed"]
+
+    by_key = {key(row): row for row in (*earlier, *new)}
+    return sorted(by_key.values(), key=lambda row: list(TITLES).index(row["task"]))
 
 
 def markdown(value: Mapping[str, Any]) -> Iterator[str]:
-    """The table, and what its columns mean."""
-    head = ("what", "n", "right", "difference", "95 % interval", "lost", "won", "passes", "seconds", "speed")
-    cells = []
-    for row in value["rows"]:
-        paired = "difference" in row
-        cells.append(
-            (
-                f"{TITLES[row['task']]}, {row['preset']}",
-                str(row["n"]),
-                f"{100 * row['right'] / row['n']:.1f} %",
-                f"{row['difference']:+.2f}" if paired else "",
-                f"{row['low']:+.2f} to {row['high']:+.2f}" if paired else "",
-                str(row["lost"]) if paired else "",
-                str(row["won"]) if paired else "",
-                f"{row['passes']:g}" if row["passes"] else "",
-                f"{row['seconds']:.3f}",
-                f"{row['speed']:.2f}",
-            )
-        )
-    yield from common.markdown_table(head, cells)
-    yield ""
+    """The tables, and what their columns mean."""
+    presets = [row for row in value["rows"] if not row["tried"]]
+    bits = [row for row in value["rows"] if row["tried"] and "bits" in row["settings"]]
+    drawing = [row for row in value["rows"] if row["tried"] and "bits" not in row["settings"]]
+    for title, some in (("Presets", presets), ("Bits that were tried", bits), ("Drawing that was tried", drawing)):
+        if some:
+            yield from (f"## {title}", "", *_table(some), "")
     yield (
-        f"Model {value['model']}, seed {value['seed']}. Differences from the default on the same samples, in points, "
-        "by Newcombe's interval for paired proportions; lost: right by default alone, won: right with the preset "
-        "alone. Seconds of processor time per sample on one thread."
+        f"Model {value['model']}. Differences from the default on the same samples, in points, by Newcombe's interval "
+        "for paired proportions; lost: right by default alone, won: right in the changed way alone. Seed: of the "
+        "samples and their noise. Passes of the diffusion transformer; speed: of processor time per sample on one "
+        "thread, the default's by that of the row."
     )
     yield ""
-    for name, options in value["presets"].items():
-        yield f"- {name}: {', '.join(f'{key} {told}' for key, told in options.items())}"
+    for row in {row["preset"]: row for row in presets}.values():
+        settings = row["settings"].get("bits") or row["settings"]
+        yield f"- {row['preset']}: {', '.join(f'{name} {told}' for name, told in settings.items())}"
     yield ""
     yield common.machine_line(value["machine"])
+
+
+def _table(some: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    head = (
+        "what",
+        "seed",
+        "n",
+        "default",
+        "right",
+        "difference",
+        "interval",
+        "lost",
+        "won",
+        "passes",
+        "seconds",
+        "speed",
+    )
+    cells = [
+        (
+            f"{TITLES[row['task']]}, {row['preset']}",
+            str(row["seed"]),
+            str(row["n"]),
+            f"{100 * row['default_right'] / row['n']:.1f} %",
+            f"{100 * row['right'] / row['n']:.1f} %",
+            f"{row['difference']:+.2f}",
+            f"{row['low']:+.2f} to {row['high']:+.2f}",
+            str(row["lost"]),
+            str(row["won"]),
+            f"{row['passes']:.3g}" if row["passes"] else "",
+            f"{row['seconds']:.3f}",
+            f"{row['speed']:.2f}",
+        )
+        for row in some
+    ]
+    yield from common.markdown_table(head, cells)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -318,6 +407,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--questions", type=int, help="(default: as many as edits)")
     parser.add_argument("--seed", type=int, default=0, help="of samples and noise (default: 0)")
     parser.add_argument("--only", action="append", metavar="PRESET", help="a preset; repeatable")
+    parser.add_argument(
+        "--quantize", action="append", default=[], metavar="BITS", help="to try, such as llm=4,dit=8; repeatable"
+    )
+    parser.add_argument(
+        "--drawing",
+        action="append",
+        default=[],
+        metavar="OPTIONS",
+        help="to try, such as steps=8,guidance_interval=0:0.97; repeatable. Presets by --only alone then",
+    )
     parser.add_argument("--processes", type=int, default=1, help="that share the samples (default: 1)")
     parser.add_argument(
         "--out", type=Path, default=common.RESULTS, metavar="DIR", help=f"for the results (default: {common.RESULTS})"
@@ -330,12 +429,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     from mobileo_mlx.errors import OptionError
 
-    edits = max(1, options.n // 2) if options.edits is None else options.edits
+    edits = options.n // 2 if options.edits is None else options.edits
     questions = edits if options.questions is None else options.questions
-    if options.n < 1 or edits < 0 or questions < 0 or options.processes < 1:
-        raise OptionError("at least 1 drawing and 1 process are needed.")
     counts = {name: count for name, count in (("draw", options.n), ("edit", edits), ("ask", questions)) if count}
-    chosen = variants(options.only)
+    if not counts or min(counts.values()) < options.processes or options.processes < 1:
+        raise OptionError("a sample of something and a process are needed, and no more processes than samples.")
+    tried = [*map(tried_bits, options.quantize), *map(tried_drawing, options.drawing)]
+    chosen = [*variants(options.only or [] if tried else options.only), *tried]
     work = partial(measured, options.model, chosen, counts, options.seed, options.out)
     if options.processes == 1:
         parts = [work()]
@@ -347,16 +447,19 @@ def _run(options: argparse.Namespace) -> None:
         task: {name: [sample for part in parts for sample in part[task][name]] for name in parts[0][task]}
         for task in counts
     }
+    path = options.out / "presets.json"
+    earlier = common.read_json(path) if path.exists() else {}
     value = {
         "machine": common.machine(),
         "model": options.model,
-        "seed": options.seed,
-        "presets": {v.name: {**v.drawing, **v.bits} for v in chosen if v.name != DEFAULT},
-        "rows": list(rows(found, chosen)),
+        "rows": merged(
+            earlier["rows"] if earlier.get("model") == options.model else [],
+            list(rows(found, chosen, options.seed)),
+        ),
     }
     lines = list(markdown(value))
     print("\n".join(lines))
-    common.write_json(value, options.out / "presets.json")
+    common.write_json(value, path)
     common.write_lines(lines, options.out / "presets.md")
 
 

@@ -149,7 +149,7 @@ def preset_lines(found: Found) -> Iterator[Line]:
         yield Line("presets of drawing against the default", target, _NO_FILE, None, command)
         return
     for row in found["rows"]:
-        if "difference" in row:
+        if not row["tried"]:
             told = f"{row['difference']:+.2f} points ({row['low']:+.2f} to {row['high']:+.2f}), n = {row['n']}"
             name = f"{TITLES[row['task']]}, preset {row['preset']}, {row['speed']:.2f} times the default's speed"
             limited = row["offered"] is not None
