@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import presets, report
 from benchmarks.presets import Sample, Variant, difference, mcnemar
+from mobileo_mlx import MobileO
 
 
 def test_a_short_run_on_the_bundled_model(tmp_path: Path) -> None:
@@ -62,6 +65,22 @@ def test_samples_are_the_same_in_every_share_and_are_kept(tmp_path: Path, monkey
     with next(tmp_path.glob("*0-of-1.jsonl")).open("a") as lines:
         lines.write('["torn')
     assert presets.measured("tiny", chosen, counts, 5, tmp_path)["draw"]["default"] == whole
+
+
+def test_several_prompts_at_once_are_drawn_as_each_alone() -> None:
+    model = MobileO.load("tiny")
+    source = Image.fromarray(np.full((64, 64, 3), 200, np.uint8))
+    wanted = [("a red circle", None, 3), ("a blue square above a green star", None, 4), ("add a red star", source, 5)]
+    options = {"steps": 4, "guidance_interval": (0.0, 0.9)}
+    pictures, passes, _ = presets.drawn(model, wanted, options)
+    alone = [
+        model.generate(text, seed=seed, **options) if image is None else model.edit(image, text, seed=seed, **options)
+        for text, image, seed in wanted
+    ]
+    for picture, result in zip(pictures, alone, strict=True):
+        expected = np.asarray(result.images[0].convert("RGB")).astype(int)
+        assert np.abs(picture - expected).max() <= 1  # of 255
+    assert passes == 4 + 2  # levels 1, 0.95, 0.86 and 0.67
 
 
 def test_newcombes_example() -> None:
