@@ -71,7 +71,7 @@ def test_several_prompts_at_once_are_drawn_as_each_alone() -> None:
     model = MobileO.load("tiny")
     source = Image.fromarray(np.full((64, 64, 3), 200, np.uint8))
     wanted = [("a red circle", None, 3), ("a blue square above a green star", None, 4), ("add a red star", source, 5)]
-    options = {"steps": 4, "guidance_interval": (0.0, 0.9)}
+    options: dict[str, Any] = {"steps": 4, "guidance_interval": (0.0, 0.9)}
     pictures, passes, _ = presets.drawn(model, wanted, options)
     alone = [
         model.generate(text, seed=seed, **options) if image is None else model.edit(image, text, seed=seed, **options)
