@@ -111,6 +111,19 @@ def tried_bits(text: str) -> Variant:
     return Variant(text, bits=parse_quantize(text), tried=True)
 
 
+def _interval(text: str) -> tuple[float, ...]:
+    return tuple(map(float, text.split(":")))
+
+
+# Options of drawing that are no plain number.
+_READ: Mapping[str, Callable[[str], Any]] = {
+    "steps": int,
+    "guidance_interval": _interval,
+    "scheduler": str,
+    "preset": str,
+}
+
+
 def tried_drawing(text: str) -> Variant:
     """Options of drawing, such as "steps=8,guidance_interval=0:0.97".
 
@@ -122,14 +135,14 @@ def tried_drawing(text: str) -> Variant:
 
     drawing: dict[str, Any] = {}
     for part in text.split(","):
-        name, _, value = part.strip().partition("=")
+        name, equals, value = part.strip().partition("=")
+        if name not in DrawingOptions.__annotations__ or not equals:
+            raise OptionError(f"{text!r} is not of the form option=value,..., as in steps=8,guidance_interval=0:0.97.")
+        read = _READ.get(name, float)
         try:
-            numbers = [int(number) if number.isdecimal() else float(number) for number in value.split(":")]
+            drawing[name] = read(value)
         except ValueError:
-            numbers = []
-        if name not in DrawingOptions.__annotations__ or len(numbers) not in (1, 2):
-            raise OptionError(f"{text!r} is not of the form option=number,..., as in steps=8,guidance_interval=0:0.97.")
-        drawing[name] = numbers[0] if len(numbers) == 1 else tuple(map(float, numbers))
+            raise OptionError(f"{name}={value} is not possible.") from None
     return Variant(text, drawing=drawing, tried=True)
 
 

@@ -93,7 +93,9 @@ def denoise(
     network = PreparedSteps(dit, texts, len(texts), timesteps, latents.shape, consume=consume)
     del dit  # the prepared network alone holds it
     conditional_alone = network.alone(-1) if any(guided[start:]) else network
-    latents, previous = latents.astype(mx.float32), None
+    latents = latents.astype(mx.float32)
+    previous: mx.array | None = None
+    earlier: mx.array | None = None
     steps = len(scheduler.timesteps) - start
     for index in range(start, start + steps):
         run = network if guided[index] else conditional_alone
@@ -101,8 +103,9 @@ def denoise(
         if guided[index]:
             unconditional, conditional = mx.split(velocity, 2)
             velocity = unconditional + guidance_scale * (conditional - unconditional)
-        latents, previous = scheduler.step(index, latents, velocity, previous)
-        mx.eval(latents, previous)
+        latents, denoised = scheduler.step(index, latents, velocity, previous, earlier)
+        mx.eval(latents, denoised)
+        previous, earlier = denoised, previous
         yield GenerationStep(
             step=index - start + 1,
             steps=steps,
@@ -110,5 +113,5 @@ def denoise(
             sigma=float(scheduler.sigmas[index + 1]),
             latents=latents,
             velocity=velocity,
-            denoised=previous,
+            denoised=denoised,
         )

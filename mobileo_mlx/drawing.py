@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .models.mobileo import MobileOConfig
 
 STEPS = 20  # of the sampler, as in the original
+GUIDANCE_SCALE = 1.5  # likewise
+SCHEDULER = "dpm++"  # likewise
 MAX_SIDE = 4096  # of a drawing, in pixels; above it the decoder alone takes tens of gigabytes
 
 
@@ -25,13 +27,17 @@ class Sampling(TypedDict, total=False):
     """What a preset of drawing sets, of `DrawingOptions`."""
 
     steps: int
+    guidance_scale: float
     guidance_interval: tuple[float, float]
+    scheduler: str
 
 
 # What can be left out without drawing worse: for each of them `benchmarks.presets` has measured that it follows prompts
 # at most one point less often than the default does.
 SAMPLING_PRESETS: dict[str, Sampling] = {
     "fast": {"steps": 10, "guidance_interval": (0.0, 0.97)},
+    # The third order, and guiding more strongly where it is guided, make up for what fewer steps lose.
+    "faster": {"steps": 8, "scheduler": "dpm++3", "guidance_scale": 1.75, "guidance_interval": (0.55, 0.97)},
 }
 
 
@@ -44,7 +50,7 @@ class DrawingOptions(TypedDict, total=False):
         guidance_scale: above 1 follows the prompt more closely (1.5); 1 is twice as fast.
         guidance_interval: (low, high): guide only where the noise level is low < sigma <= high, which makes the other
             steps twice as fast; by default everywhere, as (0, 1) does.
-        scheduler: "dpm++" (the default) or "euler".
+        scheduler: "dpm++" (the default), "dpm++3", which is of third order instead of second, or "euler".
         flow_shift: of the noise levels; by default the checkpoint's, 3.0 for the published ones.
         width, height: in pixels, multiples of `MobileOConfig.size_multiple`; by default the checkpoint's own size.
         negative_prompt: what not to draw; it stands where the original has zero hidden states.
@@ -55,9 +61,9 @@ class DrawingOptions(TypedDict, total=False):
 
     seed: int | Sequence[int]
     steps: int | None
-    guidance_scale: float
+    guidance_scale: float | None
     guidance_interval: Sequence[float] | None
-    scheduler: str
+    scheduler: str | None
     flow_shift: float | None
     width: int | None
     height: int | None
@@ -97,9 +103,9 @@ def settle(
     strength: float | None = None,
     seed: int | Sequence[int] | None = None,
     steps: int | None = None,
-    guidance_scale: float = 1.5,
+    guidance_scale: float | None = None,
     guidance_interval: Sequence[float] | None = None,
-    scheduler: str = "dpm++",
+    scheduler: str | None = None,
     flow_shift: float | None = None,
     width: int | None = None,
     height: int | None = None,
@@ -116,11 +122,13 @@ def settle(
     check_text(prompt, "instruction" if task == "edit" else "prompt")
     if negative_prompt is not None:
         check_text(negative_prompt, "negative prompt")
+    sampling = sampling_preset(preset)
+    if guidance_scale is None:
+        guidance_scale = sampling.get("guidance_scale", GUIDANCE_SCALE)
     if not (math.isfinite(guidance_scale) and guidance_scale >= 1):
         raise OptionError(f"guidance scale {guidance_scale} is not possible; choose 1 (none) or more.")
     if negative_prompt is not None and guidance_scale == 1:
         raise OptionError("a negative prompt needs guidance; choose a guidance scale above 1.")
-    sampling = sampling_preset(preset)
     steps = sampling.get("steps", STEPS) if steps is None else steps
     guidance_interval = sampling.get("guidance_interval") if guidance_interval is None else guidance_interval
     seeds: list[int] = []
@@ -140,7 +148,7 @@ def settle(
         steps=steps,
         guidance_scale=guidance_scale,
         guidance_interval=None if guidance_interval is None else _interval(guidance_interval),
-        scheduler=scheduler,
+        scheduler=sampling.get("scheduler", SCHEDULER) if scheduler is None else scheduler,
         flow_shift=config.flow_shift if flow_shift is None else flow_shift,
         width=width,
         height=height,

@@ -19,8 +19,9 @@ BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZE = 64
 _ALIASES = {"all": COMPONENTS, "vae": ("vae_encoder", "vae_decoder")}
 
-# Bits by component, for `--preset`. The vision tower, the autoencoder and the connectors stay as they are stored: they
-# are small, convolutions for the most part, or both.
+# Bits by component, for `--preset`; what each costs, `benchmarks.presets` measures. The vision tower, the autoencoder
+# and the connectors stay as they are stored: they are small, convolutions for the most part, or both, and when tasks
+# run in stages none of them is what memory peaks at.
 PRESETS: dict[str, dict[str, int]] = {
     "small": {"llm": 4, "lm_head": 4, "dit": 8},
     "balanced": {"llm": 8, "lm_head": 8, "dit": 8},

@@ -138,19 +138,20 @@ def test_guidance_extrapolates_from_the_first_half(dit: SanaTransformer) -> None
     assert mx.allclose(guided.velocity, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["dpm++", "euler"])
+@pytest.mark.parametrize("name", ["dpm++", "dpm++3", "euler"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 1.5])
 def test_a_drawing_is_that_of_the_plain_form(dit: SanaTransformer, name: str, guidance_scale: float) -> None:
     guided = guidance_scale != 1
-    conditioning, latents, previous = text(2 if guided else 1), noise(1), None
-    scheduler = make_scheduler(name, 4)
+    conditioning, latents, previous, earlier = text(2 if guided else 1), noise(1), None, None
+    scheduler = make_scheduler(name, 6)
     context = dit.encode_text(conditioning)
     for index, step in enumerate(denoise(dit, scheduler, noise(1), conditioning, guidance_scale=guidance_scale)):
         rows = mx.concatenate([latents, latents]) if guided else latents
         velocity = dit(rows, mx.full((rows.shape[0],), float(scheduler.timesteps[index])), context)
         if guided:
             velocity = velocity[:1] + guidance_scale * (velocity[1:] - velocity[:1])
-        latents, previous = scheduler.step(index, latents, velocity, previous)
+        latents, x_0 = scheduler.step(index, latents, velocity, previous, earlier)
+        previous, earlier = x_0, previous
         assert mx.abs(step.latents - latents).max() <= 1e-5 * mx.abs(latents).max()
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -71,8 +72,17 @@ def test_a_preset_is_settings_and_others_win(config, name: str) -> None:
     assert preset["steps"] < settled(config).steps == 20
     settings = settled(config, preset=name)
     assert settings == settled(config, **preset)
-    assert settled(config, preset=name, steps=20, guidance_interval=(0, 1)) == settled(config, guidance_interval=(0, 1))
+    plain: dict[str, Any] = {"steps": 20, "guidance_scale": 1.5, "guidance_interval": (0, 1), "scheduler": "dpm++"}
+    assert settled(config, preset=name, **plain) == settled(config, guidance_interval=(0, 1))
     assert settled(config, preset=name, scheduler="euler").steps == preset["steps"]
+
+
+def test_a_preset_can_say_how_strongly_to_guide(config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SAMPLING_PRESETS, "strong", {"guidance_scale": 2.0})
+    assert settled(config).guidance_scale == 1.5
+    assert settled(config, preset="strong").guidance_scale == 2.0
+    assert settled(config, preset="strong", guidance_scale=1.25).guidance_scale == 1.25
+    assert settled(config, preset="strong", negative_prompt="a dog").negative_prompt == "a dog"
 
 
 def test_an_unknown_preset_of_drawing(config) -> None:

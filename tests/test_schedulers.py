@@ -11,9 +11,10 @@ NAMES = tuple(SCHEDULERS)
 
 
 def denoised(scheduler: Scheduler, velocity: object, start: mx.array) -> mx.array:
-    x, previous = start, None
+    x, previous, earlier = start, None, None
     for index, timestep in enumerate(scheduler.timesteps):
-        x, previous = scheduler.step(index, x, velocity(x, float(scheduler.sigmas[index])), previous)
+        x, x_0 = scheduler.step(index, x, velocity(x, float(scheduler.sigmas[index])), previous, earlier)
+        previous, earlier = x_0, previous
         assert timestep >= 0
     return x
 
@@ -77,8 +78,9 @@ def test_the_second_order_is_more_accurate() -> None:
     assert errors["dpm++", 8] < errors["euler", 8] / 4
 
 
-def test_the_second_order_needs_the_previous_prediction() -> None:
-    scheduler = make_scheduler("dpm++", 4)
+@pytest.mark.parametrize("name", ["dpm++", "dpm++3"])
+def test_the_second_order_needs_the_previous_prediction(name: str) -> None:
+    scheduler = make_scheduler(name, 4)
     x, velocity = mx.ones((2, 2)), mx.full((2, 2), 0.5)
     first, _ = scheduler.step(1, x, velocity, None)
     same, _ = scheduler.step(1, x, velocity, x - float(scheduler.sigmas[1]) * velocity)
@@ -87,10 +89,23 @@ def test_the_second_order_needs_the_previous_prediction() -> None:
     assert not mx.allclose(first, other, atol=1e-3)
 
 
+def test_the_third_order_needs_two_of_them_and_room() -> None:
+    x, velocity, previous = mx.ones((2, 2)), mx.full((2, 2), 0.5), mx.full((2, 2), 0.4)
+    second, third = make_scheduler("dpm++", 5), make_scheduler("dpm++3", 5)
+
+    def change(index: int, earlier: mx.array | None) -> float:
+        ours, plain = (s.step(index, x, velocity, previous, earlier)[0] for s in (third, second))
+        return float(mx.abs(ours - plain).max())
+
+    assert change(2, None) == 0
+    assert change(2, mx.zeros((2, 2))) > 1e-3
+    assert change(3, mx.zeros((2, 2))) == change(4, mx.zeros((2, 2))) == 0  # the end of few steps is of lower order
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("ddim", 20), "ddim.*dpm\\+\\+, euler"),
+        (("ddim", 20), "ddim.*dpm\\+\\+, dpm\\+\\+3, euler"),
         (("euler", 0), "0 steps"),
         (("dpm++", -3), "-3 steps"),
         (("dpm++", 1001), "1001 steps"),

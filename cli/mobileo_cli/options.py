@@ -51,8 +51,8 @@ DrawingPreset = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="Bits of all parts at once: small, balanced or full; or less work for each drawing: fast; or one of "
-        "each, as small,fast. Single options change what it says.",
+        help="Bits of all parts at once: small, balanced or full; or less work for each drawing: fast or faster; or "
+        "one of each, as small,fast. Single options change what it says.",
     ),
 ]
 KeepLoaded = Annotated[
@@ -121,7 +121,7 @@ GuidanceInterval = Annotated[
 ]
 Scheduler = Annotated[
     str | None,
-    typer.Option("--scheduler", metavar="NAME", help="dpm++ or euler. [default: dpm++]"),
+    typer.Option("--scheduler", metavar="NAME", help="dpm++, dpm++3 (third order) or euler. [default: dpm++]"),
 ]
 FlowShift = Annotated[
     float | None,

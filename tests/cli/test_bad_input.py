@@ -186,7 +186,7 @@ def test_prompt_sources(refused: Refused, work: Path, photo: Path) -> None:
         (["--size", "-64x64"], "WIDTHxHEIGHT"),
         (["--size", "large"], "WIDTHxHEIGHT"),
         (["--size", "1000000x1000000"], "1000000x1000000"),
-        (["--scheduler", "ddim"], "dpm++, euler"),
+        (["--scheduler", "ddim"], "dpm++, dpm++3, euler"),
         (["--steps", "0"], "steps"),
         (["--steps", "-3"], "steps"),
         (["--steps", "100000"], "steps"),

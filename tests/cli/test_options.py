@@ -9,7 +9,7 @@ from mobileo_cli import edit, generate, options
 from PIL import Image
 
 from mobileo_mlx.chat import Chat
-from mobileo_mlx.drawing import SAMPLING_PRESETS, STEPS, settle
+from mobileo_mlx.drawing import GUIDANCE_SCALE, SAMPLING_PRESETS, SCHEDULER, STEPS
 from mobileo_mlx.errors import OptionError
 from mobileo_mlx.pipeline import DEFAULT_MODEL
 from mobileo_mlx.quantize import PRESETS
@@ -27,12 +27,11 @@ def shown_default(result: str, option: str) -> str:
 @pytest.mark.parametrize("command", ["generate", "edit"])
 def test_help_shows_the_defaults_of_drawing(here, command: str) -> None:
     text = here(command, "--help").out
-    defaults = inspect.signature(settle).parameters
     assert int(shown_default(text, "--steps")) == STEPS
-    assert float(shown_default(text, "--guidance-scale")) == defaults["guidance_scale"].default
-    assert shown_default(text, "--scheduler") == defaults["scheduler"].default
+    assert float(shown_default(text, "--guidance-scale")) == GUIDANCE_SCALE
+    assert shown_default(text, "--scheduler") == SCHEDULER
     assert shown_default(text, "--model") == DEFAULT_MODEL == options.DEFAULT_MODEL
-    assert all(name in text for name in SCHEDULERS)
+    assert all(name in text for name in (*SCHEDULERS, *SAMPLING_PRESETS))
 
 
 @pytest.mark.parametrize("command", ["ask", "chat"])
@@ -133,6 +132,7 @@ def test_presets_of_bits_and_of_drawing() -> None:
     assert options.parse_preset(None) == (None, None)
     assert options.parse_preset("small") == ("small", None)
     assert options.parse_preset("fast") == (None, "fast")
+    assert options.parse_preset("small,faster") == ("small", "faster")
     assert options.parse_preset("fast, small") == options.parse_preset("small,fast") == ("small", "fast")
     with pytest.raises(OptionError, match="only one of small, full can be"):
         options.parse_preset("small,full")

@@ -11,7 +11,12 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from mobileo_mlx.schedulers import DPMSolverMultistep, FlowMatchEuler, Scheduler  # noqa: E402
+from mobileo_mlx.schedulers import (  # noqa: E402
+    DPMSolverMultistep,
+    DPMSolverMultistep3,
+    FlowMatchEuler,
+    Scheduler,
+)
 
 from .common import assert_close, normal  # noqa: E402
 
@@ -21,10 +26,10 @@ STEPS = range(1, 51)
 SHIFTS = (1.0, 3.0, 6.0)
 
 
-def dpm(steps: int, shift: float) -> tuple[Any, Scheduler]:
+def dpm(steps: int, shift: float, order: int = 2) -> tuple[Any, Scheduler]:
     theirs = diffusers.DPMSolverMultistepScheduler(
         algorithm_type="dpmsolver++",
-        solver_order=2,
+        solver_order=order,
         solver_type="midpoint",
         prediction_type="flow_prediction",
         use_flow_sigmas=True,
@@ -33,7 +38,11 @@ def dpm(steps: int, shift: float) -> tuple[Any, Scheduler]:
         lower_order_final=True,
     )
     theirs.set_timesteps(steps)
-    return theirs, DPMSolverMultistep(steps, shift)
+    return theirs, (DPMSolverMultistep if order == 2 else DPMSolverMultistep3)(steps, shift)
+
+
+def dpm3(steps: int, shift: float) -> tuple[Any, Scheduler]:
+    return dpm(steps, shift, order=3)
 
 
 def euler(steps: int, shift: float) -> tuple[Any, Scheduler]:
@@ -42,7 +51,7 @@ def euler(steps: int, shift: float) -> tuple[Any, Scheduler]:
     return theirs, FlowMatchEuler(steps, shift)
 
 
-PAIRS = {"dpm++": dpm, "euler": euler}
+PAIRS = {"dpm++": dpm, "dpm++3": dpm3, "euler": euler}
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
@@ -53,7 +62,7 @@ def test_tables(name: str, shift: float) -> None:
         sigmas = theirs.sigmas.numpy()
         assert sigmas.shape == ours.sigmas.shape
         np.testing.assert_allclose(ours.sigmas, sigmas, rtol=0, atol=1e-6, err_msg=f"{steps} steps")
-        if name == "dpm++":  # whole numbers: one off would be another input of the network
+        if name != "euler":  # whole numbers: one off would be another input of the network
             np.testing.assert_array_equal(ours.timesteps, theirs.timesteps.numpy(), err_msg=f"{steps} steps")
         else:
             np.testing.assert_allclose(ours.timesteps, theirs.timesteps.numpy(), rtol=1e-6, err_msg=f"{steps} steps")
@@ -66,14 +75,16 @@ def test_trajectories(name: str, shift: float) -> None:
     start, a, b, c = (normal(1, 4, 3, 2, seed=seed) for seed in range(4))
     for steps in STEPS:
         theirs, ours = PAIRS[name](steps, shift)
-        x, y, previous = torch.from_numpy(start), mx.array(start), None
+        x, y, previous, earlier = torch.from_numpy(start), mx.array(start), None, None
         for index, timestep in enumerate(theirs.timesteps):
             velocity = torch.tanh(
                 torch.from_numpy(a) * x + torch.from_numpy(b) * (timestep / 1000) + torch.from_numpy(c)
             )
             x = theirs.step(velocity, timestep, x).prev_sample
             moment = ours.timesteps[index].item() / 1000
-            y, previous = ours.step(index, y, mx.tanh(mx.array(a) * y + mx.array(b) * moment + mx.array(c)), previous)
+            ours_velocity = mx.tanh(mx.array(a) * y + mx.array(b) * moment + mx.array(c))
+            y, x_0 = ours.step(index, y, ours_velocity, previous, earlier)
+            previous, earlier = x_0, previous
         assert_close(y, x)
 
 
