@@ -13,7 +13,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import common
@@ -222,9 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--backend", choices=("metal", "cpu"), default="metal", help="whose forms are counted (default: metal)"
     )
-    parser.add_argument(
-        "--out", type=Path, default=common.RESULTS, metavar="DIR", help=f"for audit.json (default: {common.RESULTS})"
-    )
+    common.add_out(parser, "audit.json")
     options = parser.parse_args(arguments)
 
     def run() -> int:

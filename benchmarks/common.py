@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -19,6 +20,14 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path("benchmarks/results")  # where `benchmarks.report` looks
+GB = 1e9
+PROMPT_TOKENS = 60  # of a request to draw
+POSITIONS = 300  # of a question about an image, the image included
+
+
+def add_out(parser: argparse.ArgumentParser, what: str = "the results") -> None:
+    """The option of the folder that a benchmark writes into."""
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help=f"for {what} (default: {RESULTS})")
 
 
 @dataclass(frozen=True)

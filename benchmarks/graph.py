@@ -149,7 +149,7 @@ def operations(config: MobileOConfig, job: Job, *, backend: str = "metal") -> Co
     with (
         mock.patch.object(mx, "eval", observed(mx.eval)),
         mock.patch.object(mx, "async_eval", observed(mx.async_eval)),
-        mock.patch.object(mx, "default_device", return_value=_device(backend)),
+        believed_device(backend),
         _one_operation_each(),
     ):
         job(synthetic_model(config, read=read, dtype=mx.float32))
@@ -174,14 +174,17 @@ def without_values(backend: str) -> Iterator[list[mx.array]]:
         mock.patch.object(mx, "async_eval"),
         mock.patch.object(mx, "contiguous", lambda x, *options: x),  # a copy, and one that can't be exported
         mock.patch.object(mx, "argmax", choose),
-        mock.patch.object(mx, "default_device", return_value=_device(backend)),
+        believed_device(backend),
     ):
         yield logits
 
 
-def _device(backend: str) -> mx.Device:
-    """What the production code is to believe that it runs on."""
-    return mx.Device(mx.gpu if backend == "metal" else mx.cpu, 0)
+@contextmanager
+def believed_device(backend: str) -> Iterator[None]:
+    """Lets the production code choose the forms of its operations as if it ran on that backend."""
+    device = mx.Device(mx.gpu if backend == "metal" else mx.cpu, 0)
+    with mock.patch.object(mx, "default_device", return_value=device):
+        yield
 
 
 @contextmanager

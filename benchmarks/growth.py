@@ -2,8 +2,9 @@
 
 Time and memory of a denoising step and of the decoder against the size of the image, of a step against the number of
 images in a batch, and of the first token against the prompt's length and the number of images; each with the exponent
-b of cost = a n^b that fits best (1 is linear). Random weights at the published widths, with fewer layers unless --full
-is given.
+b of cost = a n^b that fits best (1 is linear). Attention among the words of a prompt is quadratic by nature, so that
+the first token's time is split into c + a n + b n^2 as well. Random weights at the published widths, with fewer layers
+unless --full is given.
 Processor time on a CPU with one thread, wall time on a GPU. Writes growth.json, growth.md and growth.png.
 Exit status: 0 done, 2 it can't be done, 130 interrupted.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import statistics
 import sys
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 SIZES = (512, 768, 1024, 1536, 2048)
 BATCHES = (1, 2, 4, 8)
-LENGTHS = (64, 128, 256, 512, 1024)
+LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 IMAGES = (1, 2, 4)
 SERIES = ("step", "decoder", "batch", "length", "images")
 TITLES = {
@@ -105,6 +107,8 @@ def token_by_images(model: MobileO, counts: Sequence[int]) -> Iterator[Prepared]
 
     def prepared(count: int) -> Job:
         nonlocal seed  # new images each time, so that no cache can help
+        for name in ("vision_tower", "mm_projector", "llm", "lm_head"):
+            model.component(name)  # before the job, whose memory does not count weights
         seed += count
         images = [random_image(model.config.image_size, seed + i) for i in range(count)]
         return lambda: model.ask(images, "what is different?", max_tokens=1)
@@ -185,6 +189,24 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def polynomial(points: Sequence[Point]) -> list[float]:
+    """c, a and b, none of them negative, of seconds = c + a n + b n^2 with the least squares of relative errors."""
+    import numpy as np
+
+    columns = np.array([[n**k for k in range(3)] for n in (point.n for point in points)])
+    relative = columns / np.array([[point.seconds] for point in points])
+    best, least = [0.0, 0.0, 0.0], math.inf
+    # Three coefficients: every choice of those that are not 0 can be tried.
+    for chosen in ([k for k in range(3) if mask >> k & 1] for mask in range(1, 8)):
+        found = np.linalg.lstsq(relative[:, chosen], np.ones(len(points)), rcond=None)[0]
+        error = float(((relative[:, chosen] @ found - 1) ** 2).sum())
+        if (found >= 0).all() and error < least:
+            best, least = [0.0, 0.0, 0.0], error
+            for k, value in zip(chosen, found, strict=True):
+                best[k] = float(value)
+    return best
+
+
 def summary(name: str, points: Sequence[Point], notes: Sequence[str]) -> dict[str, Any]:
     """One series for JSON, with its exponents where there are two points or more."""
     several = len(points) > 1
@@ -194,6 +216,7 @@ def summary(name: str, points: Sequence[Point], notes: Sequence[str]) -> dict[st
         "points": [vars(point) for point in points],
         "time_exponent": common.fitted_exponent(ns, [p.seconds for p in points]) if several else None,
         "memory_exponent": common.fitted_exponent(ns, [max(1, p.memory) for p in points]) if several else None,
+        "polynomial": polynomial(points) if len(points) > 3 and name == "length" else None,
         "notes": list(notes),
     }
 
@@ -214,7 +237,14 @@ def markdown(value: Mapping[str, Any]) -> Iterator[str]:
         ]
         yield from common.markdown_table((title, what, "s", "MB above the weights", f"ms of each of the {what}"), rows)
         if series["time_exponent"] is not None:
+            yield ""
             yield f"Exponents: time {series['time_exponent']:.2f}, memory {series['memory_exponent']:.2f}."
+        if series["polynomial"] is not None:
+            constant, linear, square = series["polynomial"]
+            largest = series["points"][-1]
+            told = f"{constant:.3g} s + {1e3 * linear:.3g} ms n + {1e9 * square:.3g} ns n^2"
+            share = square * largest["n"] ** 2 / (constant + linear * largest["n"] + square * largest["n"] ** 2)
+            yield f"Time: {told}; attention's square is {share:.0%} of it at n = {largest['n']:g}."
         yield from (f"{note}." for note in series["notes"])
         yield ""
     layers = "all layers" if value["full"] else "fewer layers than the published model, its widths"
@@ -222,18 +252,17 @@ def markdown(value: Mapping[str, Any]) -> Iterator[str]:
 
 
 def chart(value: Mapping[str, Any], path: Path) -> None:
-    """The curves, with a line that is linear for comparison."""
+    """Time on the left and memory on the right, with a line that is linear for comparison."""
     from .charts import curves
 
     panels = []
-    for series in value["series"]:
-        points = [(point["n"], point["seconds"]) for point in series["points"]]
-        if not points:
-            continue
-        start = points[0]
-        linear = [(n, start[1] * n / start[0]) for n, _ in points]
+    for series in (series for series in value["series"] if series["points"]):
         title, what = TITLES[series["name"]]
-        panels.append((title, what, "seconds", {"measured": points, "linear": linear}))
+        for key, unit, label in (("seconds", 1.0, "seconds"), ("memory", 1e6, "MB above the weights")):
+            points = [(point["n"], max(1, point[key]) / unit) for point in series["points"]]
+            start = points[0]
+            linear = [(n, start[1] * n / start[0]) for n, _ in points]
+            panels.append((title, what, label, {"measured": points, "linear": linear}))
     if panels:
         curves(panels, path)
 
@@ -248,10 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="all layers; hours on a CPU")
     parser.add_argument("--tiny", action="store_true", help="a tiny configuration, to try this out")
     parser.add_argument("--runs", type=int, default=3, help="of which the median counts (default: 3)")
-    parser.add_argument("--limit", type=float, default=120, help="seconds that one run may take (default: 120)")
-    parser.add_argument(
-        "--out", type=Path, default=common.RESULTS, metavar="DIR", help=f"for the results (default: {common.RESULTS})"
-    )
+    parser.add_argument("--limit", type=float, default=300, help="seconds that one run may take (default: 300)")
+    common.add_out(parser)
     options = parser.parse_args(arguments)
     common.one_thread()
     return common.exit_status("growth", lambda: _run(options))

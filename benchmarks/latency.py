@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import common
-from .common import Timing
+from .common import POSITIONS, PROMPT_TOKENS, Timing
 
 if TYPE_CHECKING:
     from mobileo_mlx import MobileO
 
 STEPS = 20
 ANSWER_TOKENS = 64  # over which the speed of decoding is measured
-PROMPT_TOKENS = 60
-POSITIONS = 300  # of a question about an image, the image included
 ROWS = ("vision", "first_token", "second_question", "decode", "image", "edit")
 
 # Mobile-O (arXiv 2602.20161), table 6: vision encoder in ms, time to the first token in ms, an image in s; mean and
@@ -130,10 +128,11 @@ class Tasks:
 
 
 def measure(tasks: Tasks, names: Sequence[str], *, warmup: int, runs: int) -> Iterator[Row]:
-    """Each task `warmup` times unmeasured, then `runs` times."""
+    """Each task `warmup` times unmeasured, then `runs` times, with no other component in memory than it needs."""
     import mlx.core as mx
 
     for name in names:
+        tasks.model.release()
         wall, processor, peak = [], [], 0
         for i in range(warmup + runs):
             run = tasks.prepared(name)
@@ -255,9 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", choices=ROWS, help="one row; repeatable")
     parser.add_argument("--dtype", help="float32, float16 or bfloat16, in place of the default")
     parser.add_argument("--quantize", metavar="BITS", help="such as all=8 or llm=4,dit=8, while loading")
-    parser.add_argument(
-        "--out", type=Path, default=common.RESULTS, metavar="DIR", help=f"for the results (default: {common.RESULTS})"
-    )
+    common.add_out(parser)
     options = parser.parse_args(arguments)
     return common.exit_status("latency", lambda: _run(options))
 

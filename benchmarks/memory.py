@@ -1,52 +1,43 @@
 """Memory at full size: the weights of each component, and what each phase of each task needs above them.
 
-    python -m benchmarks.memory --out benchmarks/results
+    python -m benchmarks.memory                     each phase alone
+    python -m benchmarks.memory --tasks staged      whole tasks, a component in memory while it is needed
+    python -m benchmarks.memory --tasks unstaged    whole tasks, everything in memory
 
-Measured is what MLX holds at most (`mx.get_peak_memory`) while one phase runs with the components that it needs, in
-the dtype of this machine, and stage by stage as `--staged` runs them. Accounted is what follows for a device that
-computes in float16, with the bits of a preset: the weights' bytes exactly, by the modules that loading makes, and
-above them the measured scratch, scaled from the size of a measured element to two bytes. On a CPU the scratch holds
-unfolded convolutions, which Metal does not make.
+The first measures what MLX holds at most (`mx.get_peak_memory`) while one phase runs with the components that it needs,
+in the dtype of this machine, and accounts what follows for a device that computes in float16, with the bits of a
+preset: the weights' bytes exactly, by the modules that loading makes, and above them the measured scratch, scaled from
+the size of a measured element to two bytes. The others measure what is accounted: the tasks in float16, from weights on
+the disk, loading and quantizing included. On a CPU that takes minutes a task, and each is written when it is done. All
+write `memory.json` and `memory.md`, and leave there what another one wrote.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import mobileo_mlx  # noqa: F401  (before MLX: this is what loads a fast BLAS)
 
-from .common import RESULTS, exit_status, machine, machine_line, markdown_table, say, write_json, write_lines
+from .common import (
+    GB,
+    add_out,
+    exit_status,
+    machine,
+    machine_line,
+    markdown_table,
+    read_json,
+    say,
+    write_json,
+    write_lines,
+)
 
 if TYPE_CHECKING:
-    import mlx.core as mx
-
-    from mobileo_mlx import MobileO
     from mobileo_mlx.models.mobileo import MobileOConfig
-
-PROMPT_TOKENS, POSITIONS, GUIDANCE = 60, 300, 1.5
-GB = 1e9
-
-# In the order in which they run: the task, the phase, the components.
-PHASES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("ask", "vision", ("vision_tower", "mm_projector")),
-    ("ask", "prefill", ("llm", "lm_head")),
-    ("ask", "decode", ("llm", "lm_head")),
-    ("generate", "encode", ("llm", "diffusion_connector")),
-    ("generate", "step", ("dit",)),
-    ("generate", "decode", ("vae_decoder",)),
-    ("edit", "vision", ("vision_tower", "mm_projector")),
-    ("edit", "encode", ("llm", "diffusion_connector")),
-    ("edit", "step", ("dit",)),
-    ("edit", "decode", ("vae_decoder",)),
-)
-# The same work as another one's.
-SAME = {("edit", "vision"): ("ask", "vision"), ("edit", "decode"): ("generate", "decode")}
 
 # GB. Above the weights in float32 on a CPU; and whole, staged, in float16 with the bits of "small".
 ABOVE_TARGETS = {("ask", "vision"): 0.5, ("generate", "step"): 0.08, ("generate", "decode"): 1.5}
@@ -54,167 +45,70 @@ STAGED_TARGETS = {"generate": 0.95, "ask": 0.85, "edit": 0.95}
 UNSTAGED_TARGET = 3.1
 
 
-@dataclass(frozen=True)
-class Phase:
-    """One phase, measured. All in bytes.
-
-    Attributes:
-        weights: of its components, by accounting in the dtype and bits that were measured.
-        loaded: the same, measured.
-        peak: what was in use at most.
-    """
-
-    task: str
-    name: str
-    components: tuple[str, ...]
-    weights: int
-    loaded: int
-    peak: int
-
-    @property
-    def above(self) -> int:
-        return self.peak - self.loaded
-
-
-def weight_bytes(config: MobileOConfig, component: str, dtype: mx.Dtype, bits: Mapping[str, int]) -> int:
-    """What a component's weights take, by the modules that loading makes; nothing is computed."""
-    from mobileo_mlx.checkpoint import kept_random_state, named_parameters
-    from mobileo_mlx.models.mobileo import build
-    from mobileo_mlx.quantize import QuantizeSpec, quantized_like
-
-    class Everything:
-        def __contains__(self, name: object) -> bool:
-            return True
-
-    with kept_random_state():
-        module = build(component, config)
-        if component in bits:
-            module = quantized_like(module, Everything(), QuantizeSpec(bits[component]))
-    module.set_dtype(dtype)
-    return sum(array.nbytes for array in named_parameters(module).values())
-
-
-def measure(model: MobileO, bits: Mapping[str, int], dtype: mx.Dtype) -> Iterator[Phase]:
-    """Runs each phase once, alone in memory."""
+def accounted_phases(
+    config: MobileOConfig, found: Mapping[str, Any], preset: str, task: str
+) -> dict[tuple[str, ...], float]:
+    """GB that each of a task's phases needs in float16 with a preset, by its components; see the top of the file."""
     import mlx.core as mx
 
-    model.keep_loaded = False
-    done: dict[tuple[str, str], Phase] = {}
-    for task, name, components in PHASES:
-        if (twin := SAME.get((task, name))) is not None:
-            phase = done[twin]
-            yield Phase(task, name, phase.components, phase.weights, phase.loaded, phase.peak)
-            continue
-        say(f"{task}: {name}")
-        model.release()
-        gc.collect()
-        before = mx.get_active_memory()
-        model.stage(*components)
-        for component in components:
-            mx.eval(model.component(component).parameters())
-        loaded = mx.get_active_memory() - before
-        run = _phase(model, task, name)
-        mx.clear_cache()
-        mx.reset_peak_memory()
-        run()
-        phase = Phase(
-            task,
-            name,
-            components,
-            weights=sum(weight_bytes(model.config, component, dtype, bits) for component in components),
-            loaded=loaded,
-            peak=mx.get_peak_memory() - before,
-        )
-        del run
-        done[task, name] = phase
-        yield phase
-    model.release()
+    from mobileo_mlx.quantize import chosen_bits
+
+    from .phases import weight_bytes
+
+    bits = chosen_bits(None, preset)
+    scaled = mx.float16.size / getattr(mx, found["dtype"]).size
+    accounted: dict[tuple[str, ...], float] = {}
+    for phase in (phase for phase in found["phases"] if phase["task"] == task):
+        components = tuple(phase["components"])
+        weights = sum(weight_bytes(config, name, mx.float16, bits) for name in components) / GB
+        accounted[components] = max(weights + scaled * phase["above_gb"], accounted.get(components, 0.0))
+    return accounted
 
 
-def _phase(model: MobileO, task: str, name: str) -> Callable[[], object]:
-    """A phase with its inputs, which are in memory already."""
-    import mlx.core as mx
-
-    from mobileo_mlx.decoding import decode
-    from mobileo_mlx.diffusion import denoise
-    from mobileo_mlx.schedulers import make_scheduler
-
-    from .synthetic import random_image
-
-    config = model.config
-    length = POSITIONS if task != "generate" else PROMPT_TOKENS
-    width, height = config.default_size
-    latents = model.noise(0, width, height)
-    if name == "vision":
-        image = random_image(config.image_size)
-        return lambda: mx.eval(model.encode_image(image))
-    if name == "step":
-        dit = model.component("dit")
-        conditioning = mx.random.normal((2, length, config.dit.caption_channels)).astype(dit.scale_shift_table.dtype)
-        mx.eval(conditioning, latents)
-        steps = denoise(dit, make_scheduler("dpm++", 20, 3.0), latents, conditioning, guidance_scale=GUIDANCE)
-        return lambda: [next(steps) for _ in range(2)]
-    if (task, name) == ("generate", "decode"):
-        mx.eval(latents)
-        return lambda: mx.eval(model.decode_array(latents))
-    ids = [i % config.llm.vocab_size for i in range(length)]
-    if name == "encode":
-        guided: Any = {"guided": True, "negative": None}
-        return lambda: mx.eval(model.conditioning(model.hidden_states([ids], []), **guided)[0])
-    llm = model.component("llm")
-    cache = llm.make_cache()
-    tokens = decode(llm, model.lm_head(), llm.embed_tokens(mx.array([ids])), cache, max_tokens=9)
-    if name == "prefill":
-        return lambda: next(tokens)
-    next(tokens)
-    mx.eval([layer.fetch() for layer in cache])
-    return lambda: list(tokens)
-
-
-def rows(
-    config: MobileOConfig, phases: Sequence[Phase], dtype: mx.Dtype, preset: str, measured_bits: Mapping[str, int]
-) -> list[dict[str, Any]]:
+def rows(config: MobileOConfig, found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The figures that have a target, and those that they are made of, as `benchmarks.report` reads them."""
     import mlx.core as mx
 
     from mobileo_mlx.models.mobileo import COMPONENTS
-    from mobileo_mlx.quantize import PRESETS
+    from mobileo_mlx.quantize import chosen_bits
 
-    half = 2 / dtype.size
-    plan = {name: weight_bytes(config, name, mx.float16, PRESETS[preset]) for name in COMPONENTS}
-    plain = {name: weight_bytes(config, name, mx.float16, {}) for name in COMPONENTS}
-    found: list[dict[str, Any]] = []
-    for phase in phases:
-        key = (phase.task, phase.name)
+    from .phases import SAME, weight_bytes
+
+    def row(name: str, target: float | None, measured: float | None, accounted: float | None) -> dict[str, Any]:
+        return {"name": name, "target_gb": target, "measured_gb": measured, "accounted_gb": accounted}
+
+    exact = found["dtype"] == "float32" and not found["bits"]
+    table = []
+    for phase in found["phases"]:
+        key = (phase["task"], phase["phase"])
         if key not in SAME:
-            exact = dtype == mx.float32 and not measured_bits
             target = ABOVE_TARGETS.get(key) if exact else None
-            found.append(_row(f"{phase.task}, {phase.name}: above the weights", target, phase.above, None))
-    is_plan = dtype == mx.float16 and dict(measured_bits) == PRESETS[preset]
+            table.append(row(f"{', '.join(key)}: above the weights", target, phase["above_gb"], None))
+    plan = found["plan"]
+    bits = chosen_bits(None, plan)
     for task, target in STAGED_TARGETS.items():
-        own = [phase for phase in phases if phase.task == task]
-        accounted = max(sum(plan[c] for c in phase.components) + half * phase.above for phase in own)
-        measured = max(phase.peak for phase in own) if is_plan else None
-        found.append(
-            _row(f"{task}, staged, float16, {preset}", target if preset == "small" else None, measured, accounted)
-        )
-    everything = sum(size for name, size in plain.items() if name != "vae_encoder")
-    found.append(_row("all weights but the encoder, float16, unstaged", UNSTAGED_TARGET, None, everything))
-    scratch = half * max(phase.above for phase in phases)
-    found.append(_row("the same, and the largest scratch of a phase", None, None, everything + scratch))
-    return found
+        accounted = max(accounted_phases(config, found, plan, task).values())
+        measured = _largest(found, "peak_gb", task=task, staged=True, bits=bits, forms="metal")
+        limit = target if plan == "small" else None
+        table.append(row(f"{task}, staged, float16, {plan}", limit, measured, accounted))
+        if (measured := _largest(found, "peak_gb", task=task, staged=True, bits=bits, forms="cpu")) is not None:
+            table.append(row(f"{task}, staged, float16, {plan}, in a CPU's forms", None, measured, accounted))
+    everything = sum(weight_bytes(config, name, mx.float16, {}) for name in COMPONENTS if name != "vae_encoder") / GB
+    loaded = _largest(found, "loaded_gb", staged=False, bits={}, forms="metal")
+    table.append(row("all weights but the encoder, float16, unstaged", UNSTAGED_TARGET, loaded, everything))
+    scratch = mx.float16.size / getattr(mx, found["dtype"]).size * max(phase["above_gb"] for phase in found["phases"])
+    peak = _largest(found, "peak_gb", staged=False, bits={}, forms="metal")
+    table.append(row("the same, and the largest scratch of a phase", None, peak, everything + scratch))
+    return table
 
 
-def _row(name: str, target: float | None, measured: float | None, accounted: float | None) -> dict[str, Any]:
-    return {
-        "name": name,
-        "target_gb": target,
-        "measured_gb": None if measured is None else measured / GB,
-        "accounted_gb": None if accounted is None else accounted / GB,
-    }
+def _largest(found: Mapping[str, Any], key: str, **wanted: Any) -> float | None:
+    """Among the tasks that were measured; None where none was."""
+    values = [task[key] for task in found["tasks"] if all(task[name] == value for name, value in wanted.items())]
+    return max(values, default=None)
 
 
-def report(result: Mapping[str, Any]) -> Iterator[str]:
+def report(config: MobileOConfig, result: Mapping[str, Any]) -> Iterator[str]:
     """The tables, in Markdown."""
     yield f"# Memory: {result['size']}, random weights"
     yield ""
@@ -234,6 +128,7 @@ def report(result: Mapping[str, Any]) -> Iterator[str]:
         ],
     )
     yield ""
+    yield from _tasks_table(config, result)
     yield from markdown_table(
         ["GB", "target", "measured", "accounted"],
         [
@@ -243,35 +138,62 @@ def report(result: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
+def _tasks_table(config: MobileOConfig, result: Mapping[str, Any]) -> Iterator[str]:
+    """Whole tasks phase by phase, and what is to be known of how they were run."""
+    from .footprint import ANSWER_TOKENS, STEPS, STEPS_RUN
+
+    table = []
+    for task in result["tasks"]:
+        accounted = accounted_phases(config, result, task["preset"], task["task"])
+        for phase in task["phases"]:
+            names = set(phase["components"])
+            fitting = [value for components, value in accounted.items() if names <= set(components)]
+            table.append([
+                f"{task['task']}, {'staged' if task['staged'] else 'unstaged'}, {task['preset']}: "
+                + ", ".join(phase["components"]),
+                task["forms"],
+                f"{phase['peak_gb']:.3f}",
+                f"{max(fitting):.3f}" if task["staged"] else "",
+            ])  # fmt: skip
+    if table:
+        yield from markdown_table(["phase of a whole task in float16, GB", "forms", "measured", "accounted"], table)
+        yield ""
+        yield (
+            "Whole tasks run through the public methods, from float16 weights on the disk; their peaks include reading "
+            f"and quantizing these. Of {STEPS} steps {STEPS_RUN} are run, and {ANSWER_TOKENS} tokens of an answer. "
+            "The forms are those that the code chooses for a GPU (metal) or for a CPU, which differ in convolutions, "
+            "in the size of strips, and in when a quantized layer multiplies densely; both ran on "
+            f"{machine_line(result['tasks'][-1]['machine'])}, whose kernels unfold a dense convolution in float32, "
+            "write attention's scores out, and so need more than Metal's."
+        )
+        yield ""
+
+
 def _told(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def run(options: argparse.Namespace) -> None:
-    """Measures, and writes `memory.json` and `memory.md`.
-
-    Raises:
-        OptionError: an unknown size, dtype or preset.
-        OutputError: the folder can't be written.
-    """
+def measure_phases(options: argparse.Namespace, config: MobileOConfig) -> dict[str, Any]:
+    """Everything but the whole tasks."""
     import mlx.core as mx
 
     from mobileo_mlx.checkpoint import default_dtype, parse_dtype
     from mobileo_mlx.models.mobileo import COMPONENTS
     from mobileo_mlx.quantize import chosen_bits
 
-    from .synthetic import official_config, synthetic_model
+    from . import phases
+    from .phases import weight_bytes
+    from .synthetic import synthetic_model
 
-    config = official_config(options.size)
     dtype = default_dtype(mx.float16) if options.dtype is None else parse_dtype(options.dtype)
     bits = chosen_bits(None, options.preset)
     plan = chosen_bits(None, options.plan)
-    phases = list(measure(synthetic_model(config, dtype=dtype, quantize=bits), bits, dtype))
     name = str(dtype).removeprefix("mlx.core.")
-    result = {
+    return {
         "size": options.size,
         "dtype": name,
         "bits": bits,
+        "plan": options.plan,
         "machine": machine(),
         "weights_gb": {
             kind: {c: weight_bytes(config, c, d, b) / GB for c in COMPONENTS}
@@ -281,33 +203,74 @@ def run(options: argparse.Namespace) -> None:
                 (f"float16, {options.plan}", mx.float16, plan),
             )
         },
-        "phases": [
-            {
-                "task": phase.task,
-                "phase": phase.name,
-                "components": phase.components,
-                "weights_gb": phase.weights / GB,
-                "loaded_gb": phase.loaded / GB,
-                "above_gb": phase.above / GB,
-                "peak_gb": phase.peak / GB,
-            }
-            for phase in phases
-        ],
-        "rows": rows(config, phases, dtype, options.plan, bits),
+        "phases": list(phases.measure(synthetic_model(config, dtype=dtype, quantize=bits), bits, dtype)),
     }
-    write_json(result, options.out / "memory.json")
-    lines = list(report(result))
-    write_lines(lines, options.out / "memory.md")
-    print("\n".join(lines))
+
+
+def measure_tasks(options: argparse.Namespace, config: MobileOConfig) -> Iterator[dict[str, Any]]:
+    """Whole tasks, one after the other."""
+    from . import footprint
+    from .synthetic import write_checkpoint
+
+    staged = options.tasks == "staged"
+    with TemporaryDirectory(dir=options.scratch) as scratch:
+        folder = Path(scratch) / "model"
+        say("writing random weights")
+        write_checkpoint(config, folder)
+        for task in (task for task in footprint.TASKS if task in (options.only or footprint.TASKS)):
+            preset = options.plan if staged else "full"
+            yield footprint.measure(folder, task, preset=preset, staged=staged, forms=options.forms)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measures, and writes `memory.json` and `memory.md`.
+
+    Raises:
+        OptionError: an unknown size, dtype or preset; or whole tasks are asked for before the phases.
+        OutputError: the folder can't be written.
+        CheckpointError: an earlier result is damaged.
+    """
+    from mobileo_mlx.errors import OptionError
+
+    from .synthetic import official_config
+
+    config = official_config(options.size)
+    path = options.out / "memory.json"
+    earlier = read_json(path) if path.exists() else {}
+    if earlier.get("size") != options.size:
+        earlier = {}
+    if options.tasks is None:
+        _write(config, measure_phases(options, config) | {"tasks": earlier.get("tasks", [])}, options.out)
+    elif earlier.get("plan") != options.plan:
+        raise OptionError(f"'{path}' accounts nothing for this size and plan; run this without --tasks first.")
+    else:
+        for found in measure_tasks(options, config):
+            which = ("task", "staged", "bits", "forms")
+            others = [task for task in earlier["tasks"] if any(task[key] != found[key] for key in which)]
+            earlier["tasks"] = [*others, found]
+            _write(config, earlier, options.out)
+    print((options.out / "memory.md").read_text(encoding="utf-8"), end="")
+
+
+def _write(config: MobileOConfig, result: dict[str, Any], out: Path) -> None:
+    result = result | {"rows": rows(config, result)}
+    write_json(result, out / "memory.json")
+    write_lines(report(config, result), out / "memory.md")
 
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=(__doc__ or "").splitlines()[0])
     found.add_argument("--size", default="0.5b", help="of the official model: 0.5b or 1.5b")
-    found.add_argument("--dtype", help="what to measure in; by default this machine's")
-    found.add_argument("--preset", default="full", help="bits to measure with: small, balanced or full")
-    found.add_argument("--plan", default="small", help="bits to account with")
-    found.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the results go")
+    found.add_argument("--dtype", help="what to measure phases in; by default this machine's")
+    found.add_argument("--preset", default="full", help="bits to measure phases with: small, balanced or full")
+    found.add_argument("--plan", default="small", help="bits to account with, and to measure staged tasks with")
+    found.add_argument("--tasks", choices=("staged", "unstaged"), help="measure whole tasks in float16")
+    found.add_argument("--only", action="append", choices=("ask", "generate", "edit"), help="one task; repeatable")
+    found.add_argument(
+        "--forms", choices=("metal", "cpu"), default="metal", help="whose forms tasks are run in (default: metal)"
+    )
+    found.add_argument("--scratch", type=Path, metavar="DIR", help="for 3 GB of random weights, for a while")
+    add_out(found)
     return found
 
 

@@ -96,15 +96,14 @@ def growth_lines(found: Found) -> Iterator[Line]:
     command = f"{PYTHON}growth"
     reason = _NO_FILE if found is None or found["size"] else "not measured: the file is of a tiny model"
     series = {entry["name"]: entry for entry in found["series"]} if found is not None and found["size"] else {}
-    for name in ("step", "decoder", "batch"):
-        title = f"growth of the {TITLES[name][0]}: exponent of time"
-        exponent = series.get(name, {}).get("time_exponent")
-        if exponent is None:
-            yield Line(title, f"<= {NEAR_LINEAR}", reason, None, command)
-        else:
-            labels = [point["label"] for point in series[name]["points"]]
-            told = f"{exponent:.2f} ({labels[0]} to {labels[-1]})"
-            yield Line(title, f"<= {NEAR_LINEAR}", told, exponent <= NEAR_LINEAR, command)
+    for name, (title, _) in TITLES.items():
+        for what in ("time", "memory"):
+            exponent = series.get(name, {}).get(f"{what}_exponent")
+            told, met = reason, None
+            if exponent is not None:
+                labels = [point["label"] for point in series[name]["points"]]
+                told, met = f"{exponent:.2f} ({labels[0]} to {labels[-1]})", exponent <= NEAR_LINEAR
+            yield Line(f"growth of the {title}: exponent of {what}", f"<= {NEAR_LINEAR}", told, met, command)
     difference = series.get("batch", {}).get("difference")
     yield Line(
         "a seed in a batch and alone: relative difference",

@@ -191,9 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--latency", type=Path, metavar="FILE", help="what benchmarks.latency wrote on one of the chips"
     )
     parser.add_argument("--chip", help=f"where that was: {names}")
-    parser.add_argument(
-        "--out", type=Path, default=common.RESULTS, metavar="DIR", help=f"for the results (default: {common.RESULTS})"
-    )
+    common.add_out(parser)
     options = parser.parse_args(arguments)
     return common.exit_status("roofline", lambda: _run(options))
 

@@ -110,9 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
     parser.add_argument("--model", help="what to draw with (default: the bundled model, else a small random one)")
     parser.add_argument("--runs", type=int, default=5, help="of each; the median counts (default: 5)")
-    parser.add_argument(
-        "--out", type=Path, default=common.RESULTS, metavar="DIR", help=f"for startup.json (default: {common.RESULTS})"
-    )
+    common.add_out(parser, "startup.json")
     options = parser.parse_args(arguments)
     return common.exit_status("startup", lambda: _run(options))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,11 +21,13 @@ from mobileo_weights import SIZES, manifest, upstream_config
 
 from mobileo_mlx import MobileO
 from mobileo_mlx.checkpoint import Checkpoint, kept_random_state, named_parameters
+from mobileo_mlx.convert import write_config
 from mobileo_mlx.errors import OptionError
+from mobileo_mlx.files import atomic_folder
 from mobileo_mlx.models.mobileo import COMPONENTS, MobileOConfig, build
 from mobileo_mlx.prompts import IMAGE_TOKEN_INDEX, ask_prompt, encode_prompt, generate_prompt
 from mobileo_mlx.random_model import write_random_model
-from mobileo_mlx.tensor_files import TensorInfo
+from mobileo_mlx.tensor_files import TensorInfo, write_tensors
 from mobileo_mlx.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -121,6 +124,24 @@ def synthetic_model(
         evaluate=evaluate,
     )
     return MobileO(checkpoint, dtype=dtype, quantize=quantize)
+
+
+def write_checkpoint(config: MobileOConfig, folder: Path) -> None:
+    """Writes a model of that configuration with random weights in float16, and the tokenizer of the small one.
+
+    Raises:
+        OutputError: the folder exists and is not empty, or can't be written, or the disk is full.
+    """
+    with atomic_folder(folder) as temporary:
+        for component in COMPONENTS:
+            arrays = {name: array.astype(mx.float16) for name, array in random_weights(component, config).items()}
+            write_tensors(temporary / f"{component}.safetensors", arrays)
+            mx.clear_cache()
+        small = temporary / "small"
+        write_random_model(small)
+        (small / "tokenizer.json").rename(temporary / "tokenizer.json")
+        shutil.rmtree(small)
+        write_config(temporary, config, COMPONENTS)
 
 
 def with_layers(config: MobileOConfig, layers: int, *, llm: bool = False) -> MobileOConfig:

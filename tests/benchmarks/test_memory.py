@@ -9,8 +9,9 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from benchmarks import memory
-from benchmarks.synthetic import official_config
+from benchmarks import footprint, memory, phases
+from benchmarks.common import GB
+from benchmarks.synthetic import official_config, tiny_config, write_checkpoint
 from mobileo_mlx.checkpoint import Checkpoint
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.pipeline import MobileO
@@ -24,7 +25,7 @@ def test_accounted_weights_are_those_that_loading_takes(tiny_model: Path, bits: 
         gc.collect()
         before = mx.get_active_memory()
         mx.eval(model.component(component).parameters())
-        accounted = memory.weight_bytes(model.config, component, mx.float16, bits)
+        accounted = phases.weight_bytes(model.config, component, mx.float16, bits)
         # An allocation is a multiple of some bytes.
         assert accounted <= mx.get_active_memory() - before <= 1.2 * accounted + 2**16
 
@@ -32,11 +33,11 @@ def test_accounted_weights_are_those_that_loading_takes(tiny_model: Path, bits: 
 def test_the_planned_footprint_of_the_weights() -> None:
     """The largest stage of each task fits, and everything in half precision does without the encoder."""
     config = official_config("0.5b")
-    small = {name: memory.weight_bytes(config, name, mx.float16, PRESETS["small"]) for name in COMPONENTS}
-    plain = {name: memory.weight_bytes(config, name, mx.float16, {}) for name in COMPONENTS}
-    for task, _, components in memory.PHASES:
-        assert sum(small[name] for name in components) < memory.STAGED_TARGETS[task] * memory.GB
-    assert sum(plain.values()) - plain["vae_encoder"] < memory.UNSTAGED_TARGET * memory.GB
+    small = {name: phases.weight_bytes(config, name, mx.float16, PRESETS["small"]) for name in COMPONENTS}
+    plain = {name: phases.weight_bytes(config, name, mx.float16, {}) for name in COMPONENTS}
+    for task, _, components in phases.PHASES:
+        assert sum(small[name] for name in components) < memory.STAGED_TARGETS[task] * GB
+    assert sum(plain.values()) - plain["vae_encoder"] < memory.UNSTAGED_TARGET * GB
 
 
 def test_it_measures_every_phase(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,14 +46,76 @@ def test_it_measures_every_phase(tiny_model: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("sys.argv", ["memory", "--out", str(tmp_path)])
     assert memory.main() == 0
     result = json.loads((tmp_path / "memory.json").read_text())
-    assert [(p["task"], p["phase"]) for p in result["phases"]] == [phase[:2] for phase in memory.PHASES]
+    assert [(p["task"], p["phase"]) for p in result["phases"]] == [phase[:2] for phase in phases.PHASES]
     for phase in result["phases"]:
         assert phase["above_gb"] > 0
-        assert phase["weights_gb"] <= phase["loaded_gb"] <= 1.2 * phase["weights_gb"] + 2**18 / memory.GB
+        assert phase["weights_gb"] <= phase["loaded_gb"] <= 1.2 * phase["weights_gb"] + 2**18 / GB
     assert {row["name"]: row["target_gb"] for row in result["rows"] if ", staged, " in row["name"]} == {
         f"{task}, staged, float16, small": target for task, target in memory.STAGED_TARGETS.items()
     }
     assert (tmp_path / "memory.md").read_text().startswith("# Memory")
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model in float16."""
+    folder = tmp_path_factory.mktemp("memory") / "half"
+    write_checkpoint(tiny_config(), folder)
+    return folder
+
+
+def test_a_whole_task_is_measured_phase_by_phase(half: Path) -> None:
+    """Each phase holds the weights that it needs, and staged no others."""
+    staged, unstaged = (
+        footprint.measure(half, "edit", preset="small", staged=staged, forms="metal") for staged in (True, False)
+    )
+    drawn = [("llm",), ("llm", "diffusion_connector"), ("dit",), ("vae_decoder",)]
+    for found in (staged, unstaged):
+        assert [tuple(phase["components"]) for phase in found["phases"]] == [("vision_tower", "mm_projector"), *drawn]
+        assert found["peak_gb"] == max(phase["peak_gb"] for phase in found["phases"])
+    config = Checkpoint.open(half).config
+    weights = {name: phases.weight_bytes(config, name, mx.float16, PRESETS["small"]) / GB for name in COMPONENTS}
+    assert unstaged["loaded_gb"] >= sum(weights.values()) - weights["vae_encoder"]
+    for one, all_of_them in zip(staged["phases"], unstaged["phases"], strict=True):
+        needed = sum(weights[name] for name in one["components"])
+        assert needed < one["peak_gb"] < all_of_them["peak_gb"] - 0.5 * (unstaged["loaded_gb"] - needed)
+
+
+def test_forms_of_a_backend_are_chosen_while_a_task_runs(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = mx.default_device()
+    seen = []
+    monkeypatch.setattr(footprint, "run_task", lambda *_: seen.append(mx.default_device()) or [(("llm",), 0)])
+    for forms in ("metal", "cpu"):
+        footprint.measure(half, "ask", preset="full", staged=True, forms=forms)
+    assert [found == mx.cpu for found in seen] == [False, True]
+    assert mx.default_device() == device
+
+
+def test_measured_tasks_stand_beside_the_accounts(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is kept when another one is measured, whole tasks need the phases, and other bits count for nothing."""
+    config = Checkpoint.open(tiny_model).config
+    monkeypatch.setattr("benchmarks.synthetic.official_config", lambda size: config)
+
+    def run(*options: str) -> dict[str, dict[str, float | None]]:
+        monkeypatch.setattr("sys.argv", ["memory", *options, "--out", str(tmp_path)])
+        assert memory.main() == 0
+        return {row["name"]: row for row in json.loads((tmp_path / "memory.json").read_text())["rows"]}
+
+    monkeypatch.setattr("sys.argv", ["memory", "--tasks", "staged", "--out", str(tmp_path)])
+    assert memory.main() == 2
+    assert "without --tasks first" in capsys.readouterr().err
+    assert run()["ask, staged, float16, small"]["measured_gb"] is None
+    assert run("--tasks", "staged", "--only", "ask")["ask, staged, float16, small"]["measured_gb"] is not None
+    found = run("--tasks", "unstaged", "--only", "generate")
+    assert found["all weights but the encoder, float16, unstaged"]["measured_gb"] is not None
+    assert found["generate, staged, float16, small"]["measured_gb"] is None
+    assert "phase of a whole task" in (tmp_path / "memory.md").read_text()
+    found = run()  # the phases again
+    assert found["ask, staged, float16, small"]["measured_gb"] is not None
+    monkeypatch.setitem(PRESETS, "small", {"llm": 8})
+    assert run()["ask, staged, float16, small"]["measured_gb"] is None
 
 
 def test_an_unknown_size_is_told(
