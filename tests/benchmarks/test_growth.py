@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from benchmarks import growth
 from benchmarks.common import fitted_exponent
+from benchmarks.synthetic import synthetic_model, tiny_config
 
 
 def test_all_series_on_a_tiny_model(tmp_path: Path) -> None:
@@ -27,6 +29,25 @@ def test_all_series_on_a_tiny_model(tmp_path: Path) -> None:
 
 def test_the_exponent_of_a_power() -> None:
     assert fitted_exponent([1, 2, 4, 8], [3 * n**1.5 for n in (1, 2, 4, 8)]) == pytest.approx(1.5)
+
+
+def test_a_square_is_told_from_a_line() -> None:
+    def found(c: float, a: float, b: float) -> list[float]:
+        return growth.polynomial([growth.Point(str(n), n, c + a * n + b * n**2, 0) for n in (64, 128, 512, 4096)])
+
+    assert found(0.1, 2e-3, 3e-7) == pytest.approx([0.1, 2e-3, 3e-7])
+    assert found(0, 2e-3, 0) == pytest.approx([0, 2e-3, 0], abs=1e-9)
+    assert min(found(0.1, 2e-3, -1e-7)) == 0  # no share is negative
+
+
+def test_memory_of_images_counts_no_weights() -> None:
+    """What the first job needs is loaded before it."""
+    model = synthetic_model(tiny_config())
+    ((_, _, prepare),) = growth.token_by_images(model, [1])
+    job, loads = prepare(), []
+    with mock.patch.object(type(model.checkpoint), "load", lambda *given, **_: loads.append(given)):
+        job()
+    assert loads == []
 
 
 def test_what_would_take_too_long_is_left_out_with_a_reason() -> None:

@@ -46,6 +46,16 @@ def test_random_weights_need_no_file() -> None:
     assert all(row.timing.mean > 0 for row in rows)
 
 
+def test_a_rows_memory_is_its_own() -> None:
+    """What an earlier row needed is not there any more."""
+
+    def peak(*names: str) -> int:
+        tasks = latency.Tasks(synthetic_model(tiny_config()), steps=1)
+        return list(latency.measure(tasks, names, warmup=1, runs=1))[-1].peak_memory
+
+    assert peak("edit", "decode") == pytest.approx(peak("decode"), rel=0.05)
+
+
 def test_each_first_question_is_on_a_new_image(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = latency.Tasks(synthetic_model(tiny_config()))
     seen: list[tuple[bytes, str]] = []

@@ -60,6 +60,17 @@ def test_a_smaller_model_measures_nothing(tmp_path: Path) -> None:
     assert {line.met for line in report.lines(tmp_path)} == {None}
 
 
+@pytest.mark.parametrize(("exponent", "met"), [(1.1, True), (1.2, False)])
+def test_growth_of_time_and_of_memory(exponent: float, met: bool, tmp_path: Path) -> None:
+    points = [{"label": "512 px"}, {"label": "2048 px"}]
+    entry = {"name": "decoder", "time_exponent": 0.9, "memory_exponent": exponent, "points": points}
+    write(tmp_path, "growth", size="0.5b", series=[entry])
+    lines = by_name(tmp_path)
+    time, memory = (lines[f"growth of the decoder by image size: exponent of {what}"] for what in ("time", "memory"))
+    assert (time.met, memory.met) == (True, met)
+    assert memory.measured == f"{exponent:.2f} (512 px to 2048 px)"
+
+
 def test_another_machine_measures_nothing_of_the_papers(tmp_path: Path) -> None:
     rows = [{"name": "first_token", "seconds": {"mean": 0.15}}, {"name": "image", "seconds": {"mean": 5.0}}]
     latency: dict[str, Any] = {"model": "0.5B", "size": "0.5b", "pixels": 512, "rows": rows}
