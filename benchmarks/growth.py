@@ -259,7 +259,7 @@ def chart(value: Mapping[str, Any], path: Path) -> None:
     for series in (series for series in value["series"] if series["points"]):
         title, what = TITLES[series["name"]]
         for key, unit, label in (("seconds", 1.0, "seconds"), ("memory", 1e6, "MB above the weights")):
-            points = [(point["n"], max(1, point[key]) / unit) for point in series["points"]]
+            points = [(point["n"], max(point[key] / unit, 1e-6)) for point in series["points"]]  # a logarithm's
             start = points[0]
             linear = [(n, start[1] * n / start[0]) for n, _ in points]
             panels.append((title, what, label, {"measured": points, "linear": linear}))
