@@ -173,8 +173,7 @@ class MobileO(Components):
         decoder = self.component("vae_decoder")
         x = (latents / self.config.vae.scaling_factor).astype(decoder.conv_in.weight.dtype)
         # One after the other: at full resolution a single image fills hundreds of megabytes.
-        images = [joined(strip.astype(mx.float32) for strip in decoder.stream(row[None])) for row in x]
-        return mx.concatenate(images)
+        return mx.concatenate([joined(decoder.stream(row[None])).astype(mx.float32) for row in x])
 
     def decode_latents(self, latents: mx.array) -> list[Image.Image]:
         """The images of scaled latents (B, h, w, latent_channels), such as `GenerationStep.denoised`."""

@@ -30,17 +30,18 @@ class Conv2d(nn.Conv2d):
     def stream(self, strips: Strips) -> Strips:
         """The strips of the result. Only for odd kernels, padded by half of them."""
         kernel, stride = self.weight.shape[1], self.stride[0]
-        phases = None
-        for window in windows(strips, kernel, stride=stride, step=winograd.TILE):
+        phases = functools.cache(lambda: winograd.transform(self.weight))
+
+        def convolved(window: mx.array) -> mx.array:
             if stride == 1 and _winograd_pays(self.weight.shape, window.shape[2]):
-                phases = winograd.transform(self.weight) if phases is None else phases
-                y = winograd.convolve(window, phases).astype(window.dtype)
-                yield y + self.bias if "bias" in self else y
+                y = winograd.convolve(window, phases()).astype(window.dtype)
             elif stride == 1 and kernel > 1 and mx.default_device() == mx.cpu and self.weight.shape[0] < kernel**2:
                 y = _convolve_to_few(window, self.weight)
-                yield y + self.bias if "bias" in self else y
             else:
-                yield self._plain(window, (0, self.padding[1]))
+                return self._plain(window, (0, self.padding[1]))
+            return y + self.bias if "bias" in self else y
+
+        return map(convolved, windows(strips, kernel, stride=stride, step=winograd.TILE))
 
     def _plain(self, x: mx.array, padding: tuple[int, int]) -> mx.array:
         if x.dtype == mx.float32 or self.weight.shape[1:3] != (3, 3) or mx.default_device() == mx.cpu:
@@ -65,13 +66,14 @@ class UpsampledConv2d(Conv2d):
 
     def stream(self, strips: Strips) -> Strips:
         """The strips of the result, each of twice as many rows."""
-        phases = None
-        for window in windows(strips, 3, step=winograd.TILE):
+        phases = functools.cache(lambda: winograd.transform_upsampling(self.weight))
+
+        def convolved(window: mx.array) -> mx.array:
             if _winograd_pays(self.weight.shape, window.shape[2]):
-                phases = winograd.transform_upsampling(self.weight) if phases is None else phases
-                yield winograd.convolve(window, phases).astype(window.dtype) + self.bias
-            else:
-                yield self._phases(window) + self.bias
+                return winograd.convolve(window, phases()).astype(window.dtype) + self.bias
+            return self._phases(window) + self.bias
+
+        return map(convolved, windows(strips, 3, step=winograd.TILE))
 
     def _phases(self, window: mx.array) -> mx.array:
         """(B, H + 2, W, I) to (B, 2 H, 2 W, O).
@@ -185,13 +187,16 @@ class DepthwiseConv2d(nn.Module):
         weight, bias = self._scaled(gain, shift)
         kernel = weight.shape[1]
         matrices = self._tile_matrices(weight) if mx.default_device() == mx.cpu else None
-        for window in windows(strips, kernel, stride=self.stride, step=_TILE):
+
+        def convolved(window: mx.array) -> mx.array:
             if matrices is not None:
                 y = _depthwise_by_tiles(window, matrices, kernel, self.stride)
             else:
                 padding = (0, kernel // 2)
                 y = mx.conv2d(self._repeated(window), weight, self.stride, padding, groups=weight.shape[0])
-            yield y if bias is None else y + bias
+            return y if bias is None else y + bias
+
+        return map(convolved, windows(strips, kernel, stride=self.stride, step=_TILE))
 
     def _scaled(self, gain: mx.array | None, shift: mx.array | None) -> tuple[mx.array, mx.array | None]:
         """Weight and bias of gain * convolution(x) + shift."""

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, starmap
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -84,8 +85,8 @@ class ResBlock(nn.Module):
     def stream(self, strips: Strips) -> Strips:
         """The strips of the result; see `Decoder.stream`."""
         memory: deque[mx.array] = deque()
-        hidden = evaluated(silu(h) for h in self.conv1.stream(remembered(strips, memory)))
-        return evaluated(x + self.norm(y) for x, y in paired(memory, self.conv2.stream(hidden)))
+        hidden = evaluated(map(silu, self.conv1.stream(remembered(strips, memory))))
+        return evaluated(starmap(lambda x, y: x + self.norm(y), paired(memory, self.conv2.stream(hidden))))
 
 
 class MultiscaleProjection(nn.Module):
@@ -141,9 +142,16 @@ class ResidualGLUMBConv(GLUMBConv):
     def stream(self, strips: Strips) -> Strips:
         """The strips of the result; see `Decoder.stream`."""
         memory: deque[mx.array] = deque()
-        hidden = evaluated(silu(self.conv_inverted(x)) for x in remembered(strips, memory))
-        gated = (h * silu(gate) for h, gate in (mx.split(h, 2, axis=-1) for h in self.conv_depth.stream(hidden)))
-        return evaluated(x + self.norm(self.conv_point(h)) for x, h in paired(memory, gated))
+        hidden = evaluated(map(self._widened, remembered(strips, memory)))
+        gated = map(self._gated, self.conv_depth.stream(hidden))
+        return evaluated(starmap(lambda x, h: x + self.norm(self.conv_point(h)), paired(memory, gated)))
+
+    def _widened(self, x: mx.array) -> mx.array:
+        return silu(self.conv_inverted(x))
+
+    def _gated(self, h: mx.array) -> mx.array:
+        h, gate = mx.split(h, 2, axis=-1)
+        return h * silu(gate)
 
 
 class EfficientViTBlock(nn.Module):
@@ -177,10 +185,12 @@ class Downsample(nn.Module):
     def stream(self, strips: Strips) -> Strips:
         """The strips of the result; see `Decoder.stream`."""
         memory: deque[mx.array] = deque()
-        for x, y in paired(memory, self.conv.stream(remembered(strips, memory)), ratio=Fraction(2)):
-            small = y + _averaged(_pixel_unshuffle(x), y.shape[-1]) if self.shortcut else y
-            mx.eval(small)
-            yield small
+
+        def added(x: mx.array, y: mx.array) -> mx.array:
+            return y + _averaged(_pixel_unshuffle(x), y.shape[-1]) if self.shortcut else y
+
+        pairs = paired(memory, self.conv.stream(remembered(strips, memory)), ratio=Fraction(2))
+        return evaluated(starmap(added, pairs))
 
     def _strided(self, x: mx.array) -> mx.array:
         """The same convolution without a stride: 2x2 over cells of 2x2 pixels.
@@ -208,10 +218,12 @@ class Upsample(nn.Module):
     def stream(self, strips: Strips) -> Strips:
         """The strips of the result; see `Decoder.stream`."""
         memory: deque[mx.array] = deque()
-        for x, y in paired(memory, self.conv.stream(remembered(strips, memory)), ratio=Fraction(1, 2)):
-            large = y + self._shortcut(x, y.shape[-1]) if self.shortcut else y
-            mx.eval(large)
-            yield from split(large)
+
+        def added(x: mx.array, y: mx.array) -> mx.array:
+            return y + self._shortcut(x, y.shape[-1]) if self.shortcut else y
+
+        pairs = paired(memory, self.conv.stream(remembered(strips, memory)), ratio=Fraction(1, 2))
+        return chain.from_iterable(map(split, evaluated(starmap(added, pairs))))
 
     def _shortcut(self, x: mx.array, dim: int) -> mx.array:
         return _pixel_shuffle(mx.repeat(x, 4 * dim // x.shape[-1], axis=-1))
@@ -271,7 +283,7 @@ class Encoder(nn.Module):
                 strips = block.stream(strips)
         memory: deque[mx.array] = deque()
         latents = self.conv_out.stream(remembered(strips, memory))
-        return evaluated(y + _averaged(x, y.shape[-1]) for x, y in paired(memory, latents))
+        return evaluated(starmap(lambda x, y: y + _averaged(x, y.shape[-1]), paired(memory, latents)))
 
     def _out(self, x: mx.array) -> mx.array:
         y = self.conv_out(x)
@@ -324,14 +336,17 @@ class Decoder(nn.Module):
         for stage in reversed(self.up_blocks):
             for block in stage:
                 strips = block.stream(strips)
-        return evaluated(self.conv_out.stream(nn.relu(self.norm_out(x)) for x in strips))
+        return evaluated(self.conv_out.stream(map(self._rectified, strips)))
 
     def _in(self, x: mx.array) -> mx.array:
         y = self.conv_in(x)
         return y + mx.repeat(x, y.shape[-1] // x.shape[-1], axis=-1)
 
+    def _rectified(self, x: mx.array) -> mx.array:
+        return nn.relu(self.norm_out(x))
+
     def _out(self, x: mx.array) -> mx.array:
-        return self.conv_out(nn.relu(self.norm_out(x)))
+        return self.conv_out(self._rectified(x))
 
     def __call__(self, latents: mx.array) -> mx.array:
         """The image, (B, h factor, w factor, 3), about [-1, 1] and not clamped.

@@ -2,6 +2,9 @@
 
 A strip is (B, rows, W, C); strips of an image follow each other from top to bottom. What sees only a neighbourhood
 takes strips and gives strips, and keeps the few rows that the next strip needs, so that nothing is computed twice.
+
+A chain of generators waits most of the time, and each would hold what its variables last stood for. So what works strip
+by strip is a `map`, which holds nothing, and what needs a loop deletes its variables.
 """
 
 from __future__ import annotations
@@ -53,11 +56,13 @@ def windows(strips: Strips, kernel: int, *, stride: int = 1, step: int = 1) -> S
     held = None
     for strip in strips:
         held = _padded(strip, padding, 0) if held is None else mx.concatenate([held, strip], axis=1)
+        del strip
         rows = (held.shape[1] - kernel) // stride + 1
         rows -= rows % step
         if rows > 0:
-            yield held[:, : (rows - 1) * stride + kernel]
-            held = held[:, rows * stride :]
+            window = [held[:, : (rows - 1) * stride + kernel]]
+            held = _alone(held[:, rows * stride :])
+            yield window.pop()
     assert held is not None, "an image has rows"
     held = _padded(held, 0, padding)
     rows = (held.shape[1] - kernel) // stride + 1
@@ -67,9 +72,12 @@ def windows(strips: Strips, kernel: int, *, stride: int = 1, step: int = 1) -> S
 
 def remembered(strips: Strips, memory: deque[mx.array]) -> Strips:
     """The same strips, each of which is left in `memory` for `paired`."""
-    for strip in strips:
+
+    def kept(strip: mx.array) -> mx.array:
         memory.append(strip)
-        yield strip
+        return strip
+
+    return map(kept, strips)
 
 
 def paired(
@@ -81,23 +89,37 @@ def paired(
         memory: the earlier strips, by `remembered`; they are taken out.
         ratio: earlier rows / rows.
     """
-    for strip in strips:
+
+    def pair(strip: mx.array) -> tuple[mx.array, mx.array]:
         wanted, rows = [], int(strip.shape[1] * ratio)
         while rows > 0:
             early = memory.popleft()
             if early.shape[1] > rows:
-                memory.appendleft(early[:, rows:])
+                memory.appendleft(_alone(early[:, rows:]))
                 early = early[:, :rows]
             wanted.append(early)
             rows -= early.shape[1]
-        yield joined(wanted), strip
+        return joined(wanted), strip
+
+    return map(pair, strips)
 
 
 def evaluated(strips: Iterable[mx.array]) -> Strips:
     """The same strips, computed: what they were computed from is free before the next one begins."""
-    for strip in strips:
-        mx.eval(strip)
-        yield strip
+    return map(computed, strips)
+
+
+def computed(strip: mx.array) -> mx.array:
+    """The same strip, evaluated."""
+    mx.eval(strip)
+    return strip
+
+
+def _alone(x: mx.array) -> mx.array:
+    """A copy of some rows. A view of them would keep all the rows in memory that it was taken from."""
+    x = mx.contiguous(x)
+    mx.async_eval(x)
+    return x
 
 
 def _padded(x: mx.array, above: int, below: int) -> mx.array:
