@@ -40,7 +40,8 @@ def bar_chart(panels: Mapping[str, Sequence[tuple[str, float]]], path: Path, *, 
             end = left + (right - left) * (math.log10(value) - low) / (high - low)
             draw.rectangle((left, y, end, y + 20), fill=COLOURS[0] if name == ours else "#b9c4cf")
             draw.text((left - 8, y + 10), name, fill=INK, font=_font(12), anchor="rm")
-            draw.text((end + 6, y + 10), f"{value:,.4g}", fill=INK, font=_font(12), anchor="lm")
+            told = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+            draw.text((end + 6, y + 10), told, fill=INK, font=_font(12), anchor="lm")
     _save(image, path)
 
 

@@ -212,7 +212,7 @@ def chart(value: Mapping[str, Any], path: Path) -> None:
     from .charts import bar_chart
 
     rows = {row["name"]: row["seconds"]["mean"] for row in value["rows"]}
-    ours = "mobileo-mlx here"
+    ours = f"mobileo-mlx, {value['machine']['chip']}"
     panels: dict[str, list[tuple[str, float]]] = {}
     columns = (("vision", "Vision encoder, ms", 1e3), ("first_token", "First token, ms", 1e3), ("image", "Image, s", 1))
     for i, (name, title, factor) in enumerate(columns):

@@ -136,7 +136,8 @@ class Chat:
             features = model.image_features(images, keys)
         seen = time.perf_counter()
         model.stage("llm", "lm_head")
-        llm, lm_head = model.component("llm"), model.lm_head()
+        # The head first: where it is quantized while loading, its whole weight, the largest, is not added to the rest.
+        lm_head, llm = model.lm_head(), model.component("llm")
         ready = time.perf_counter()
         if prefix:
             kept = model.recalled(known, lambda: _read(llm, prefix, features))

@@ -299,3 +299,13 @@ def test_an_answer_ends_where_the_context_does(model: MobileO) -> None:
     assert with_context(model, positions + 1).send(FIRST).tokens == full.tokens[:1]
     with pytest.raises(PromptError, match=f"takes {positions} positions"):
         with_context(model, positions).send(FIRST)
+
+
+def test_the_head_is_loaded_before_the_rest(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unquantized it is the largest weight: a peak that is not on top of the language model's."""
+    model = MobileO.load(tiny_model, preset="small")
+    loaded: list[str] = []
+    component = model.component
+    monkeypatch.setattr(model, "component", lambda name: loaded.append(name) or component(name))
+    model.chat().send("Hello", max_tokens=1)
+    assert loaded.index("lm_head") < loaded.index("llm")
