@@ -160,11 +160,11 @@ def _tasks_table(config: MobileOConfig, result: Mapping[str, Any]) -> Iterator[s
         yield ""
         yield (
             "Whole tasks run through the public methods, from float16 weights on the disk; their peaks include reading "
-            f"and quantizing these. Of {STEPS} steps {STEPS_RUN} are run, and {ANSWER_TOKENS} tokens of an answer. "
+            f"and quantizing these. Of {STEPS} steps {STEPS_RUN} is run, and {ANSWER_TOKENS} tokens of an answer. "
             "The forms are those that the code chooses for a GPU (metal) or for a CPU, which differ in convolutions "
             "and in the size of strips; a quantized layer multiplies densely from a few rows on in both. They ran on "
-            f"{machine_line(result['tasks'][-1]['machine'])}, whose kernels unfold a dense convolution in float32 and "
-            "write attention's scores out, and so need more than Metal's."
+            f"{machine_line(result['tasks'][-1]['machine'])}, whose kernels unfold a dense convolution in float32, "
+            "write attention's scores out and dequantize in several passes over it: they need more than Metal's."
         )
         yield ""
 

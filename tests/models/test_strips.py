@@ -6,6 +6,8 @@ from fractions import Fraction
 import mlx.core as mx
 import pytest
 
+from mobileo_mlx.models import strips as strips_module
+from mobileo_mlx.models.dc_ae import ResBlock, Upsample
 from mobileo_mlx.models.strips import evaluated, joined, paired, remembered, split, windows
 
 
@@ -70,3 +72,23 @@ def test_a_strip_is_computed_before_the_next_is_asked_for() -> None:
 
     for i, _ in enumerate(evaluated(strips())):
         assert asked == list(range(i + 1))
+
+
+def test_a_waiting_chain_holds_few_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three for each block at most, where each has five steps that could hold what they last saw."""
+    size = 2**16
+    monkeypatch.setattr(strips_module, "_CPU_BYTES", size)
+    monkeypatch.setattr(strips_module, "_GPU_BYTES", size)
+    blocks = [*(ResBlock(32) for _ in range(4)), Upsample(32, 32)]
+    x = mx.random.normal((1, 256, 32, 32))
+    mx.eval(x, *(block.parameters() for block in blocks))
+    before = mx.get_active_memory()
+    chain = split(x)
+    for block in blocks:
+        chain = block.stream(chain)
+    held = []
+    while (strip := next(chain, None)) is not None:
+        del strip
+        held.append(mx.get_active_memory() - before)
+    assert len(held) > 8
+    assert max(held) < 3 * len(blocks) * size
