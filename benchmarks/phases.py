@@ -110,13 +110,13 @@ def _phase(model: MobileO, task: str, name: str) -> Callable[[], object]:
         image = random_image(config.image_size)
         return lambda: mx.eval(model.encode_image(image))
     if name == "step":
-        dit = model.component("dit")
+        dit = model.take("dit")
         conditioning = mx.random.normal((2, length, config.dit.caption_channels)).astype(dit.scale_shift_table.dtype)
         mx.eval(conditioning, latents)
         with kept_random_state():
             edge = build("diffusion_connector", config).reach
         scheduler = make_scheduler("dpm++", 20, 3.0)
-        steps = denoise(dit, scheduler, latents, conditioning, guidance_scale=GUIDANCE, edge=edge)
+        steps = denoise(dit, scheduler, latents, conditioning, guidance_scale=GUIDANCE, edge=edge, consume=True)
         return lambda: [next(steps) for _ in range(2)]
     if (task, name) == ("generate", "decode"):
         mx.eval(latents)

@@ -65,7 +65,7 @@ class Variant:
 
     def changes(self, task: str) -> bool:
         """Whether a task could come out otherwise than by default."""
-        from .memory import PHASES
+        from .phases import PHASES
 
         name = "generate" if task == "draw" else task
         used = {component for phase, _, components in PHASES if phase == name for component in components}
