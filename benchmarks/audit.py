@@ -109,6 +109,20 @@ def second_question(config: MobileOConfig, *, backend: str = "metal") -> Count:
     return both - first
 
 
+def template(config: MobileOConfig, *, backend: str = "metal") -> int:
+    """What reading the words takes that come before every prompt to draw: the most that keeping them could save."""
+    from mobileo_mlx.prompts import encode_prompt, generate_prompt
+
+    from .graph import trace
+
+    def read(model: MobileO) -> list[mx.array]:
+        one, other = (encode_prompt(model.tokenizer, generate_prompt(prompt)) for prompt in ("apple", "zebra"))
+        common_length = next(i for i, pair in enumerate(zip(one, other, strict=False)) if len(set(pair)) == 2)
+        return model.hidden_states([one[:common_length]], [])
+
+    return trace(config, read, backend=backend).flops
+
+
 @functools.lru_cache(maxsize=8)
 def token(config: MobileOConfig, *, backend: str = "metal") -> Count:
     """One more token of an answer."""
@@ -191,6 +205,7 @@ def audit(config: MobileOConfig, *, backend: str = "metal", targets: bool = True
         Line("operations in a DiT block, views left out", sum(block.values()), "", 22),
         Line("... where components are kept loaded", sum(kept.values()), "", None),
         Line("vision tower and projector", _vision(config, backend) * giga, "GFLOP", None, 488.5),
+        Line("words before each prompt to draw, read anew", template(config, backend=backend) * giga, "GFLOP", None),
         Line("one token", token(config, backend=backend).flops * giga, "GFLOP", None, 0.99),
     ]
     return lines if targets else [Line(line.name, line.value, line.unit, None) for line in lines]

@@ -188,8 +188,10 @@ def markdown(report: Sequence[Line]) -> Iterator[str]:
         "does not use; see the floor in roofline.md."
     )
     yield ""
-    counts = [sum(line.met is verdict for line in report) for verdict in (True, False, None)]
-    yield f"{counts[0]} met, {counts[1]} missed, {counts[2]} not measured."
+    met, missed = (sum(line.met is verdict for line in report) for verdict in (True, False))
+    aimless = sum(line.met is None and not line.target for line in report)
+    unmeasured = len(report) - met - missed - aimless
+    yield f"{met} met, {missed} missed, {unmeasured} not measured; {aimless} lines have no target."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
