@@ -140,7 +140,7 @@ def latency_lines(found: Found) -> Iterator[Line]:
 
 
 def preset_lines(found: Found) -> Iterator[Line]:
-    from .presets import LOSS, TITLES
+    from .paired import LOSS, TITLES
 
     command = f"{PYTHON}presets"
     target = f"lower end of the 95 % interval >= {LOSS:g} points"
