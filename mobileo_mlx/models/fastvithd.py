@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -165,6 +166,16 @@ class ConvFFN(nn.Module):
         return type(self.fc1) is nn.Linear and type(self.fc2) is nn.Linear
 
 
+def _plus(x: mx.array, scale: mx.array, y: mx.array) -> mx.array:
+    """x + scale y. On a GPU as one kernel: two would write a map and read it again."""
+    return x + scale * y if mx.default_device() == mx.cpu else _plus_compiled(x, scale, y)
+
+
+@partial(mx.compile, shapeless=True)
+def _plus_compiled(x: mx.array, scale: mx.array, y: mx.array) -> mx.array:
+    return x + scale * y
+
+
 class RepMixerBlock(nn.Module):
     def __init__(self, dim: int, ratio: float, config: FastViTHDConfig):
         super().__init__()
@@ -174,7 +185,7 @@ class RepMixerBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self.token_mixer(x)
-        return x + self.layer_scale * self.convffn(x)
+        return _plus(x, self.layer_scale, self.convffn(x))
 
     def stream(self, strips: Strips) -> Strips:
         """The strips of the result; see `FastViTHD.in_turn`."""
@@ -198,8 +209,8 @@ class AttentionBlock(nn.Module):
         self.layer_scale_2 = mx.full((dim,), 1e-5)
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = x + self.layer_scale_1 * self.token_mixer(self.norm(x))
-        return x + self.layer_scale_2 * self.convffn(x)
+        x = _plus(x, self.layer_scale_1, self.token_mixer(self.norm(x)))
+        return _plus(x, self.layer_scale_2, self.convffn(x))
 
     def stream(self, strips: Strips) -> Strips:
         """The strips of the result; see `FastViTHD.in_turn`. Attention needs the whole map."""

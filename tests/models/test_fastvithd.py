@@ -51,6 +51,15 @@ def test_rows_of_a_batch_do_not_mix(tower: FastViTHD) -> None:
     assert mx.allclose(tower(x)[1:], tower(x[1:]), atol=1e-5)
 
 
+def test_the_forms_of_a_gpu_are_those_of_a_cpu(tower: FastViTHD, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = mx.random.uniform(shape=(1, 128, 64, 3))
+    expected = tower.in_turn(x)
+    mx.eval(expected)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    for tokens in (tower(x), tower.in_turn(x)):
+        assert mx.abs(tokens - expected).max() <= 1e-5 * mx.abs(expected).max()
+
+
 def test_half_precision_keeps_its_dtype() -> None:
     tower = FastViTHD(CONFIG).eval()
     tower.set_dtype(mx.float16)
