@@ -42,6 +42,7 @@ _PRODUCTS = frozenset(
     ("Matmul", "AddMM", "Convolution", "QuantizedMatmul", "GatherMM", "GatherQMM", "ScaledDotProductAttention")
 )
 _WEIGHT_PASSES = VIEWS | {"AsType", "Copy", "Quantize", "Dequantize"}
+_WEIGHTS_JOINED = {"Concatenate", "Pad"}  # of which one larger weight comes
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,9 @@ def _counted(nodes: list[dict[str, Any]], components: Sequence[str | None]) -> C
     for node in primitives:
         name, read = node["name"], [array for array, _, _ in node["inputs"]]
         owners = [weights[array] for array in read if array in weights]
-        if name in _WEIGHT_PASSES and owners and len(owners) == len(read):
+        if name in _WEIGHTS_JOINED and owners and all(a in weights or not shape for a, shape, _ in node["inputs"]):
+            weights |= {array: (owners[0][0], math.prod(shape)) for array, shape, _ in node["outputs"]}
+        elif name in _WEIGHT_PASSES and owners and len(owners) == len(read):
             weights |= {array: owners[0] for array, _, _ in node["outputs"]}
         elif owners:
             count.readers.update({owner for owner, _ in owners})
