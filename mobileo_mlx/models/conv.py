@@ -62,41 +62,53 @@ class UpsampledConv2d(Conv2d):
         super().__init__(dim_in, dim_out, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self._phases(mx.pad(x, [(0, 0), (1, 1), (0, 0), (0, 0)])) + self.bias
+        window = mx.pad(x, [(0, 0), (1, 1), (0, 0), (0, 0)])
+        return _upsampled(window, _phase_taps(self.weight)) + self.bias
 
     def stream(self, strips: Strips) -> Strips:
         """The strips of the result, each of twice as many rows."""
-        phases = functools.cache(lambda: winograd.transform_upsampling(self.weight))
+        # Made once, for all strips, in the form that is needed.
+        transformed = functools.cache(lambda: winograd.transform_upsampling(self.weight))
+        taps = functools.cache(lambda: _phase_taps(self.weight))
 
         def convolved(window: mx.array) -> mx.array:
             if _winograd_pays(self.weight.shape, window.shape[2]):
-                return winograd.convolve(window, phases()).astype(window.dtype) + self.bias
-            return self._phases(window) + self.bias
+                return winograd.convolve(window, transformed()).astype(window.dtype) + self.bias
+            return _upsampled(window, taps()) + self.bias
 
         return map(convolved, windows(strips, 3, step=winograd.TILE))
 
-    def _phases(self, window: mx.array) -> mx.array:
-        """(B, H + 2, W, I) to (B, 2 H, 2 W, O).
 
-        Three rows of repeated pixels are two rows of the small image, the nearer one twice; so too for columns. For
-        each of the four pixels that a small one becomes, this is a 2x2 convolution of the small image: 16
-        multiplications instead of 36.
-        """
-        batch, height, width, _ = window.shape
-        height -= 2
-        # Summed in float32, so that in half precision the taps are rounded once.
-        w = self.weight.astype(mx.float32)  # (O, 3, 3, I)
-        rows = ((w[:, :1], w[:, 1:2] + w[:, 2:]), (w[:, :1] + w[:, 1:2], w[:, 2:]))
-        padded = mx.pad(window, [(0, 0), (0, 0), (1, 1), (0, 0)])
-        phases = []
-        for i, pair in enumerate(rows):
-            v = mx.concatenate(list(pair), axis=1)  # (O, 2, 3, I)
-            columns = ((v[:, :, :1], v[:, :, 1:2] + v[:, :, 2:]), (v[:, :, :1] + v[:, :, 1:2], v[:, :, 2:]))
-            for j, taps in enumerate(columns):
-                part = padded[:, i : i + height + 1, j : j + width + 1]
-                phases.append(mx.conv2d(part, mx.concatenate(list(taps), axis=2).astype(self.weight.dtype)))
-        y = mx.stack(phases, axis=3).reshape(batch, height, width, 2, 2, -1)
-        return y.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1)
+def _phase_taps(weight: mx.array) -> list[mx.array]:
+    """For each of the four pixels that a small one becomes, by rows, the taps (O, 2, 2, I) of its convolution.
+
+    Three rows of repeated pixels are two rows of the small image, the nearer one twice; so too for columns. So each of
+    the four is a 2x2 convolution of the small image: 16 multiplications instead of 36.
+
+    Args:
+        weight: (O, 3, 3, I).
+    """
+    # Summed in float32, so that in half precision the taps are rounded once.
+    w = weight.astype(mx.float32)
+    rows = ((w[:, :1], w[:, 1:2] + w[:, 2:]), (w[:, :1] + w[:, 1:2], w[:, 2:]))
+    taps = []
+    for pair in rows:
+        v = mx.concatenate(list(pair), axis=1)  # (O, 2, 3, I)
+        columns = ((v[:, :, :1], v[:, :, 1:2] + v[:, :, 2:]), (v[:, :, :1] + v[:, :, 1:2], v[:, :, 2:]))
+        taps += [mx.concatenate(list(column), axis=2).astype(weight.dtype) for column in columns]
+    return taps
+
+
+def _upsampled(window: mx.array, taps: list[mx.array]) -> mx.array:
+    """The convolutions of `_phase_taps`, side by side: (B, H + 2, W, I) to (B, 2 H, 2 W, O)."""
+    batch, height, width, _ = window.shape
+    height -= 2
+    padded = mx.pad(window, [(0, 0), (0, 0), (1, 1), (0, 0)])
+    phases = [
+        mx.conv2d(padded[:, i : i + height + 1, j : j + width + 1], taps[2 * i + j]) for i in range(2) for j in range(2)
+    ]
+    y = mx.stack(phases, axis=3).reshape(batch, height, width, 2, 2, -1)
+    return y.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1)
 
 
 def _convolve_to_few(window: mx.array, weight: mx.array) -> mx.array:
