@@ -18,7 +18,8 @@ import mlx.nn as nn
 from ..config import Config
 from ..errors import ConfigError
 from .activations import silu
-from .conv import Conv2d, DepthwiseConv2d, GroupedLinear, UpsampledConv2d, conv_weight, pointwise_weight
+from .conv import Conv2d, GroupedLinear, UpsampledConv2d, conv_weight, pointwise_weight
+from .depthwise import DepthwiseConv2d
 from .layers import GLUMBConv, relu_linear_attention
 from .strips import Strips, evaluated, joined, paired, remembered, split
 

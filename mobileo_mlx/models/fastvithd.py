@@ -16,7 +16,8 @@ import mlx.nn as nn
 
 from ..config import Config
 from .activations import gelu
-from .conv import Conv2d, DepthwiseConv2d, conv_weight, pointwise_weight
+from .conv import Conv2d, conv_weight, pointwise_weight
+from .depthwise import DepthwiseConv2d
 from .planes import Planes, depthwise, feed_forward
 from .strips import Strips, evaluated, joined, paired, remembered, split
 from .vision_attention import Attention

@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .activations import silu
-from .conv import DepthwiseConv2d
+from .depthwise import DepthwiseConv2d
 
 
 class GLUMBConv(nn.Module):

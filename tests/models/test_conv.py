@@ -6,9 +6,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from mobileo_mlx.models import conv
-from mobileo_mlx.models.conv import Conv2d, DepthwiseConv2d, GroupedLinear, UpsampledConv2d
-from mobileo_mlx.models.strips import joined
+from mobileo_mlx.models.conv import Conv2d, GroupedLinear, UpsampledConv2d
+
+from .streaming import streamed
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -45,62 +45,6 @@ def test_full_precision_is_never_flipped(monkeypatch: pytest.MonkeyPatch) -> Non
     assert mx.array_equal(layer(x), plain)
 
 
-@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(
-    ("kernel", "stride", "multiplier", "size"),
-    # Small maps take another way than large ones on a CPU; both have to give the same.
-    [
-        (3, 1, 1, (4, 5)),
-        (7, 1, 1, (5, 4)),
-        (7, 2, 2, (6, 8)),
-        (3, 2, 1, (5, 7)),
-        (3, 1, 2, (3, 3)),
-        (3, 1, 1, (80, 60)),
-    ],
-)
-def test_depthwise_convolution(
-    kernel: int, stride: int, multiplier: int, size: tuple[int, int], bias: bool, dtype: mx.Dtype
-) -> None:
-    layer = DepthwiseConv2d(6, kernel, stride=stride, multiplier=multiplier, bias=bias)
-    if bias:
-        layer.bias = mx.random.normal(layer.bias.shape, key=mx.random.key(2))
-    x = mx.random.normal((2, *size, 6), key=mx.random.key(1))
-    expected = mx.conv2d(x, layer.weight, stride, kernel // 2, groups=6)
-    expected = expected + layer.bias if bias else expected
-    layer.set_dtype(dtype)
-    y = layer(x.astype(dtype))
-    assert y.dtype == dtype
-    tolerance = 1e-5 if dtype == mx.float32 else 1e-2
-    assert mx.allclose(y, expected, atol=tolerance)
-    for part in (layer.eval()(x.astype(dtype)), _streamed(layer, x.astype(dtype))):
-        assert part.dtype == dtype
-        assert mx.allclose(part, expected, atol=tolerance)
-
-
-def _streamed(layer: Conv2d | DepthwiseConv2d, x: mx.array) -> mx.array:
-    """The layer's result from strips of one, two and all other rows."""
-    return joined(layer.stream(iter([x[:, :1], x[:, 1:3], x[:, 3:]])))
-
-
-def test_a_gain_and_a_shift_are_applied_after_a_depthwise_convolution() -> None:
-    layer = DepthwiseConv2d(6, 3)
-    layer.bias = mx.random.normal((6,))
-    x, gain, shift = mx.random.normal((2, 9, 7, 6)), mx.random.normal((6,)), mx.random.normal((6,))
-    y = joined(layer.stream(iter([x[:, :4], x[:, 4:]]), gain, shift))
-    assert mx.allclose(y, layer(x) * gain + shift, atol=1e-5)
-
-
-def test_tiles_are_used_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In training never: their gradient is a scatter."""
-    layer, x = DepthwiseConv2d(8, 7), mx.random.normal((1, 80, 60, 8))
-    monkeypatch.delattr(conv, "_depthwise_by_tiles")
-    layer(x)
-    if mx.default_device() == mx.cpu:
-        with pytest.raises(NameError):
-            layer.eval()(x)
-
-
 @pytest.mark.parametrize("width", [20, 70])  # with and without Winograd on a CPU
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
@@ -109,7 +53,7 @@ def test_tiles_are_used_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_strips_of_a_convolution(kernel: int, stride: int, dims: tuple[int, int], bias: bool, width: int) -> None:
     layer = Conv2d(*dims, kernel, stride=stride, padding=kernel // 2, bias=bias)
     x = mx.random.normal((2, 14, width, dims[0]), key=mx.random.key(1))
-    y, expected = _streamed(layer, x), nn.Conv2d.__call__(layer, x)
+    y, expected = streamed(layer, x), nn.Conv2d.__call__(layer, x)
     assert mx.abs(y - expected).max().item() <= 1e-5 * mx.abs(expected).max().item()
 
 
@@ -124,7 +68,7 @@ def test_upsampling_never_makes_the_large_image(width: int) -> None:
     layer.bias = mx.random.normal((36,))
     x = mx.random.normal((2, 9, width, 32), key=mx.random.key(1))
     expected = _repeated_convolution(layer, x)
-    for y in (layer(x), _streamed(layer, x)):
+    for y in (layer(x), streamed(layer, x)):
         assert mx.abs(y - expected).max().item() <= 1e-5 * mx.abs(expected).max().item()
 
 
@@ -134,7 +78,7 @@ def test_strips_keep_half_precision(make: Callable[[], Conv2d], width: int) -> N
     layer, x = make(), mx.random.normal((1, 9, width, 32))
     expected = layer(x)
     layer.set_dtype(mx.float16)
-    y = _streamed(layer, x.astype(mx.float16))
+    y = streamed(layer, x.astype(mx.float16))
     assert y.dtype == mx.float16
     assert mx.allclose(y, expected, atol=1e-2)
 

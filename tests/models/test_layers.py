@@ -5,7 +5,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mobileo_mlx.models import conv
+from mobileo_mlx.models import depthwise
 from mobileo_mlx.models.layers import GLUMBConv, relu_linear_attention
 
 
@@ -37,15 +37,9 @@ def test_every_form_of_a_feed_forward_s_depthwise_convolution_is_the_same(
     hidden = mx.conv2d(hidden, weight, 1, 1, groups=channels) + ff.conv_depth.bias
     value, gate = mx.split(hidden, 2, axis=-1)
     expected = ff.conv_point(value * nn.silu(gate))
-    monkeypatch.setattr(conv, "_shifts_pay", lambda _: form.startswith("shifts"))
+    monkeypatch.setattr(depthwise, "_shifts_pay", lambda _: form.startswith("shifts"))
     if form == "shifts of a row":
-        monkeypatch.setattr(conv, "_SHIFTED", 1)
+        monkeypatch.setattr(depthwise, "_SHIFTED", 1)
     elif form == "a GPU's":
         monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
     assert mx.abs(ff(x) - expected).max() <= 1e-5 * mx.abs(expected).max()
-
-
-def test_shifts_pay_for_large_maps_and_not_for_large_batches_of_small_ones() -> None:
-    assert conv._shifts_pay((2, 16, 16, 5760))
-    assert conv._shifts_pay((1, 64, 64, 512))
-    assert not conv._shifts_pay((64, 8, 8, 640))
