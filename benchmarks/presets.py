@@ -241,9 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="to try, such as steps=8,guidance_interval=0:0.97; repeatable. Presets by --only alone then",
     )
     parser.add_argument("--processes", type=int, default=1, help="that share the samples (default: 1)")
-    parser.add_argument(
-        "--out", type=Path, default=common.RESULTS, metavar="DIR", help=f"for the results (default: {common.RESULTS})"
-    )
+    common.add_out(parser, "the results")
     options = parser.parse_args(arguments)
     common.one_thread()
     return common.exit_status("presets", lambda: _run(options))

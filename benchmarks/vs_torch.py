@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import common
@@ -307,9 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=3, help="of which the median counts (default: 3)")
     parser.add_argument("--layers", type=int, help="fewer blocks in DiT and language model, to try this out")
     parser.add_argument("--quick", action="store_true", help="a tiny configuration, to try this out")
-    parser.add_argument(
-        "--out", type=Path, default=common.RESULTS, metavar="DIR", help=f"for vs_torch.json (default: {common.RESULTS})"
-    )
+    common.add_out(parser, "vs_torch.json")
     options = parser.parse_args(arguments)
     common.one_thread()
     return common.exit_status("vs_torch", lambda: _run(options))
