@@ -160,7 +160,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing or no JSON object.
     """
-    from mobileo_mlx.tensor_files import read_json as read
+    from mobileo_mlx.checkpoints.tensor_files import read_json as read
 
     return read(path)
 

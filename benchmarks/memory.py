@@ -51,11 +51,11 @@ def accounted_phases(
     """GB that each of a task's phases needs in float16 with a preset, by its components; see the top of the file."""
     import mlx.core as mx
 
-    from mobileo_mlx.quantize import chosen_bits
+    from mobileo_mlx.checkpoints.quantize import resolve_bits
 
-    from .phases import weight_bytes
+    from .phase_memory import weight_bytes
 
-    bits = chosen_bits(None, preset)
+    bits = resolve_bits(None, preset)
     scaled = mx.float16.size / getattr(mx, found["dtype"]).size
     accounted: dict[tuple[str, ...], float] = {}
     for phase in (phase for phase in found["phases"] if phase["task"] == task):
@@ -69,10 +69,10 @@ def rows(config: MobileOConfig, found: Mapping[str, Any]) -> list[dict[str, Any]
     """The figures that have a target, and those that they are made of, as `benchmarks.report` reads them."""
     import mlx.core as mx
 
+    from mobileo_mlx.checkpoints.quantize import resolve_bits
     from mobileo_mlx.models.mobileo import COMPONENTS
-    from mobileo_mlx.quantize import chosen_bits
 
-    from .phases import SAME, weight_bytes
+    from .phase_memory import SAME, weight_bytes
 
     def row(name: str, target: float | None, measured: float | None, accounted: float | None) -> dict[str, Any]:
         return {"name": name, "target_gb": target, "measured_gb": measured, "accounted_gb": accounted}
@@ -85,7 +85,7 @@ def rows(config: MobileOConfig, found: Mapping[str, Any]) -> list[dict[str, Any]
             target = ABOVE_TARGETS.get(key) if exact else None
             table.append(row(f"{', '.join(key)}: above the weights", target, phase["above_gb"], None))
     plan = found["plan"]
-    bits = chosen_bits(None, plan)
+    bits = resolve_bits(None, plan)
     for task, target in STAGED_TARGETS.items():
         accounted = max(accounted_phases(config, found, plan, task).values())
         measured = _largest(found, "peak_gb", task=task, staged=True, bits=bits, forms="metal")
@@ -140,7 +140,7 @@ def report(config: MobileOConfig, result: Mapping[str, Any]) -> Iterator[str]:
 
 def _tasks_table(config: MobileOConfig, result: Mapping[str, Any]) -> Iterator[str]:
     """Whole tasks phase by phase, and what is to be known of how they were run."""
-    from .footprint import ANSWER_TOKENS, STEPS, STEPS_RUN
+    from .task_memory import ANSWER_TOKENS, STEPS, STEPS_RUN
 
     table = []
     for task in result["tasks"]:
@@ -177,17 +177,17 @@ def measure_phases(options: argparse.Namespace, config: MobileOConfig) -> dict[s
     """Everything but the whole tasks."""
     import mlx.core as mx
 
-    from mobileo_mlx.checkpoint import default_dtype, parse_dtype
+    from mobileo_mlx.checkpoints.checkpoint import default_dtype, parse_dtype
+    from mobileo_mlx.checkpoints.quantize import resolve_bits
     from mobileo_mlx.models.mobileo import COMPONENTS
-    from mobileo_mlx.quantize import chosen_bits
 
-    from . import phases
-    from .phases import weight_bytes
+    from . import phase_memory
+    from .phase_memory import weight_bytes
     from .synthetic import synthetic_model
 
     dtype = default_dtype(mx.float16) if options.dtype is None else parse_dtype(options.dtype)
-    bits = chosen_bits(None, options.preset)
-    plan = chosen_bits(None, options.plan)
+    bits = resolve_bits(None, options.preset)
+    plan = resolve_bits(None, options.plan)
     name = str(dtype).removeprefix("mlx.core.")
     return {
         "size": options.size,
@@ -203,13 +203,13 @@ def measure_phases(options: argparse.Namespace, config: MobileOConfig) -> dict[s
                 (f"float16, {options.plan}", mx.float16, plan),
             )
         },
-        "phases": list(phases.measure(synthetic_model(config, dtype=dtype, quantize=bits), bits, dtype)),
+        "phases": list(phase_memory.measure(synthetic_model(config, dtype=dtype, quantize=bits), bits, dtype)),
     }
 
 
 def measure_tasks(options: argparse.Namespace, config: MobileOConfig) -> Iterator[dict[str, Any]]:
     """Whole tasks, one after the other."""
-    from . import footprint
+    from . import task_memory
     from .synthetic import write_checkpoint
 
     staged = options.tasks == "staged"
@@ -217,9 +217,9 @@ def measure_tasks(options: argparse.Namespace, config: MobileOConfig) -> Iterato
         folder = Path(scratch) / "model"
         say("writing random weights")
         write_checkpoint(config, folder)
-        for task in (task for task in footprint.TASKS if task in (options.only or footprint.TASKS)):
+        for task in (task for task in task_memory.TASKS if task in (options.only or task_memory.TASKS)):
             preset = options.plan if staged else "full"
-            yield footprint.measure(folder, task, preset=preset, staged=staged, forms=options.forms)
+            yield task_memory.measure(folder, task, preset=preset, staged=staged, forms=options.forms)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -35,8 +35,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import common
-from .paired import BATCH, DEFAULT, TITLES, Found, Sample, Variant, markdown, merged, rows
-from .variants import tried_bits, tried_drawing, variants
+from .paired_stats import BATCH, DEFAULT, TITLES, Found, Sample, Variant, markdown, merged, rows
+from .preset_variants import tried_bits, tried_drawing, variants
 
 if TYPE_CHECKING:
     from mobileo_mlx import MobileO
@@ -191,13 +191,13 @@ def drawn(
     import numpy as np
 
     from mobileo_mlx.diffusion import denoise, guided_steps
-    from mobileo_mlx.drawing import plan_steps, settle
+    from mobileo_mlx.generation_options import make_schedule, resolve_settings
     from mobileo_mlx.prompts import edit_prompt, encode_prompt, generate_prompt
 
     begin = time.process_time()
     seeds = [seed for _, _, seed in wanted]
-    settings = settle(model.config, "generate", wanted[0][0], seed=seeds, **options)
-    scheduler, _ = plan_steps(model.config, settings)
+    settings = resolve_settings(model.config, "generate", wanted[0][0], seed=seeds, **options)
+    scheduler, _ = make_schedule(model.config, settings)
     pairs = []  # without and with the prompt, (2, N, caption_channels)
     for text, image, _ in wanted:
         ids = encode_prompt(model.tokenizer, (generate_prompt if image is None else edit_prompt)(text))

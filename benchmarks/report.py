@@ -140,7 +140,7 @@ def latency_lines(found: Found) -> Iterator[Line]:
 
 
 def preset_lines(found: Found) -> Iterator[Line]:
-    from .paired import LOSS, TITLES
+    from .paired_stats import LOSS, TITLES
 
     command = f"{PYTHON}presets"
     target = f"lower end of the 95 % interval >= {LOSS:g} points"
@@ -205,10 +205,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(folder: Path, *, run: bool) -> int:
-    from . import audit, startup
+    from . import flops, startup
 
     if run:
-        for name, tool in (("audit", audit), ("startup", startup)):
+        for name, tool in (("audit", flops), ("startup", startup)):
             common.say(f"running {name}")
             with contextlib.redirect_stdout(io.StringIO()):  # its lines come in our table
                 status = tool.main(["--out", str(folder)])

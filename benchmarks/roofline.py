@@ -20,7 +20,7 @@ from . import common
 if TYPE_CHECKING:
     from mobileo_mlx.models.mobileo import MobileOConfig
 
-    from .graph import Count
+    from .op_counter import Count
 
 STEPS = 20
 ACTIVATION_BYTES = 2  # float16 or bfloat16
@@ -85,20 +85,20 @@ def stages(config: MobileOConfig, *, pixels: int | None = None, bits: Mapping[st
         pixels: sides of the image that is drawn, the model's default where None.
         bits: of the weights by component, 16 where it has none.
     """
-    from . import audit
-    from .graph import trace
+    from . import flops
+    from .op_counter import trace
 
-    begun = trace(config, audit.drawing(config, 1, pixels, staged=True))
-    step = audit.dit_step(config, size=pixels)
-    understood, prefill = audit.understanding(config), audit.prefill(config)
+    begun = trace(config, flops.drawing(config, 1, pixels, staged=True))
+    step = flops.dit_step(config, size=pixels)
+    understood, prefill = flops.understanding(config), flops.prefill(config)
     counts = {
         "vision": understood - prefill,
         "prefill": prefill,
-        "second_question": audit.second_question(config),
-        "decode": audit.token(config),
+        "second_question": flops.second_question(config),
+        "decode": flops.token(config),
         "text": begun - step,
         "dit": step,
-        "decoder": audit.decoder(config, size=pixels),
+        "decoder": flops.decoder(config, size=pixels),
     }
     return [_stage(name, count, bits or {}) for name, count in counts.items()]
 
@@ -197,8 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from mobileo_mlx.checkpoints.quantize import parse_quantize
     from mobileo_mlx.errors import OptionError
-    from mobileo_mlx.quantize import parse_quantize
 
     from .synthetic import official_config
 

@@ -23,7 +23,7 @@ HEAVY = ("torch", "transformers", "mlx_lm", "diffusers")  # never to be imported
 # The program, stopped as soon as the first step of denoising is there, or at its end where it draws nothing.
 _PROGRAM = """
 import sys
-from mobileo_cli.app import main
+from mobileo_cli.main import main
 if "--first-step" in sys.argv:
     sys.argv.remove("--first-step")
     from mobileo_mlx import MobileO
@@ -120,8 +120,8 @@ def _run(options: argparse.Namespace) -> int:
 
     from mobileo_weights import bundled
 
+    from mobileo_mlx.checkpoints.random_model import write_random_model
     from mobileo_mlx.errors import OptionError
-    from mobileo_mlx.random_model import write_random_model
 
     if options.runs < 1:
         raise OptionError("at least 1 run is needed.")

@@ -20,14 +20,14 @@ import mlx.nn as nn
 from mobileo_weights import SIZES, manifest, upstream_config
 
 from mobileo_mlx import MobileO
-from mobileo_mlx.checkpoint import Checkpoint, kept_random_state, named_parameters
-from mobileo_mlx.convert import write_config
+from mobileo_mlx.checkpoints.checkpoint import Checkpoint, named_parameters, preserve_rng_state
+from mobileo_mlx.checkpoints.convert import write_config
+from mobileo_mlx.checkpoints.random_model import write_random_model
+from mobileo_mlx.checkpoints.tensor_files import TensorInfo, write_tensors
 from mobileo_mlx.errors import OptionError
 from mobileo_mlx.files import atomic_folder
 from mobileo_mlx.models.mobileo import COMPONENTS, MobileOConfig, build
 from mobileo_mlx.prompts import IMAGE_TOKEN_INDEX, ask_prompt, encode_prompt, generate_prompt
-from mobileo_mlx.random_model import write_random_model
-from mobileo_mlx.tensor_files import TensorInfo, write_tensors
 from mobileo_mlx.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class SyntheticCheckpoint(Checkpoint):
 
 def random_weights(component: str, config: MobileOConfig) -> Weights:
     """A new network's random weights, not computed yet."""
-    with kept_random_state():
+    with preserve_rng_state():
         return named_parameters(build(component, config))
 
 

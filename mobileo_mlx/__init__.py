@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import _blas
+from . import blas
 from .errors import MobileOError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ __all__ = [
     "__version__",
 ]
 
-_HOMES = {
+_LAZY_EXPORTS = {
     "MobileO": "pipeline",
     "Chat": "chat",
     "GenerationStep": "diffusion",
@@ -45,12 +45,12 @@ _HOMES = {
     "Message": "results",
 }
 
-_blas.preload()  # works only before MLX is imported
+blas.preload()  # works only before MLX is imported
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    if name in _LAZY_EXPORTS:
+        return getattr(importlib.import_module(f".{_LAZY_EXPORTS[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

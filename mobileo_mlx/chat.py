@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from .array_cache import prompt_key
+from .conditioning import splice
 from .decoding import AnswerOptions, Sampling, decode
 from .errors import OptionError, PromptError
 from .images import load_image
 from .models.qwen2 import KVCache, Qwen2Model
 from .prompts import IMAGE_TOKEN_INDEX, SYSTEM_PROMPT, check_text, encode_prompt, first_turn, next_turn
-from .recall import prompt_key
 from .results import Answer, AnswerToken, Message
-from .splice import splice
 from .tokenizer import IM_END
 
 if TYPE_CHECKING:

@@ -62,12 +62,12 @@ class Sampling:
         return None if self.repetition_penalty == 1 else self.repetition_penalty
 
     @property
-    def _cuts(self) -> bool:
+    def _uses_top_p(self) -> bool:
         return self.temperature > 0 and self.top_p < 1
 
     def prepare(self) -> None:
         """Imports what this needs of mlx-lm, which takes more than a second; `decode` would do it on the way."""
-        if self._penalty is not None or self._cuts:
+        if self._penalty is not None or self._uses_top_p:
             import mlx_lm.sample_utils  # noqa: F401
 
 
@@ -127,14 +127,14 @@ def decode(
 def _sampler(sampling: Sampling, max_tokens: int) -> Callable[[mx.array, list[int]], tuple[mx.array, mx.array]]:
     """A function from logits (vocab_size,) and the tokens so far to a token and the logits after the penalty."""
     penalise: Callable[[mx.array, mx.array], mx.array] | None = None
-    among_likely: Callable[[mx.array, float], mx.array] | None = None
+    top_p_filter: Callable[[mx.array, float], mx.array] | None = None
     # mlx-lm takes more than a second to import, and plain decoding has no need of it.
     if (penalty := sampling._penalty) is not None:
         from mlx_lm.sample_utils import make_repetition_penalty
 
         penalise = make_repetition_penalty(penalty, context_size=max_tokens)
-    if sampling._cuts:
-        from mlx_lm.sample_utils import apply_top_p as among_likely
+    if sampling._uses_top_p:
+        from mlx_lm.sample_utils import apply_top_p as top_p_filter
 
     key = mx.random.key(checked_seed(sampling.seed))
 
@@ -146,8 +146,8 @@ def _sampler(sampling: Sampling, max_tokens: int) -> Callable[[mx.array, list[in
             return mx.argmax(logits), logits
         key, subkey = mx.random.split(key)
         scaled = logits / sampling.temperature
-        if among_likely is not None:
-            scaled = among_likely((scaled - mx.logsumexp(scaled))[None], sampling.top_p)[0]
+        if top_p_filter is not None:
+            scaled = top_p_filter((scaled - mx.logsumexp(scaled))[None], sampling.top_p)[0]
         return mx.random.categorical(scaled, key=subkey), logits
 
     return choose

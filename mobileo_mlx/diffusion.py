@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from .models.sana import SanaTransformer
-from .models.sana_steps import PreparedSteps
-from .models.sana_text import Text, distinct
+from .models.sana_cross_attention import Text, distinct
+from .models.sana_prepared import PreparedSana
 from .schedulers import Scheduler
 
 
@@ -78,7 +78,7 @@ def denoise(
         edge: where the unconditional half is that of zero hidden states, the connector's `reach`: all its positions
             are equal but for so many at each end, and are read once. By default nothing is known of it.
         start: the first step to run; earlier ones are left out.
-        consume: whether `dit` may be taken apart to save memory; see `PreparedSteps`.
+        consume: whether `dit` may be taken apart to save memory; see `PreparedSana`.
     """
     guided = guided_steps(scheduler, guidance_scale, guidance_interval)
     texts = [Text(conditioning, attention_mask)]
@@ -90,7 +90,7 @@ def denoise(
     if not any(guided[start:]):
         texts = texts[-1:]
     timesteps = mx.array(scheduler.timesteps[start:], mx.float32)
-    network = PreparedSteps(dit, texts, len(texts), timesteps, latents.shape, consume=consume)
+    network = PreparedSana(dit, texts, len(texts), timesteps, latents.shape, consume=consume)
     del dit  # the prepared network alone holds it
     conditional_alone = network.alone(-1) if any(guided[start:]) else network
     latents = latents.astype(mx.float32)

@@ -93,7 +93,7 @@ def atomic_write(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]
             raise OutputError(f"'{path}' exists already; choose another name, or remove it first.")
         os.replace(temporary, target)
     except Exception as error:
-        if _concerns(error, temporary):
+        if _is_write_error(error, temporary):
             raise _output_error(error, path, target.parent) from error
         raise
     finally:
@@ -116,7 +116,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, target)
     except Exception as error:
-        if _concerns(error, temporary):
+        if _is_write_error(error, temporary):
             raise _output_error(error, path, target.parent) from error
         raise
     finally:
@@ -148,7 +148,7 @@ def _temporary(target: Path, suffix: str) -> Path:
     return target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}{suffix}"
 
 
-def _concerns(error: Exception, temporary: Path) -> bool:
+def _is_write_error(error: Exception, temporary: Path) -> bool:
     """Whether `error` is about writing, and not about a file that the body was reading, or a bug."""
     if not isinstance(error, OSError):
         return any(text in str(error) for text in _NATIVE_WRITE_FAILURES)

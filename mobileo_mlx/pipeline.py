@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from .adapters import Adapter
+from .array_cache import prompt_key
 from .chat import Chat
-from .checkpoint import Checkpoint, parse_dtype
-from .components import Components
+from .checkpoints.adapters import Adapter
+from .checkpoints.checkpoint import Checkpoint, parse_dtype
+from .checkpoints.hub import DEFAULT_MODEL
+from .checkpoints.quantize import resolve_bits
+from .conditioning import splice
 from .diffusion import GenerationStep, denoise
-from .drawing import DrawingOptions, DrawingSettings, plan_steps, settle
 from .errors import PromptError
-from .hub import DEFAULT_MODEL
+from .generation_options import GenerationOptions, GenerationSettings, make_schedule, resolve_settings
 from .images import cover_crop, from_array, load_image, preprocess, to_signed
-from .models.strips import joined
+from .ops.bands import joined
+from .parts import Components
 from .prompts import SYSTEM_PROMPT, edit_prompt, encode_prompt, generate_prompt
-from .quantize import chosen_bits
-from .recall import prompt_key
 from .results import Answer, AnswerToken, GenerationResult
-from .splice import splice
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,7 +63,7 @@ class MobileO(Components):
             dtype: "float32", "float16" or "bfloat16"; by default what is fast, see `checkpoint.default_dtype`.
             quantize: bits for components, such as {"llm": 4, "dit": 8}, applied while loading.
             preset: a set of bits by name, "small", "balanced" or "full"; `quantize` changes single components of it.
-            adapter: a folder that `finetune` or the PEFT library wrote; see `mobileo_mlx.adapters`.
+            adapter: a folder that `finetune` or the PEFT library wrote; see `mobileo_mlx.checkpoints.adapters`.
             adapter_scale: how strongly it changes the model: 0 not at all, 1 as trained.
             keep_loaded: True keeps each component once it is loaded, and what was read of an image or a prompt, for
                 many tasks in one process. False frees what the next phase of a task does not need: the language
@@ -77,7 +77,7 @@ class MobileO(Components):
             OptionError: an unknown dtype, preset, component or number of bits, or a scale that is no number.
         """
         parsed = parse_dtype(dtype) if dtype is not None else None
-        bits = chosen_bits(quantize, preset)  # mistakes show before a download
+        bits = resolve_bits(quantize, preset)  # mistakes show before a download
         opened = None if adapter is None else Adapter.open(adapter, scale=adapter_scale)
         checkpoint = Checkpoint.open(model, progress=progress)
         return cls(checkpoint, dtype=parsed, quantize=bits, adapter=opened, keep_loaded=keep_loaded)
@@ -181,25 +181,25 @@ class MobileO(Components):
 
     # Tasks
 
-    def generate(self, prompt: str, **options: Unpack[DrawingOptions]) -> GenerationResult:
+    def generate(self, prompt: str, **options: Unpack[GenerationOptions]) -> GenerationResult:
         """Draws `prompt`: the last thing that `stream_generate` yields."""
         return _last(self.stream_generate(prompt, **options))
 
     def stream_generate(
-        self, prompt: str, **options: Unpack[DrawingOptions]
+        self, prompt: str, **options: Unpack[GenerationOptions]
     ) -> Iterator[GenerationStep | GenerationResult]:
         """Draws `prompt`, yielding every step and at last the result.
 
         Args:
             prompt: what to draw.
-            options: see `mobileo_mlx.drawing.DrawingOptions`.
+            options: see `mobileo_mlx.generation_options.GenerationOptions`.
 
         Raises:
             PromptError: a prompt is empty or beyond the context.
             OptionError: an option is out of range.
             CheckpointError: a component that this needs is missing or does not fit the configuration.
         """
-        settings = settle(self.config, "generate", prompt, **options)
+        settings = resolve_settings(self.config, "generate", prompt, **options)
         return self._draw(settings, None, options.get("initial_latents"))
 
     def edit(
@@ -208,7 +208,7 @@ class MobileO(Components):
         instruction: str,
         *,
         strength: float | None = None,
-        **options: Unpack[DrawingOptions],
+        **options: Unpack[GenerationOptions],
     ) -> GenerationResult:
         """Draws `image` changed as `instruction` says: the last thing that `stream_edit` yields."""
         return _last(self.stream_edit(image, instruction, strength=strength, **options))
@@ -219,7 +219,7 @@ class MobileO(Components):
         instruction: str,
         *,
         strength: float | None = None,
-        **options: Unpack[DrawingOptions],
+        **options: Unpack[GenerationOptions],
     ) -> Iterator[GenerationStep | GenerationResult]:
         """Draws `image` changed as `instruction` says, yielding every step and at last the result.
 
@@ -230,13 +230,13 @@ class MobileO(Components):
             instruction: what to change.
             strength: our extension: start from the encoded image at this noise level, above 0 (the image itself)
                 and up to 1 (nearly noise); only the steps below that level are run.
-            options: see `mobileo_mlx.drawing.DrawingOptions`.
+            options: see `mobileo_mlx.generation_options.GenerationOptions`.
 
         Raises:
             ImageError: the image can't be read.
             PromptError, OptionError, CheckpointError: see `stream_generate`.
         """
-        settings = settle(self.config, "edit", instruction, strength=strength, **options)
+        settings = resolve_settings(self.config, "edit", instruction, strength=strength, **options)
         return self._draw(settings, load_image(image), options.get("initial_latents"))
 
     def ask(
@@ -265,7 +265,7 @@ class MobileO(Components):
         return Chat(self, system_prompt=system_prompt)
 
     def _draw(
-        self, settings: DrawingSettings, image: Image.Image | None, initial_latents: mx.array | None
+        self, settings: GenerationSettings, image: Image.Image | None, initial_latents: mx.array | None
     ) -> Iterator[GenerationStep | GenerationResult]:
         """Checks the components and the length of the prompts now, and returns the generator that computes."""
         parts = ["llm", "diffusion_connector", "dit", "vae_decoder"]
@@ -281,7 +281,7 @@ class MobileO(Components):
 
     def _steps(
         self,
-        settings: DrawingSettings,
+        settings: GenerationSettings,
         ids: list[int],
         negative_ids: list[int] | None,
         image: Image.Image | None,
@@ -289,7 +289,7 @@ class MobileO(Components):
     ) -> Iterator[GenerationStep | GenerationResult]:
         mx.reset_peak_memory()
         begin = time.perf_counter()
-        scheduler, start = plan_steps(self.config, settings)
+        scheduler, start = make_schedule(self.config, settings)
         width, height = settings.width, settings.height
         if latents is None:
             latents = mx.concatenate([self.noise(seed, width, height) for seed in settings.seeds])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from .drawing import DrawingSettings
+from .generation_options import GenerationSettings
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class GenerationResult(DrawingSettings):
+class GenerationResult(GenerationSettings):
     """Finished drawings of one prompt, with the settings that they were made with.
 
     Attributes:
@@ -42,7 +42,7 @@ class GenerationResult(DrawingSettings):
         """Everything that makes image `index` again, as JSON can hold it."""
         from . import __version__
 
-        settings = {field.name: getattr(self, field.name) for field in fields(DrawingSettings)}
+        settings = {field.name: getattr(self, field.name) for field in fields(GenerationSettings)}
         seeds = settings.pop("seeds")
         return {
             "software": f"mobileo-mlx {__version__}",

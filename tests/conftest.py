@@ -17,7 +17,7 @@ def reference() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the small untrained model; tests read it and leave it as it is."""
-    from mobileo_mlx.random_model import write_random_model
+    from mobileo_mlx.checkpoints.random_model import write_random_model
 
     path = tmp_path_factory.mktemp("models") / "tiny"
     write_random_model(path)

@@ -22,7 +22,7 @@ from mobileo_mlx import MobileO
 from mobileo_mlx.schedulers import SCHEDULERS
 
 MODEL = "tiny"
-PROGRAM = [sys.executable, "-c", "from mobileo_cli.app import main; main()"]
+PROGRAM = [sys.executable, "-c", "from mobileo_cli.main import main; main()"]
 PROMPT = "a red star to the left of a blue square"
 SPEC = Spec((("star", "red"), ("square", "blue")), relation="to the left of")
 

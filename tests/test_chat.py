@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from mobileo_mlx.chat import Chat
+from mobileo_mlx.conditioning import splice
 from mobileo_mlx.decoding import decode
 from mobileo_mlx.errors import OptionError, PromptError
 from mobileo_mlx.models.qwen2 import DecoderLayer
 from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.prompts import encode_prompt, first_turn, next_turn
-from mobileo_mlx.splice import splice
 from mobileo_mlx.tokenizer import IM_END
 
 FIRST, SECOND, THIRD = "What is this?", "And why is it a circle?", "Is there a star?"

@@ -12,7 +12,7 @@ import pytest
 from mobileo_mlx.diffusion import denoise, guided_steps
 from mobileo_mlx.models.layers import GLUMBConv
 from mobileo_mlx.models.sana import CrossAttention, LinearAttention, SanaConfig, SanaTransformer
-from mobileo_mlx.models.sana_steps import PreparedSteps
+from mobileo_mlx.models.sana_prepared import PreparedSana
 from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.schedulers import make_scheduler
 
@@ -76,13 +76,13 @@ def test_every_step_is_told(dit: SanaTransformer, name: str, batch: int) -> None
 
 
 def test_without_guidance_the_network_runs_once_a_step(dit: SanaTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = counted(monkeypatch, PreparedSteps, "__call__")
+    shapes = counted(monkeypatch, PreparedSana, "__call__")
     list(denoise(dit, make_scheduler("dpm++", 5), noise(2), text(2), guidance_scale=1.0))
     assert shapes == [(2, 3, 2, 4)] * 5
 
 
 def test_with_guidance_both_halves_run_together(dit: SanaTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = counted(monkeypatch, PreparedSteps, "__call__")
+    shapes = counted(monkeypatch, PreparedSana, "__call__")
     convolved = counted(monkeypatch, GLUMBConv, "__call__")
     monkeypatch.setattr(mx, "compile", lambda function: function)  # else it is traced once and not called again
     list(denoise(dit, make_scheduler("dpm++", 5), noise(2), text(4), guidance_scale=1.5))
@@ -244,7 +244,7 @@ def test_a_later_start_leaves_steps_out(dit: SanaTransformer) -> None:
 
 
 def test_nothing_is_computed_before_it_is_asked_for(dit: SanaTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = counted(monkeypatch, PreparedSteps, "__call__")
+    shapes = counted(monkeypatch, PreparedSana, "__call__")
     steps: Iterator[Any] = denoise(dit, make_scheduler("euler", 9), noise(1), text(1))
     assert shapes == []
     next(steps)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobileo_mlx.checkpoint import Checkpoint
+from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.diffusion import GenerationStep
 from mobileo_mlx.images import cover_crop, to_signed
 from mobileo_mlx.models.mobileo import COMPONENTS

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from random_adapter import write_random_adapter
 
-import mobileo_mlx.hub as hub
+import mobileo_mlx.checkpoints.hub as hub
 from mobileo_mlx import MobileO
 from mobileo_mlx.training.lora import LoRAConfig
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mobileo_mlx.checkpoint import Checkpoint
+from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 
 PREFIXES = {
     "vision_tower": "model.vision_tower.vision_tower.model.",

@@ -15,13 +15,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mobileo_mlx.checkpoint import Checkpoint
+from mobileo_mlx.checkpoints.checkpoint import Checkpoint
+from mobileo_mlx.checkpoints.tensor_files import read_tensors
 from mobileo_mlx.diffusion import denoise
 from mobileo_mlx.models.mobileo import component_of
-from mobileo_mlx.models.strips import joined
+from mobileo_mlx.ops.bands import joined
 from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.schedulers import make_scheduler
-from mobileo_mlx.tensor_files import read_tensors
 
 from .compare import Tolerance, compare, tolerance, unexercised
 from .goldens import Case, GoldenError, Goldens, Reference

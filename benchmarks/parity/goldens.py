@@ -144,7 +144,7 @@ class Reference:
         return {path.stem: path for path in sorted((self.path / "tiny" / "goldens").glob("*.json"))}
 
     @property
-    def strangers(self) -> list[str]:
+    def unknown_files(self) -> list[str]:
         """Files that look like goldens and that nothing here knows."""
         tensors = (self.path / "tiny" / "goldens").glob("*.safetensors")
         texts = set((self.path / "prompts").glob("*.json")) - {self.prompts, self.training_tokens}

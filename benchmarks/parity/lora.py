@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import mlx.core as mx
 import numpy as np
 
-from mobileo_mlx.adapters import Adapter
-from mobileo_mlx.checkpoint import named_parameters
+from mobileo_mlx.checkpoints.adapters import Adapter
+from mobileo_mlx.checkpoints.checkpoint import named_parameters
 from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.training.lora import load_lora
 

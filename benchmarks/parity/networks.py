@@ -13,12 +13,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mobileo_mlx.conditioning import splice
 from mobileo_mlx.decoding import Sampling, decode
 from mobileo_mlx.pipeline import MobileO
-from mobileo_mlx.splice import splice
 
 from .goldens import Case
-from .taps import taps
+from .hooks import taps
 
 Outputs = dict[str, Any]  # mx.array or np.ndarray
 

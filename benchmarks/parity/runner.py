@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
-from mobileo_mlx.checkpoint import Checkpoint
+from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.errors import MobileOError
 from mobileo_mlx.pipeline import MobileO
 
@@ -78,7 +78,9 @@ def run(reference: Reference, only: Collection[str] = ()) -> Report:
         else:
             report.checks.append(unexercised(name, "*", "*", "no component of this name is known"))
     if not only:
-        report.checks += [unexercised(name, "*", "*", "nothing is known of this file") for name in reference.strangers]
+        report.checks += [
+            unexercised(name, "*", "*", "nothing is known of this file") for name in reference.unknown_files
+        ]
         if not reference.fullsize:
             report.absent.append("fullsize")
     return report

@@ -12,17 +12,17 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mobileo_mlx.conditioning import IGNORED_LABEL
 from mobileo_mlx.models.mobileo import component_of, sanitize
 from mobileo_mlx.pipeline import MobileO
-from mobileo_mlx.splice import IGNORED_LABEL
 from mobileo_mlx.training.losses import flow_matching_loss, noised, upstream_sigmas
-from mobileo_mlx.training.network import Batch, Network, Objective, Rows
 from mobileo_mlx.training.stages import STAGES, Group, make_optimizer, parameter_groups
+from mobileo_mlx.training.trainable import Batch, JointLoss, TokenBatch, TrainableModel
 
 from .compare import EXACT, Check, Tolerance, compare, equal, unexercised
 from .goldens import Case, Goldens
+from .hooks import taps
 from .networks import Outputs, nchw, nhwc
-from .taps import taps
 
 _COMPONENTS = ("vision_tower", "mm_projector", "llm", "lm_head", "diffusion_connector", "dit")
 _LOSS = Tolerance("relative", 1e-4)
@@ -64,7 +64,7 @@ def train_steps(goldens: Goldens, model: MobileO) -> Iterator[Check]:
     network = _network(model)
     groups = parameter_groups(network, STAGES["paper"], upstream=True)
     yield from _groups(goldens, groups, model)
-    objective = Objective(upstream=True)
+    objective = JointLoss(upstream=True)
     for case in goldens.cases():
         batch = _batch(case.inputs, model, answers=True)
         before = dict(tree_flatten(network.parameters()))
@@ -100,8 +100,8 @@ def _allowed(name: str, expected: np.ndarray) -> Tolerance:
     return Tolerance("relative", {"diffusion_pred": 5e-4}.get(name, 1e-3 if name.startswith("grad:") else 1e-4))
 
 
-def _network(model: MobileO) -> Network:
-    return Network({name: model.component(name) for name in _COMPONENTS})
+def _network(model: MobileO) -> TrainableModel:
+    return TrainableModel({name: model.component(name) for name in _COMPONENTS})
 
 
 def _batch(inputs: dict[str, np.ndarray], model: MobileO, *, answers: bool) -> Batch:
@@ -111,7 +111,7 @@ def _batch(inputs: dict[str, np.ndarray], model: MobileO, *, answers: bool) -> B
     ids = [row[kept].tolist() for row, kept in rows]
     labels = [row[kept].tolist() for row, kept in zip(inputs["labels"], keep, strict=True)]
     padding = inputs["input_ids"][~keep]
-    sequences = Rows(
+    sequences = TokenBatch(
         ids,
         labels,
         pixels=nhwc(inputs["und_image"]) if answers else None,
@@ -134,7 +134,7 @@ def _case(case: Case, model: MobileO) -> tuple[Outputs, dict[str, Any]]:
     network = _network(model)
     network.train("trainmode" in case.name)
     answers = case.params.get("ce_weight") is not None
-    objective = Objective(answer_weight=case.params.get("ce_weight") or 0.0, upstream=True)
+    objective = JointLoss(answer_weight=case.params.get("ce_weight") or 0.0, upstream=True)
     batch = _batch(case.inputs, model, answers=answers)
     timesteps = model.config.num_train_timesteps * batch.sigmas
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mobileo_mlx.conditioning import IGNORED_LABEL
 from mobileo_mlx.prompts import EDIT_PREFIX, GENERATE_PREFIX, IMAGE_TOKEN
-from mobileo_mlx.splice import IGNORED_LABEL
 from mobileo_mlx.tokenizer import END_OF_TEXT, Tokenizer
-from mobileo_mlx.training.layouts import TokenSequence, upstream_pair_sequence, upstream_sequence
-from mobileo_mlx.training.shards import CATEGORIES, STAND_IN, parse_qna
+from mobileo_mlx.training.sequences import TokenSequence, upstream_pair_sequence, upstream_sequence
+from mobileo_mlx.training.webdataset import CATEGORIES, STAND_IN, parse_qna
 
 from .compare import Check, equal, unexercised
 from .goldens import read_json

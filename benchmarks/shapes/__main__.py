@@ -73,9 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_score(options: argparse.Namespace) -> None:
     from mobileo_mlx import MobileO
+    from mobileo_mlx.checkpoints.quantize import parse_quantize
     from mobileo_mlx.files import check_output
     from mobileo_mlx.images import save_png
-    from mobileo_mlx.quantize import parse_quantize
 
     from .report import Report, table, write_json
     from .score import TASKS, score_answers, score_drawing, score_edits
@@ -163,7 +163,7 @@ def run_render(options: argparse.Namespace) -> None:
 def run_train(options: argparse.Namespace) -> None:
     import mlx.core as mx
 
-    from .train import STAGES, export, run
+    from .recipe.train import STAGES, export, run
 
     stages = (*STAGES, "export") if options.stage == "all" else (options.stage,)
     if unknown := [stage for stage in stages if stage not in (*STAGES, "export")]:

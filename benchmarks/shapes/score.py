@@ -48,7 +48,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _NoisySample:
     caption: Caption
     image: Image.Image
     reading: Reading
@@ -86,14 +86,14 @@ def score_drawing(
         new: also draw captions that name this, of `world.NEW_COLOURS` or `world.NEW_SHAPES`.
         options: for `MobileO.generate`, in place of its defaults.
     """
-    drawn: dict[str, list[_Drawn]] = {}
+    drawn: dict[str, list[_NoisySample]] = {}
     for name, sample in caption_samplers(new).items():
         world = _world(new if name == new else None)
         rng = _generator(seed, "draw", name)
         captions = [sample(rng) for _ in range(count)]
         images = _draw(model, captions, rng, options or {})
         drawn[name] = [
-            _Drawn(caption, image, read_picture(np.asarray(image.convert("RGB")), world=world))
+            _NoisySample(caption, image, read_picture(np.asarray(image.convert("RGB")), world=world))
             for caption, image in zip(captions, images, strict=True)
         ]
         tiles = [Tile((one.image,), f"{one.caption.text}{_seen(one)}", one.right) for one in drawn[name][:SHOWN]]
@@ -215,7 +215,7 @@ def _answer(model: MobileO, image: Image.Image, question: str) -> str:
     return model.ask(image, question, max_tokens=MAX_TOKENS).text.lower().strip().rstrip(".")
 
 
-def _aspects(drawn: Sequence[_Drawn]) -> Iterator[Row]:
+def _aspects(drawn: Sequence[_NoisySample]) -> Iterator[Row]:
     """What is right about the ordinary drawings, one thing at a time."""
     coloured = [one for one in drawn if all(colour is not None for _, colour in one.caption.spec.objects)]
     # The question of order only arises where both objects are there.
@@ -230,7 +230,7 @@ def _aspects(drawn: Sequence[_Drawn]) -> Iterator[Row]:
             yield _row("draw", name, verdicts)
 
 
-def _seen(one: _Drawn) -> str:
+def _seen(one: _NoisySample) -> str:
     """What was read instead, where a drawing is wrong."""
     if one.right:
         return ""

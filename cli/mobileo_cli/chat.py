@@ -29,7 +29,7 @@ def command(
     /help lists the commands.
     """
     from . import history
-    from .session import HELP, Session
+    from .chat_session import HELP, Session
 
     loading = options.loading(
         model=model,

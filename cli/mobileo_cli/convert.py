@@ -31,7 +31,7 @@ def command(
 
     That is a folder of config.json, one file per part, and tokenizer.json.
     """
-    from mobileo_mlx.convert import convert
+    from mobileo_mlx.checkpoints.convert import convert
 
     bits = options.parse_quantize(quantize, preset)
     shown = sys.stderr.isatty()

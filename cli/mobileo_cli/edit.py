@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import drawing, inputs, options, printing
+from . import image_job, inputs, options, printing
 
 NAME = "edit"
 
@@ -59,7 +59,7 @@ def command(
 
     if image == instruction == inputs.STDIN:
         raise OptionError("only one of IMAGE and INSTRUCTION can be read from standard input.")
-    job = drawing.plan(
+    job = image_job.plan(
         NAME,
         inputs.read_text(instruction, prompt_file, name="INSTRUCTION"),
         text_name="INSTRUCTION",
@@ -87,14 +87,14 @@ def command(
         strength=strength,
     )
     source = inputs.read_image(image)  # before the model: a broken image is known at once
-    job.source = drawing.source_of(source, image)
+    job.source = image_job.source_of(source, image)
     if from_image is not None and read_metadata(from_image).get("image_sha256") != job.source["image_sha256"]:
         printing.note(f"note: '{from_image}' was made from another image than '{image}'.")
     keep_loaded = len(job.seeds) > 1 if keep_loaded is None else keep_loaded
     loaded = options.load(**job.loading, keep_loaded=keep_loaded)
 
-    def start(seed: int) -> drawing.Stream:
+    def start(seed: int) -> image_job.Stream:
         return loaded.stream_edit(source, job.prompt, seed=seed, **job.settings)
 
-    for path, _ in drawing.run(job, loaded, start):
+    for path, _ in image_job.run(job, loaded, start):
         printing.out(str(path))

@@ -18,7 +18,7 @@ from . import options, printing
 
 if TYPE_CHECKING:
     from mobileo_mlx.training.options import Options
-    from mobileo_mlx.training.trainer import Event, Finetune
+    from mobileo_mlx.training.trainer import Event, FinetuneRun
 
 NAME = "finetune"
 _SHOWN_PROBLEMS = 1000  # beyond these a list helps nobody
@@ -148,8 +148,8 @@ def command(
     machines.
     """
     from mobileo_mlx.errors import OptionError
-    from mobileo_mlx.training.checkpoints import check_new
     from mobileo_mlx.training.options import Options
+    from mobileo_mlx.training.run_state import check_new
     from mobileo_mlx.training.stages import stage_named
 
     stage = stage_named(train).adjusted(
@@ -205,16 +205,16 @@ def leading() -> bool:
     return mx.distributed.init().rank() == 0
 
 
-def _prepare(data: Path, model: str, chosen: Options) -> Finetune:
+def _prepare(data: Path, model: str, chosen: Options) -> FinetuneRun:
     """The run, with data that was checked. What is wrong with them is listed before the error is raised."""
     from mobileo_mlx.training.data import DataError
-    from mobileo_mlx.training.trainer import Finetune
+    from mobileo_mlx.training.trainer import FinetuneRun
 
     if leading():
         printing.note(f"reading {data}")
     with printing.Progress() as progress:
         try:
-            return Finetune(
+            return FinetuneRun(
                 data,
                 model,
                 chosen,
@@ -228,7 +228,7 @@ def _prepare(data: Path, model: str, chosen: Options) -> Finetune:
             raise
 
 
-def _describe(run: Finetune) -> None:
+def _describe(run: FinetuneRun) -> None:
     """What `--dry-run` prints: counts, and what the model reads."""
     data, stage = run.data, run.options.stage
     held_out = len(run.held_out)
@@ -272,16 +272,16 @@ def _stoppable() -> Iterator[list[int]]:
 class _Log:
     """What is written while a run goes on: of quick steps one line a second."""
 
-    def __init__(self, run: Finetune) -> None:
+    def __init__(self, run: FinetuneRun) -> None:
         self._batch_size = run.options.stage.batch_size
         self._last = -math.inf
 
     def show(self, event: Event) -> None:
-        from mobileo_mlx.training.trainer import Finished, HeldOut, Shown
+        from mobileo_mlx.training.trainer import Evaluated, Finished, SamplesWritten
 
-        if isinstance(event, HeldOut):
+        if isinstance(event, Evaluated):
             printing.note(f"step {event.step}: held out {_numbers(event.metrics)}")
-        elif isinstance(event, Shown):
+        elif isinstance(event, SamplesWritten):
             printing.note(f"step {event.step}: pictures and answers in {event.path}")
         elif isinstance(event, Finished):
             if event.step < event.steps:

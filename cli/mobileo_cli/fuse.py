@@ -33,7 +33,7 @@ def command(
 
     Writes a folder in our layout.
     """
-    from mobileo_mlx.convert import fuse
+    from mobileo_mlx.checkpoints.convert import fuse
 
     with printing.Progress() as progress:
         fuse(

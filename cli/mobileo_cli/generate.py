@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import drawing, inputs, options, printing
+from . import image_job, inputs, options, printing
 
 NAME = "generate"
 
@@ -43,7 +43,7 @@ def command(
 
     Prints the path of each finished image.
     """
-    job = drawing.plan(
+    job = image_job.plan(
         NAME,
         inputs.read_text(prompt, prompt_file, name="PROMPT"),
         text_name="PROMPT",
@@ -72,8 +72,8 @@ def command(
     keep_loaded = len(job.seeds) > 1 if keep_loaded is None else keep_loaded
     loaded = options.load(**job.loading, keep_loaded=keep_loaded)
 
-    def start(seed: int) -> drawing.Stream:
+    def start(seed: int) -> image_job.Stream:
         return loaded.stream_generate(job.prompt, seed=seed, **job.settings)
 
-    for path, _ in drawing.run(job, loaded, start):
+    for path, _ in image_job.run(job, loaded, start):
         printing.out(str(path))

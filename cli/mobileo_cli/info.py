@@ -26,7 +26,7 @@ def command(
     """
     import dataclasses
 
-    from mobileo_mlx.convert import describe
+    from mobileo_mlx.checkpoints.convert import describe
 
     found = describe(model, progress=sys.stderr.isatty())
     if as_json:

@@ -283,9 +283,9 @@ def parse_preset(text: str | None) -> tuple[str | None, str | None]:
     Raises:
         OptionError: an unknown name, or two of a kind.
     """
-    from mobileo_mlx.drawing import SAMPLING_PRESETS
+    from mobileo_mlx.checkpoints.quantize import PRESETS
     from mobileo_mlx.errors import OptionError
-    from mobileo_mlx.quantize import PRESETS
+    from mobileo_mlx.generation_options import SAMPLING_PRESETS
 
     names = [] if text is None else [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in PRESETS and name not in SAMPLING_PRESETS]:
@@ -305,10 +305,10 @@ def parse_quantize(text: str | None, preset: str | None = None) -> dict[str, int
     """
     if text is None and preset is None:
         return None
-    from mobileo_mlx.quantize import chosen_bits
-    from mobileo_mlx.quantize import parse_quantize as parse
+    from mobileo_mlx.checkpoints.quantize import parse_quantize as parse
+    from mobileo_mlx.checkpoints.quantize import resolve_bits
 
-    return chosen_bits(parse(text) if text is not None else None, preset)
+    return resolve_bits(parse(text) if text is not None else None, preset)
 
 
 def expand_seeds(seeds: Sequence[int] | None, count: int | None) -> list[int]:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import names
+from . import output_paths
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,7 +20,7 @@ class Previews:
     Args:
         folder: created with the first preview; until then a failure leaves nothing behind.
         model: decodes.
-        seed: of the image; begins the files' names.
+        seed: of the image; begins the file names.
         overwrite: replace files that exist.
     """
 
@@ -55,5 +55,5 @@ class Previews:
         from mobileo_mlx.images import save_png
 
         self.folder.mkdir(exist_ok=True)
-        path = names.free(self.folder / f"{self.seed}-{name}.png", overwrite=self.overwrite)
+        path = output_paths.free(self.folder / f"{self.seed}-{name}.png", overwrite=self.overwrite)
         save_png(image, path, overwrite=self.overwrite)

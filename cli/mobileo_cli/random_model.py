@@ -20,7 +20,7 @@ def command(
 
     Its weights are random: its images and answers mean nothing.
     """
-    from mobileo_mlx.random_model import write_random_model
+    from mobileo_mlx.checkpoints.random_model import write_random_model
 
     write_random_model(folder, seed=seed)
     printing.out(str(folder))

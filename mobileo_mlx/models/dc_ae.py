@@ -17,11 +17,11 @@ import mlx.nn as nn
 
 from ..config import Config
 from ..errors import ConfigError
-from .activations import silu
-from .conv import Conv2d, GroupedLinear, UpsampledConv2d, conv_weight, pointwise_weight
-from .depthwise import DepthwiseConv2d
+from ..ops.activations import silu
+from ..ops.bands import Strips, evaluated, joined, paired, remembered, split
+from ..ops.conv import Conv2d, GroupedLinear, UpsampledConv2d, conv_weight, pointwise_weight
+from ..ops.depthwise import DepthwiseConv2d
 from .layers import GLUMBConv, relu_linear_attention
-from .strips import Strips, evaluated, joined, paired, remembered, split
 
 RMS_NORM_EPS = 1e-5
 

@@ -15,12 +15,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
-from .activations import gelu
-from .conv import Conv2d, conv_weight, pointwise_weight
-from .depthwise import DepthwiseConv2d
-from .planes import Planes, depthwise, feed_forward
-from .strips import Strips, evaluated, joined, paired, remembered, split
-from .vision_attention import Attention
+from ..ops.activations import gelu
+from ..ops.attention import Attention
+from ..ops.bands import Strips, evaluated, joined, paired, remembered, split
+from ..ops.conv import Conv2d, conv_weight, pointwise_weight
+from ..ops.cpu.channel_planes import Planes, depthwise, feed_forward
+from ..ops.depthwise import DepthwiseConv2d
 
 
 @dataclass(frozen=True)

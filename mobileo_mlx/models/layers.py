@@ -5,8 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from .activations import silu
-from .depthwise import DepthwiseConv2d
+from ..ops.activations import silu
+from ..ops.depthwise import DepthwiseConv2d
 
 
 class GLUMBConv(nn.Module):

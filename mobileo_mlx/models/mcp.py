@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
-from .conv import conv_weight, pointwise_weight
+from ..ops.conv import conv_weight, pointwise_weight
 
 # 1e-6, SANA's and Qwen2's epsilon, would differ by less than a careless tolerance; the original has 1e-5.
 LAYER_NORM_EPS = 1e-5

@@ -14,8 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
-from .activations import silu
-from .causal import BLOCK, causal_attention
+from ..ops.activations import silu
+from ..ops.cpu.causal_attention import BLOCK, causal_attention
 
 
 @dataclass(frozen=True)

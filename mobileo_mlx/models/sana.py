@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
-from .conv import conv_weight, pointwise_weight
+from ..ops.conv import conv_weight, pointwise_weight
 from .layers import GLUMBConv, relu_linear_attention
 
 TIMESTEP_CHANNELS = 256
@@ -150,8 +150,8 @@ class LinearAttention(nn.Module):
         self.to_out = [nn.Linear(dim, dim)]
 
     def __call__(self, x: mx.array) -> mx.array:
-        q, k, v = (heads_apart(layer(x), self.head_dim) for layer in (self.to_q, self.to_k, self.to_v))
-        return self.to_out[0](_merged(relu_linear_attention(q, k, v, self.eps)))
+        q, k, v = (split_heads(layer(x), self.head_dim) for layer in (self.to_q, self.to_k, self.to_v))
+        return self.to_out[0](merge_heads(relu_linear_attention(q, k, v, self.eps)))
 
 
 class CrossAttention(nn.Module):
@@ -166,12 +166,12 @@ class CrossAttention(nn.Module):
         self.to_out = [nn.Linear(inner, dim)]
 
     def keys_values(self, text: mx.array) -> tuple[mx.array, mx.array]:
-        return heads_apart(self.to_k(text), self.head_dim), heads_apart(self.to_v(text), self.head_dim)
+        return split_heads(self.to_k(text), self.head_dim), split_heads(self.to_v(text), self.head_dim)
 
     def __call__(self, x: mx.array, keys: mx.array, values: mx.array, bias: mx.array | None) -> mx.array:
-        q = heads_apart(self.to_q(x), self.head_dim)
+        q = split_heads(self.to_q(x), self.head_dim)
         y = mx.fast.scaled_dot_product_attention(q, keys, values, scale=self.head_dim**-0.5, mask=bias)
-        return self.to_out[0](_merged(y))
+        return self.to_out[0](merge_heads(y))
 
 
 def text_bias(dtype: mx.Dtype, mask: mx.array | None, counts: mx.array | None = None) -> mx.array | None:
@@ -190,12 +190,12 @@ def text_bias(dtype: mx.Dtype, mask: mx.array | None, counts: mx.array | None = 
     return bias.astype(dtype)[:, None, None, :]
 
 
-def heads_apart(x: mx.array, head_dim: int) -> mx.array:
+def split_heads(x: mx.array, head_dim: int) -> mx.array:
     """From (B, T, heads * head_dim) to (B, heads, T, head_dim)."""
     return x.reshape(*x.shape[:2], -1, head_dim).swapaxes(1, 2)
 
 
-def _merged(x: mx.array) -> mx.array:
+def merge_heads(x: mx.array) -> mx.array:
     return x.swapaxes(1, 2).flatten(2)  # (B, T, heads * head_dim)
 
 
@@ -221,13 +221,13 @@ class TransformerBlock(nn.Module):
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = mx.split(
             self.scale_shift_table + modulation, 6, axis=1
         )  # each (B, 1, dim)
-        x = x + gate_1 * self.attn1(_modulated(x, shift_1, scale_1, self.eps))
+        x = x + gate_1 * self.attn1(modulate(x, shift_1, scale_1, self.eps))
         x = x + self.attn2(x, keys, values, bias)  # reads the stream without a norm
-        y = _modulated(x, shift_2, scale_2, self.eps).reshape(batch, *size, dim)
+        y = modulate(x, shift_2, scale_2, self.eps).reshape(batch, *size, dim)
         return x + gate_2 * self.ff(y).reshape(batch, length, dim)
 
 
-def _modulated(x: mx.array, shift: mx.array, scale: mx.array, eps: float) -> mx.array:
+def modulate(x: mx.array, shift: mx.array, scale: mx.array, eps: float) -> mx.array:
     return mx.fast.layer_norm(x, None, None, eps) * (1 + scale) + shift
 
 
@@ -276,7 +276,7 @@ class SanaTransformer(nn.Module):
         for block, keys, values in zip(self.transformer_blocks, context.keys, context.values, strict=True):
             x = block(x, modulation, keys, values, context.bias, size)
         shift, scale = mx.split(self.scale_shift_table + embedded[:, None], 2, axis=1)
-        return self.unpatch(self.proj_out(_modulated(x, shift, scale, OUTPUT_NORM_EPS)), size)
+        return self.unpatch(self.proj_out(modulate(x, shift, scale, OUTPUT_NORM_EPS)), size)
 
     def unpatch(self, x: mx.array, size: tuple[int, int]) -> mx.array:
         """From patches (B, rows * columns, p p C), `size` = (rows, columns), to (B, rows p, columns p, C)."""

@@ -12,16 +12,16 @@ import numpy as np
 from ..images import cover_crop, preprocess, to_signed
 from ..pipeline import MobileO
 from ..tokenizer import END_OF_TEXT
-from .data import Picture, Problem, Sample
-from .layouts import (
+from .data import ImageRef, Problem, Sample
+from .losses import upstream_sigmas
+from .sequences import (
     TokenSequence,
     answer_sequence,
     drawing_sequence,
     upstream_pair_sequence,
     upstream_sequence,
 )
-from .losses import upstream_sigmas
-from .network import Batch, Rows
+from .trainable import Batch, TokenBatch
 
 Layout = Literal["inference", "upstream"]
 LAYOUTS = ("inference", "upstream")
@@ -30,7 +30,7 @@ _ORDER, _DRAW, _HELD_OUT = range(3)  # streams of random numbers
 
 
 @dataclass(frozen=True)
-class Recipe:
+class BatchConfig:
     """How samples become batches.
 
     Attributes:
@@ -73,7 +73,7 @@ class Cache:
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _NoisySample:
     """One sample as one step sees it."""
 
     sample: Sample
@@ -85,15 +85,15 @@ class _Drawn:
 
 
 class Batches:
-    """Batches for `mobileo_mlx.training.loop.Fit`.
+    """Batches for `mobileo_mlx.training.loop.TrainingLoop`.
 
     Args:
         samples: at least one.
         model: whose tokenizer, autoencoder and, where it is frozen, vision tower are used.
-        recipe: see `Recipe`.
+        recipe: see `BatchConfig`.
     """
 
-    def __init__(self, samples: Sequence[Sample], model: MobileO, recipe: Recipe) -> None:
+    def __init__(self, samples: Sequence[Sample], model: MobileO, recipe: BatchConfig) -> None:
         self.samples, self.model, self.recipe = samples, model, recipe
         self._sequences: dict[tuple[str, int], tuple[TokenSequence, TokenSequence | None]] = {}
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
@@ -192,18 +192,18 @@ class Batches:
         answer = self.sequences(sample, _choice(sample, self._rng(position)))[1]
         return 0 if answer is None else answer.predicted
 
-    def _drawn(self, position: int) -> _Drawn:
+    def _drawn(self, position: int) -> _NoisySample:
         return self._draw(self._at(position), self._rng(position), drop=True)
 
-    def _draw(self, sample: Sample, rng: np.random.Generator, *, drop: bool) -> _Drawn:
+    def _draw(self, sample: Sample, rng: np.random.Generator, *, drop: bool) -> _NoisySample:
         config = self.model.config
         width, height = (side // config.vae.factor for side in config.default_size)
         drawing, answer = self.sequences(sample, _choice(sample, rng))
         noise = rng.standard_normal((height, width, config.dit.in_channels), np.float32)
         u = float(rng.random(dtype=np.float32))
-        return _Drawn(sample, drawing, answer, noise, u, drop and bool(rng.random() < self.recipe.cond_dropout))
+        return _NoisySample(sample, drawing, answer, noise, u, drop and bool(rng.random() < self.recipe.cond_dropout))
 
-    def _batch(self, drawn: Sequence[_Drawn], answer_tokens: float) -> Batch:
+    def _batch(self, drawn: Sequence[_NoisySample], answer_tokens: float) -> Batch:
         upstream = self.recipe.layout == "upstream"
         u = mx.array([one.u for one in drawn])
         if upstream:
@@ -227,8 +227,8 @@ class Batches:
             names=tuple(one.sample.name for one in drawn),
         )
 
-    def _rows(self, sequences: Sequence[TokenSequence], pictures: Sequence[Picture | None]) -> Rows:
-        """Rows of a batch, and the images of those that have a place for one."""
+    def _rows(self, sequences: Sequence[TokenSequence], pictures: Sequence[ImageRef | None]) -> TokenBatch:
+        """TokenBatch of a batch, and the images of those that have a place for one."""
         images = [
             self._tower_input(picture)
             for sequence, picture in zip(sequences, pictures, strict=True)
@@ -236,7 +236,7 @@ class Batches:
         ]
         joined = mx.concatenate(images) if images else None
         pairs = self.recipe.layout == "upstream" and not self.recipe.questions
-        return Rows(
+        return TokenBatch(
             [sequence.input_ids for sequence in sequences],
             [sequence.labels for sequence in sequences],
             pixels=joined if self.recipe.pixels else None,
@@ -244,7 +244,7 @@ class Batches:
             padding=self.model.tokenizer.token_id(END_OF_TEXT) if pairs else None,
         )
 
-    def _tower_input(self, picture: Picture) -> mx.array:
+    def _tower_input(self, picture: ImageRef) -> mx.array:
         """An image for the tower, (1, H, W, 3), or what a frozen tower says of it, (1, tokens, channels)."""
         if self.recipe.pixels:
             return self._pixels(picture)
@@ -254,13 +254,13 @@ class Batches:
         tower = self.model.component("vision_tower")
         return tower.in_turn(pixels.astype(tower.patch_embed[0].reparam_conv.weight.dtype))
 
-    def _pixels(self, picture: Picture) -> mx.array:
+    def _pixels(self, picture: ImageRef) -> mx.array:
         side = self.model.config.image_size
         if self.recipe.layout == "inference":
             return preprocess(picture.open(), side)
         return to_signed(cover_crop(picture.open(), side // 2, side // 2))
 
-    def _latents(self, picture: Picture) -> mx.array:
+    def _latents(self, picture: ImageRef) -> mx.array:
         def encode() -> mx.array:
             return self.model.encode_latents(cover_crop(picture.open(), *self.model.config.default_size))
 

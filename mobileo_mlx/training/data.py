@@ -1,7 +1,7 @@
 """What is trained on: quadruplets from JSONL files, checked to the last image before anything is computed.
 
 A line is one object: `prompt`, `image`, and `question` with `answer`, or a list `qa` of such pairs; an edit has
-`source_image` too. Paths are relative to the file. Upstream's shards are read by `mobileo_mlx.training.shards`.
+`source_image` too. Paths are relative to the file. Upstream's shards are read by `mobileo_mlx.training.webdataset`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageRef:
     """Where an image is: a file, or some bytes in a larger one."""
 
     path: Path
@@ -65,9 +65,9 @@ class Sample:
 
     name: str
     prompt: str
-    image: Picture
-    source_image: Picture | None
-    seen: Picture
+    image: ImageRef
+    source_image: ImageRef | None
+    seen: ImageRef
     qa: tuple[QA, ...]
 
 
@@ -123,34 +123,36 @@ Progress = Callable[[int], None]
 
 
 def read_data(
-    path: str | Path, *, questions: bool = True, stand_in: bool = False, progress: Progress | None = None
+    path: str | Path, *, questions: bool = True, default_question: bool = False, progress: Progress | None = None
 ) -> Data:
     """Reads and checks quadruplets; every image is decoded once.
 
     Args:
         path: a JSONL file, a WebDataset shard (`*.tar`), or a folder of shards.
         questions: whether every sample needs a question and an answer; otherwise they are not read.
-        stand_in: for a shard's sample without a question, upstream's own question and answer are taken. Otherwise it
-            is a mistake.
+        default_question: whether a shard's sample without a question gets upstream's own question and answer;
+            otherwise it is a mistake.
         progress: called with the number of samples read so far.
 
     Raises:
         DataError: samples can't be used, all of which its `problems` list; or there is no sample.
     """
-    from .shards import STAND_IN, find_shards, read_shard
+    from .webdataset import STAND_IN, find_shards, read_shard
 
     path = Path(path).expanduser()
     data = Data()
     digest = hashlib.sha256()
     found = read_lines(path, questions) if path.suffix != ".tar" and not path.is_dir() else None
-    entries = found or (entry for shard in find_shards(path) for entry in read_shard(shard, questions, stand_in))
+    entries = found or (
+        entry for shard in find_shards(path) for entry in read_shard(shard, questions, default_question)
+    )
     for entry in entries:
         if isinstance(entry, Problem):
             data.problems.append(entry)
             continue
         data.problems += [Problem(entry.name, reason) for reason in _broken(entry)]
         data.samples.append(entry)
-        data.stand_ins += stand_in and entry.qa == (STAND_IN,)
+        data.stand_ins += default_question and entry.qa == (STAND_IN,)
         digest.update(_told(entry).encode("utf-8", "surrogatepass"))
         if progress is not None:
             progress(len(data.samples))
@@ -197,8 +199,8 @@ def _sample(entry: Any, name: str, folder: Path, questions: bool) -> Sample:
         raise _Malformed("is not a JSON object")
     if missing := [repr(key) for key in ("prompt", "image") if key not in entry]:
         raise _Malformed(f"lacks {' and '.join(missing)}")
-    image = Picture(folder / _text(entry, "image"))
-    source = Picture(folder / _text(entry, "source_image")) if entry.get("source_image") is not None else None
+    image = ImageRef(folder / _text(entry, "image"))
+    source = ImageRef(folder / _text(entry, "source_image")) if entry.get("source_image") is not None else None
     prompt = check_text(_text(entry, "prompt"))
     return Sample(name, prompt, image, source, image, _pairs(entry) if questions else ())
 

@@ -22,7 +22,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from ..errors import TrainingError
-from .checkpoints import append_metrics, checkpoints, clean, read_checkpoint, write_checkpoint
+from .run_state import append_metrics, checkpoints, clean, read_checkpoint, write_checkpoint
 
 _MEMORY = 0.95  # of the running mean of the loss
 
@@ -54,7 +54,7 @@ class StepReport:
 
 
 @dataclass
-class Fit:
+class TrainingLoop:
     """Everything of a run that does not change while it runs.
 
     Attributes:

@@ -1,7 +1,7 @@
 """Low-rank adaptation (arXiv 2106.09685) with mlx-lm's layers, written as the PEFT library writes it.
 
 The update of a layer is scale B A with scale = alpha / rank. mlx-lm keeps A and B transposed, as `lora_a` (inputs,
-rank) and `lora_b` (rank, outputs). How an adapter is read and applied for use is in `mobileo_mlx.adapters`.
+rank) and `lora_b` (rank, outputs). How an adapter is read and applied for use is in `mobileo_mlx.checkpoints.adapters`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..adapters import CONFIG_FILE, PEFT_PREFIX, TRAINED_FILE, WEIGHTS_FILE, Adapter
+from ..checkpoints.adapters import CONFIG_FILE, PEFT_PREFIX, TRAINED_FILE, WEIGHTS_FILE, Adapter
+from ..checkpoints.quantize import get_submodule, replaced
+from ..checkpoints.tensor_files import write_tensors
 from ..errors import OptionError
 from ..files import atomic_write
-from ..quantize import module_at, replaced
-from ..tensor_files import write_tensors
 
 LLM_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Component to the start of upstream's names and the layers that are adapted: of the DiT, in every block, those of both
@@ -132,7 +132,7 @@ def _wrap(module: nn.Module, path: str, rank: int, scale: float, dropout: float)
     # Importing mlx-lm takes seconds, and much of training's own code does without.
     from mlx_lm.tuner.lora import LoRALinear
 
-    linear: Any = module_at(module, path)  # mlx-lm's annotation leaves the quantized ones out, its code doesn't
+    linear: Any = get_submodule(module, path)  # mlx-lm's annotation leaves the quantized ones out, its code doesn't
     layer = LoRALinear.from_base(linear, r=rank, scale=scale)
     layer.dropout = Dropout(dropout)
     layer.train(linear.training)

@@ -8,8 +8,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..conditioning import IGNORED_LABEL
 from ..models.sana import SanaTransformer
-from ..splice import IGNORED_LABEL
 
 
 def flow_matching_loss(

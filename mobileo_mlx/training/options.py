@@ -18,7 +18,7 @@ class Options:
 
     Attributes:
         stage: of `mobileo_mlx.training.stages.STAGES`, perhaps adjusted.
-        layout: "inference" or "upstream", see `mobileo_mlx.training.batches.Recipe`.
+        layout: "inference" or "upstream", see `mobileo_mlx.training.batches.BatchConfig`.
         rank, alpha, dropout: of the low-rank updates.
         steps: of the optimizer; by default what the stage's epochs make.
         accumulate: parts in which each process computes its share of a step.

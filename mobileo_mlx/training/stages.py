@@ -16,7 +16,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 
 from ..errors import OptionError
-from .network import Network
+from .trainable import TrainableModel
 
 How = Literal["full", "lora", "frozen"]
 BETAS = (0.9, 0.95)
@@ -140,7 +140,7 @@ def stage_named(name: str) -> Stage:
     return STAGES[name]
 
 
-def set_trainable(network: Network, stage: Stage) -> None:
+def set_trainable(network: TrainableModel, stage: Stage) -> None:
     """Freezes all but what the stage trains in full; adapters unfreeze themselves when they are added."""
     network.freeze()
     chosen = ["diffusion_connector"]
@@ -156,7 +156,7 @@ def set_trainable(network: Network, stage: Stage) -> None:
             module.freeze(keys=["running_mean", "running_var"], recurse=False)
 
 
-def set_mode(network: Network, stage: Stage, *, training: bool) -> None:
+def set_mode(network: TrainableModel, stage: Stage, *, training: bool) -> None:
     """Dropout on or off. A vision tower that is trained takes its BatchNorms' statistics from the batch, as upstream's.
 
     A frozen one never does.
@@ -175,7 +175,7 @@ class Group:
     names: frozenset[str]
 
 
-def parameter_groups(network: Network, stage: Stage, *, upstream: bool = False) -> list[Group]:
+def parameter_groups(network: TrainableModel, stage: Stage, *, upstream: bool = False) -> list[Group]:
     """The trainable parameters by learning rate and weight decay, the stage's own rate first.
 
     As in the original, biases and the connector's LayerNorms do not decay, and RMSNorm, BatchNorm and layer scales do.

@@ -1,6 +1,6 @@
 """Finetuning: from data and a model to an adapter, as a generator that yields what happens.
 
-    run = Finetune("data.jsonl", "tiny", Options())
+    run = FinetuneRun("data.jsonl", "tiny", Options())
     for event in run.start("adapter"):
         ...
 
@@ -21,21 +21,21 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from ..checkpoint import default_dtype, named_parameters
+from ..checkpoints.checkpoint import default_dtype, named_parameters
 from ..errors import OptionError
 from ..models.mcp import annealed_temperature
 from ..pipeline import MobileO
-from .batches import Batches, Recipe
-from .checkpoints import append_metrics, check_new, holds_run, locked, read_metrics
+from .batches import BatchConfig, Batches
 from .data import Data, DataError, Progress, Sample, read_data
-from .layouts import preview
-from .loop import Fit, StepReport
+from .loop import StepReport, TrainingLoop
 from .lora import add_lora, write_adapter
-from .network import Network, Objective
 from .options import Options
 from .plots import plot_losses
-from .samples import write_samples
+from .run_state import append_metrics, check_new, holds_run, locked, read_metrics
+from .sample_sheet import write_samples
+from .sequences import preview
 from .stages import make_optimizer, parameter_groups, set_mode, set_trainable, warmup_cosine
+from .trainable import JointLoss, TrainableModel
 
 MINIMUM_TEMPERATURE = 0.5
 PLOT_FILE = "loss.png"
@@ -45,7 +45,7 @@ _SHOWN = 4  # samples that are drawn and asked about
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class Evaluated:
     """The loss on samples that are not trained on, and its parts."""
 
     step: int
@@ -53,7 +53,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Shown:
+class SamplesWritten:
     """Pictures and answers were written."""
 
     step: int
@@ -69,10 +69,10 @@ class Finished:
     steps: int
 
 
-Event = StepReport | HeldOut | Shown | Finished
+Event = StepReport | Evaluated | SamplesWritten | Finished
 
 
-class Finetune:
+class FinetuneRun:
     """A run that is ready to start: data and model are read and fit each other.
 
     Args:
@@ -106,7 +106,7 @@ class Finetune:
                 f"of {self.world.size()} processes); choose a multiple."
             )
         upstream = options.layout == "upstream"
-        self.data: Data = read_data(data, questions=stage.questions, stand_in=upstream, progress=progress)
+        self.data: Data = read_data(data, questions=stage.questions, default_question=upstream, progress=progress)
         self.model = _load(model, options.dtype, download_progress)
         train, self.held_out = split(self.data.samples, options.held_out, options.seed)
         self.batches = Batches(train, self.model, self._recipe())
@@ -160,7 +160,7 @@ class Finetune:
         network, objective = self._network()
         upstream = options.layout == "upstream"
         groups = parameter_groups(network, stage, upstream=upstream)
-        fit = Fit(
+        fit = TrainingLoop(
             model=network,
             loss=objective,
             batches=self.batches,
@@ -178,7 +178,7 @@ class Finetune:
             tolerance=_TOLERANCE,
             before_step=self._annealing(network) if stage.anneal and not upstream else None,
             stop=stop,
-            suspects=lambda step: self._suspects(network, objective, step),
+            suspects=lambda step: self._non_finite_samples(network, objective, step),
         )
         every = options.sample_every or max(20, self.steps // 10)
         leading = self.world.rank() == 0
@@ -195,7 +195,7 @@ class Finetune:
             write_adapter(folder, modules, options.lora, base_model=self.model.checkpoint.name)
             yield Finished(folder, fit.step, self.steps)
 
-    def _network(self) -> tuple[Network, Objective]:
+    def _network(self) -> tuple[TrainableModel, JointLoss]:
         """The components that are trained or looked through, and the objective."""
         options, stage = self.options, self.options.stage
         names = ["llm", "diffusion_connector", "dit"]
@@ -203,7 +203,7 @@ class Finetune:
             names += ["vision_tower", "mm_projector"]
         if stage.questions and self.model.checkpoint.has("lm_head"):
             names.append("lm_head")
-        network = Network({name: self.model.component(name) for name in names})
+        network = TrainableModel({name: self.model.component(name) for name in names})
         dtype = network.llm.embed_tokens.weight.dtype
         set_trainable(network, stage)
         # The optimizer's steps are too small for half precision.
@@ -213,16 +213,16 @@ class Finetune:
             add_lora(modules, options.lora, key=mx.random.key(options.seed))
         set_mode(network, stage, training=True)
         size = sum(array.size for array in named_parameters(network).values())
-        objective = Objective(
+        objective = JointLoss(
             upstream=options.layout == "upstream",
             dtype=None if dtype == mx.float32 else dtype,
             recompute=size > _LARGE if options.recompute is None else options.recompute,
         )
         return network, objective
 
-    def _recipe(self) -> Recipe:
+    def _recipe(self) -> BatchConfig:
         options = self.options
-        return Recipe(
+        return BatchConfig(
             layout=options.layout,
             questions=options.stage.questions,
             batch_size=options.stage.batch_size,
@@ -233,7 +233,7 @@ class Finetune:
             pixels=options.stage.vision == "full",
         )
 
-    def _annealing(self, network: Network) -> Callable[[int], None]:
+    def _annealing(self, network: TrainableModel) -> Callable[[int], None]:
         connector, samples = network.diffusion_connector, len(self.batches.samples)
         start = float(connector.temperature)
         epochs = max(1, -(-self.steps * self.options.stage.batch_size // samples))
@@ -267,17 +267,19 @@ class Finetune:
             "dtype": options.dtype,
         }
 
-    def _look(self, folder: Path, step: int, network: Network, objective: Objective) -> Iterator[Event]:
+    def _look(self, folder: Path, step: int, network: TrainableModel, objective: JointLoss) -> Iterator[Event]:
         """The held-out loss, pictures and answers."""
         if self.held_out:
             metrics = self._held_out_loss(network, objective)
             append_metrics(folder, json.dumps({"step": step, "held_out": metrics}))
-            yield HeldOut(step, metrics)
+            yield Evaluated(step, metrics)
         samples = (self.held_out or self.batches.samples)[:_SHOWN]
-        yield Shown(step, write_samples(self.model, samples, folder / "samples", step, self.options.stage.questions))
+        yield SamplesWritten(
+            step, write_samples(self.model, samples, folder / "samples", step, self.options.stage.questions)
+        )
         self._plot(folder)
 
-    def _held_out_loss(self, network: Network, objective: Objective) -> dict[str, float]:
+    def _held_out_loss(self, network: TrainableModel, objective: JointLoss) -> dict[str, float]:
         totals: dict[str, float] = {}
         weights: dict[str, float] = {}
         size = max(1, self.options.stage.batch_size // self.parts)
@@ -292,14 +294,14 @@ class Finetune:
         loss = means["diffusion_loss"] + objective.answer_weight * means.get("answer_loss", 0.0)
         return {"loss": loss, **means}
 
-    def _suspects(self, network: Network, objective: Objective, step: int) -> str:
+    def _non_finite_samples(self, network: TrainableModel, objective: JointLoss, step: int) -> str:
         """The samples of a step that by themselves have a loss that is not finite; all where each alone is fine."""
-        guilty: list[str] = []
+        bad: list[str] = []
         for batch in self.batches.one_by_one(step):
             loss, _ = objective(network, batch, mx.random.key(0))
             if not np.isfinite(float(loss)):
-                guilty += batch.names
-        names = list(dict.fromkeys(guilty or self.batches.names(step)))
+                bad += batch.names
+        names = list(dict.fromkeys(bad or self.batches.names(step)))
         return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
     def _plot(self, folder: Path) -> None:

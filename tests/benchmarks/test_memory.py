@@ -9,13 +9,13 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from benchmarks import footprint, memory, phases
+from benchmarks import memory, phase_memory, task_memory
 from benchmarks.common import GB
 from benchmarks.synthetic import official_config, tiny_config, write_checkpoint
-from mobileo_mlx.checkpoint import Checkpoint
+from mobileo_mlx.checkpoints.checkpoint import Checkpoint
+from mobileo_mlx.checkpoints.quantize import PRESETS
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.pipeline import MobileO
-from mobileo_mlx.quantize import PRESETS
 
 
 @pytest.mark.parametrize("bits", [{}, PRESETS["small"]])
@@ -25,7 +25,7 @@ def test_accounted_weights_are_those_that_loading_takes(tiny_model: Path, bits: 
         gc.collect()
         before = mx.get_active_memory()
         mx.eval(model.component(component).parameters())
-        accounted = phases.weight_bytes(model.config, component, mx.float16, bits)
+        accounted = phase_memory.weight_bytes(model.config, component, mx.float16, bits)
         # An allocation is a multiple of some bytes.
         assert accounted <= mx.get_active_memory() - before <= 1.2 * accounted + 2**16
 
@@ -33,9 +33,9 @@ def test_accounted_weights_are_those_that_loading_takes(tiny_model: Path, bits: 
 def test_the_planned_footprint_of_the_weights() -> None:
     """The largest stage of each task fits, and everything in half precision does without the encoder."""
     config = official_config("0.5b")
-    small = {name: phases.weight_bytes(config, name, mx.float16, PRESETS["small"]) for name in COMPONENTS}
-    plain = {name: phases.weight_bytes(config, name, mx.float16, {}) for name in COMPONENTS}
-    for task, _, components in phases.PHASES:
+    small = {name: phase_memory.weight_bytes(config, name, mx.float16, PRESETS["small"]) for name in COMPONENTS}
+    plain = {name: phase_memory.weight_bytes(config, name, mx.float16, {}) for name in COMPONENTS}
+    for task, _, components in phase_memory.PHASES:
         assert sum(small[name] for name in components) < memory.STAGED_TARGETS[task] * GB
     assert sum(plain.values()) - plain["vae_encoder"] < memory.UNSTAGED_TARGET * GB
 
@@ -46,7 +46,7 @@ def test_it_measures_every_phase(tiny_model: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("sys.argv", ["memory", "--out", str(tmp_path)])
     assert memory.main() == 0
     result = json.loads((tmp_path / "memory.json").read_text())
-    assert [(p["task"], p["phase"]) for p in result["phases"]] == [phase[:2] for phase in phases.PHASES]
+    assert [(p["task"], p["phase"]) for p in result["phases"]] == [phase[:2] for phase in phase_memory.PHASES]
     for phase in result["phases"]:
         assert phase["above_gb"] > 0
         assert phase["weights_gb"] <= phase["loaded_gb"] <= 1.2 * phase["weights_gb"] + 2**18 / GB
@@ -67,14 +67,14 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_whole_task_is_measured_phase_by_phase(half: Path) -> None:
     """Each phase holds the weights that it needs, and staged no others."""
     staged, unstaged = (
-        footprint.measure(half, "edit", preset="small", staged=staged, forms="metal") for staged in (True, False)
+        task_memory.measure(half, "edit", preset="small", staged=staged, forms="metal") for staged in (True, False)
     )
     drawn = [("llm",), ("llm", "diffusion_connector"), ("dit",), ("vae_decoder",)]
     for found in (staged, unstaged):
         assert [tuple(phase["components"]) for phase in found["phases"]] == [("vision_tower", "mm_projector"), *drawn]
         assert found["peak_gb"] == max(phase["peak_gb"] for phase in found["phases"])
     config = Checkpoint.open(half).config
-    weights = {name: phases.weight_bytes(config, name, mx.float16, PRESETS["small"]) / GB for name in COMPONENTS}
+    weights = {name: phase_memory.weight_bytes(config, name, mx.float16, PRESETS["small"]) / GB for name in COMPONENTS}
     assert unstaged["loaded_gb"] >= sum(weights.values()) - weights["vae_encoder"]
     for one, all_of_them in zip(staged["phases"], unstaged["phases"], strict=True):
         needed = sum(weights[name] for name in one["components"])
@@ -84,9 +84,9 @@ def test_a_whole_task_is_measured_phase_by_phase(half: Path) -> None:
 def test_forms_of_a_backend_are_chosen_while_a_task_runs(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = mx.default_device()
     seen = []
-    monkeypatch.setattr(footprint, "run_task", lambda *_: seen.append(mx.default_device()) or [(("llm",), 0)])
+    monkeypatch.setattr(task_memory, "run_task", lambda *_: seen.append(mx.default_device()) or [(("llm",), 0)])
     for forms in ("metal", "cpu"):
-        footprint.measure(half, "ask", preset="full", staged=True, forms=forms)
+        task_memory.measure(half, "ask", preset="full", staged=True, forms=forms)
     assert [found == mx.cpu for found in seen] == [False, True]
     assert mx.default_device() == device
 

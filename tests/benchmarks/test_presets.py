@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import presets, report
-from benchmarks.paired import Sample, Variant, difference, mcnemar
+from benchmarks.paired_stats import Sample, Variant, difference, mcnemar
 from mobileo_mlx import MobileO
 
 

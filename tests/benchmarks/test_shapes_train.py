@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.shapes import lessons, train
 from benchmarks.shapes.questions import QUESTION_TYPES
+from benchmarks.shapes.recipe import curriculum, train
+from benchmarks.shapes.recipe.tiny import GRID, SIDE, tiny_config, tiny_tokenizer
 from benchmarks.shapes.text import sample_caption, vocabulary
-from benchmarks.shapes.tiny import GRID, SIDE, tiny_config, tiny_tokenizer
 from benchmarks.shapes.world import Object, Scene
 from mobileo_mlx import MobileO
 from mobileo_mlx.errors import CheckpointError
@@ -76,7 +76,7 @@ def test_every_word_is_one_token(tokenizer):
 
 def test_symbols_say_what_is_where(tokenizer):
     scene = Scene((Object("star", "red", 2, 4),), "gray")
-    grid = lessons.symbols(scene, tokenizer).reshape(GRID, GRID, 4)
+    grid = curriculum.symbols(scene, tokenizer).reshape(GRID, GRID, 4)
     word = {text: tokenizer.encode(text)[0] for text in (" red", " star", " gray", "A", "D", "E", "H")}
     covered = np.zeros((GRID, GRID), bool)
     covered[1:3, 0:2] = True  # an object covers 2 x 2 cells
@@ -99,7 +99,7 @@ def test_the_model_is_small(tokenizer):
 
 
 def test_lessons_are_the_captions_prompts(tokenizer):
-    sequences = lessons.captions(np.random.default_rng(0), tokenizer, 3)
+    sequences = curriculum.captions(np.random.default_rng(0), tokenizer, 3)
     rng = np.random.default_rng(0)
     expected = [encode_prompt(tokenizer, generate_prompt(sample_caption(rng).text)) for _ in range(3)]
     for row, mask, ids in zip(sequences.ids, sequences.mask, expected, strict=True):
@@ -107,8 +107,8 @@ def test_lessons_are_the_captions_prompts(tokenizer):
 
 
 def test_the_curriculum_ends_with_all_kinds():
-    assert set(lessons.kinds_at(0)) == {"colour", "shape"}
-    assert set(lessons.kinds_at(1)) == set(QUESTION_TYPES)
-    asked = lessons.questions(np.random.default_rng(0), Tokenizer(tiny_tokenizer()), 20, ("background",))
+    assert set(curriculum.kinds_at(0)) == {"colour", "shape"}
+    assert set(curriculum.kinds_at(1)) == set(QUESTION_TYPES)
+    asked = curriculum.questions(np.random.default_rng(0), Tokenizer(tiny_tokenizer()), 20, ("background",))
     names = {scene.background for scene in asked.seen}
     assert len(names) > 1  # the kind that was asked for, on scenes that suit it

@@ -101,7 +101,7 @@ class Result:
 @pytest.fixture
 def here(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Runs the command in this process, in an empty folder: quicker, for what needs no process of its own."""
-    from mobileo_cli.app import main
+    from mobileo_cli.main import main
 
     monkeypatch.chdir(work)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from random_adapter import write_random_adapter
 
-from mobileo_mlx.adapters import CONFIG_FILE, WEIGHTS_FILE
-from mobileo_mlx.convert import convert, describe
+from mobileo_mlx.checkpoints.adapters import CONFIG_FILE, WEIGHTS_FILE
+from mobileo_mlx.checkpoints.convert import convert, describe
 from mobileo_mlx.images import read_metadata
 from mobileo_mlx.training.lora import LoRAConfig
 

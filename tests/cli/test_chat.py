@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from mobileo_cli.session import HELP
+from mobileo_cli.chat_session import HELP
 from PIL import Image
 
 from mobileo_mlx import MobileO

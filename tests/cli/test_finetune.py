@@ -31,7 +31,7 @@ def kill(path, arrays):
         os.kill(os.getpid(), signal.SIGKILL)
     save(path, arrays)
 mx.save_safetensors = kill
-from mobileo_cli.app import main
+from mobileo_cli.main import main
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -230,7 +230,7 @@ def test_out_is_needed(arguments: list[str], here: Callable[..., Result]) -> Non
 
 
 def test_a_folder_in_use(arguments: list[str], here: Callable[..., Result], work: Path) -> None:
-    from mobileo_mlx.training.checkpoints import locked
+    from mobileo_mlx.training.run_state import locked
 
     (work / "out").mkdir()
     with locked(work / "out"):

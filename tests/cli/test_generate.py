@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mobileo_mlx.drawing import SAMPLING_PRESETS
+from mobileo_mlx.checkpoints.quantize import PRESETS
+from mobileo_mlx.generation_options import SAMPLING_PRESETS
 from mobileo_mlx.images import read_metadata
-from mobileo_mlx.quantize import PRESETS
 
 from .conftest import COMMAND, Run
 

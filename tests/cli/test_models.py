@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mobileo_mlx.convert import describe
+from mobileo_mlx.checkpoints.convert import describe
 from mobileo_mlx.models.mobileo import COMPONENTS
 
 from .test_generate import pixels

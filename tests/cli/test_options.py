@@ -9,10 +9,10 @@ from mobileo_cli import edit, generate, options
 from PIL import Image
 
 from mobileo_mlx.chat import Chat
-from mobileo_mlx.drawing import GUIDANCE_SCALE, SAMPLING_PRESETS, SCHEDULER, STEPS
+from mobileo_mlx.checkpoints.quantize import PRESETS
 from mobileo_mlx.errors import OptionError
+from mobileo_mlx.generation_options import GUIDANCE_SCALE, SAMPLING_PRESETS, SCHEDULER, STEPS
 from mobileo_mlx.pipeline import DEFAULT_MODEL
-from mobileo_mlx.quantize import PRESETS
 from mobileo_mlx.schedulers import SCHEDULERS
 
 

@@ -6,8 +6,8 @@ import mlx.core as mx
 import pytest
 
 from mobileo_mlx.errors import ConfigError
-from mobileo_mlx.models import strips
 from mobileo_mlx.models.dc_ae import DCAEConfig, Decoder, Encoder, Upsample
+from mobileo_mlx.ops import bands
 
 CONFIG = DCAEConfig(
     latent_channels=4,
@@ -52,15 +52,15 @@ def test_blocks_one_by_one_are_the_whole() -> None:
 @pytest.mark.parametrize("limit", [1, 2**12, 2**30])  # bytes: strips of four rows, of some, and one strip
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (9, 5), (18, 3)])
 def test_strips_are_the_whole(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], limit: int) -> None:
-    monkeypatch.setattr(strips, "_CPU_BYTES", limit)
-    monkeypatch.setattr(strips, "_GPU_BYTES", limit)
+    monkeypatch.setattr(bands, "_CPU_BYTES", limit)
+    monkeypatch.setattr(bands, "_GPU_BYTES", limit)
     height, width = size
     for module, x in (
         (Decoder(CONFIG), mx.random.normal((2, height, width, 4))),
         (Encoder(CONFIG), mx.random.normal((2, 4 * height, 4 * width, 3))),
     ):
         expected = module.eval()(x)
-        error = mx.abs(strips.joined(module.stream(x)) - expected).max()
+        error = mx.abs(bands.joined(module.stream(x)) - expected).max()
         assert error.item() <= 1e-5 * mx.abs(expected).max().item()
 
 
@@ -70,7 +70,7 @@ def test_strips_where_the_outermost_stage_has_no_blocks() -> None:
         (Decoder(config), mx.random.normal((1, 5, 3, 4))),
         (Encoder(config), mx.random.normal((1, 20, 12, 3))),
     ):
-        assert mx.allclose(strips.joined(module.eval().stream(x)), module(x), atol=1e-5)
+        assert mx.allclose(bands.joined(module.eval().stream(x)), module(x), atol=1e-5)
 
 
 def test_memory_grows_with_the_width_and_not_with_the_height(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,8 +79,8 @@ def test_memory_grows_with_the_width_and_not_with_the_height(monkeypatch: pytest
     config = dataclasses.replace(
         CONFIG, decoder_block_types=local, decoder_qkv_multiscales=((), (), ()), decoder_block_out_channels=(64, 64, 64)
     )
-    monkeypatch.setattr(strips, "_CPU_BYTES", 2**14)
-    monkeypatch.setattr(strips, "_GPU_BYTES", 2**14)
+    monkeypatch.setattr(bands, "_CPU_BYTES", 2**14)
+    monkeypatch.setattr(bands, "_GPU_BYTES", 2**14)
     decoder = Decoder(config).eval()
     mx.eval(decoder.parameters())
     peaks = []
@@ -131,4 +131,4 @@ def test_half_precision_keeps_its_dtype() -> None:
     ):
         module.set_dtype(mx.float16)
         assert module(x.astype(mx.float16)).dtype == mx.float16
-        assert strips.joined(module.stream(x.astype(mx.float16))).dtype == mx.float16
+        assert bands.joined(module.stream(x.astype(mx.float16))).dtype == mx.float16

@@ -8,7 +8,6 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mobileo_mlx.models import strips, vision_attention
 from mobileo_mlx.models.fastvithd import (
     FastViTHD,
     FastViTHDConfig,
@@ -18,6 +17,7 @@ from mobileo_mlx.models.fastvithd import (
     config_from_shapes,
     sanitize,
 )
+from mobileo_mlx.ops import attention, bands
 
 CONFIG = FastViTHDConfig(
     layers=(1, 2, 1, 1, 1), embed_dims=(4, 8, 16, 32, 64), mlp_ratios=(2, 2, 2, 2, 2), se_channels=6
@@ -85,13 +85,13 @@ def test_strips_are_the_whole(
     lively: FastViTHD, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], limit: int
 ) -> None:
     """And both are what training computes, where no norm is folded and attention takes all heads at once."""
-    monkeypatch.setattr(strips, "_CPU_BYTES", limit)
-    monkeypatch.setattr(strips, "_GPU_BYTES", limit)
+    monkeypatch.setattr(bands, "_CPU_BYTES", limit)
+    monkeypatch.setattr(bands, "_GPU_BYTES", limit)
     x = mx.random.uniform(shape=(2, *size, 3), key=mx.random.key(0))
     whole = lively(x)
     streamed = x
     for block in lively.blocks():
-        streamed = strips.joined(block.stream(strips.split(streamed)))
+        streamed = bands.joined(block.stream(bands.split(streamed)))
     results = [whole, streamed.flatten(1, 2), lively.in_turn(x)]
     lively.train()
     for _, module in lively.named_modules():
@@ -123,7 +123,7 @@ def test_planes_are_for_plain_linear_layers_alone(lively: FastViTHD, monkeypatch
 
 
 @pytest.mark.parametrize("tokens", [20, 400])  # few, and enough for the fast exponential
-@pytest.mark.parametrize("form", [vision_attention.padded_attention, vision_attention.attention_by_heads])
+@pytest.mark.parametrize("form", [attention.padded_attention, attention.attention_by_heads])
 def test_other_forms_of_attention_are_attention(form: Callable[..., mx.array], tokens: int) -> None:
     q, k, v = (mx.random.normal((2, 3, tokens, 32), key=mx.random.key(i)) for i in range(3))
     expected = mx.softmax(q @ k.swapaxes(-1, -2), axis=-1) @ v
@@ -136,7 +136,7 @@ def test_padded_heads_reach_the_fused_kernel() -> None:
     mx.eval(q)
     mx.reset_peak_memory()
     begin = mx.get_active_memory()
-    mx.eval(vision_attention.padded_attention(q, q, q, 0.2))
+    mx.eval(attention.padded_attention(q, q, q, 0.2))
     assert mx.get_peak_memory() - begin < 24 * 1024**2 * 2  # the bytes of all scores
 
 

@@ -5,8 +5,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mobileo_mlx.models import depthwise
 from mobileo_mlx.models.layers import GLUMBConv, relu_linear_attention
+from mobileo_mlx.ops import depthwise
 
 
 def test_linear_attention_is_the_quadratic_sum() -> None:

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 from mobileo_mlx.models.fastvithd import FastViTHD, config_from_shapes, sanitize  # noqa: E402
 
 from .common import assert_close, nhwc, ported  # noqa: E402
-from .fastvit_witness import UNAVAILABLE  # noqa: E402
+from .fastvit_reference import UNAVAILABLE  # noqa: E402
 
 # Ours are upstream's names. In our one list, downsamplings and positions stand between the stages.
 STAGES = (0, 2, 4, 7, 10)
@@ -40,7 +40,7 @@ def witness(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
         if importlib.util.find_spec(library) is None:
             pytest.skip(f"{library} is not installed")
     path = tmp_path_factory.mktemp("fastvit") / "witness.npz"
-    script = Path(__file__).with_name("fastvit_witness.py")
+    script = Path(__file__).with_name("fastvit_reference.py")
     done = subprocess.run([sys.executable, str(script), str(path)], capture_output=True, text=True, timeout=120)
     if done.returncode == UNAVAILABLE:
         pytest.skip(f"timm can't be imported: {done.stderr.strip().splitlines()[-1]}")

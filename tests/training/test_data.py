@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mobileo_mlx.training.data import QA, DataError, Problem, read_data
-from mobileo_mlx.training.shards import STAND_IN, parse_qna
+from mobileo_mlx.training.webdataset import STAND_IN, parse_qna
 
 from .conftest import write_lines
 
@@ -160,7 +160,7 @@ def test_a_folder_of_shards(tmp_path: Path) -> None:
 def test_a_sample_without_a_question(tmp_path: Path) -> None:
     path = shard(tmp_path / "s.tar", {"0": {**SAMPLE, "qna.txt": b"nothing"}})
     assert problems(path) == ["s.tar: 0: qna.txt has no line 'Q: ... A: ...'"]
-    data = read_data(path, stand_in=True)
+    data = read_data(path, default_question=True)
     assert data.samples[0].qa == (STAND_IN,)
     assert data.stand_ins == 1
 

@@ -13,8 +13,8 @@ import pytest
 
 from mobileo_mlx.errors import CheckpointError, OutputError, TrainingError
 from mobileo_mlx.files import TEMPORARY_PREFIX
-from mobileo_mlx.training.checkpoints import checkpoints, locked, read_metrics
-from mobileo_mlx.training.loop import Fit, StepReport
+from mobileo_mlx.training.loop import StepReport, TrainingLoop
+from mobileo_mlx.training.run_state import checkpoints, locked, read_metrics
 
 
 def loss(model: nn.Module, x: mx.array, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
@@ -27,14 +27,14 @@ def batches(step: int, part: int) -> mx.array:
     return mx.random.normal((4, 3), key=mx.random.key(100 * step + part))
 
 
-def fit(folder: Path | None = None, **changes: Any) -> Fit:
+def fit(folder: Path | None = None, **changes: Any) -> TrainingLoop:
     mx.random.seed(1)
     model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm(8), nn.Linear(8, 3))
     decayed = optim.AdamW(lambda step: 0.05 / (1 + 0.1 * step), weight_decay=0.1, bias_correction=True)
     groups = optim.MultiOptimizer([decayed, optim.AdamW(0.02)], [lambda name, _: name.endswith("weight")])
     settings: dict[str, Any] = {"steps": 9, "batch_size": 8, "accumulate": 2, "save_every": 2, "folder": folder}
     parts = {"model": model, "loss": loss, "batches": batches, "optimizer": groups}
-    return Fit(**{**parts, **settings, **changes})
+    return TrainingLoop(**{**parts, **settings, **changes})
 
 
 def told(reports: list[StepReport]) -> list[tuple[int, float, float]]:

@@ -16,9 +16,9 @@ from mlx.utils import tree_flatten, tree_map
 from random_adapter import adapted_modules, write_random_adapter
 from safetensors.numpy import load_file, save_file
 
-from mobileo_mlx.adapters import CONFIG_FILE, TRAINED_FILE, WEIGHTS_FILE, AdaptedLinear, Adapter
-from mobileo_mlx.checkpoint import Checkpoint, named_parameters
-from mobileo_mlx.convert import convert, describe, fuse
+from mobileo_mlx.checkpoints.adapters import CONFIG_FILE, TRAINED_FILE, WEIGHTS_FILE, AdaptedLinear, Adapter
+from mobileo_mlx.checkpoints.checkpoint import Checkpoint, named_parameters
+from mobileo_mlx.checkpoints.convert import convert, describe, fuse
 from mobileo_mlx.errors import CheckpointError, OptionError, OutputError
 from mobileo_mlx.models.mobileo import build
 from mobileo_mlx.pipeline import MobileO

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mobileo_mlx.checkpoint import Checkpoint
+from mobileo_mlx.checkpoints.checkpoint import Checkpoint
+from mobileo_mlx.conditioning import IGNORED_LABEL
 from mobileo_mlx.prompts import IMAGE_TOKEN_INDEX
-from mobileo_mlx.splice import IGNORED_LABEL
 from mobileo_mlx.training.losses import (
     answer_loss,
     answer_losses,
@@ -19,27 +19,27 @@ from mobileo_mlx.training.losses import (
     uniform_sigmas,
     upstream_sigmas,
 )
-from mobileo_mlx.training.network import Batch, Network, Objective, Rows
 from mobileo_mlx.training.stages import STAGES, set_mode, set_trainable
+from mobileo_mlx.training.trainable import Batch, JointLoss, TokenBatch, TrainableModel
 
 KEY = mx.random.key(0)
 
 
 @pytest.fixture(scope="module")
-def network(tiny_model: Path) -> Network:
+def network(tiny_model: Path) -> TrainableModel:
     checkpoint = Checkpoint.open(tiny_model)
     names = ("vision_tower", "mm_projector", "llm", "lm_head", "diffusion_connector", "dit")
-    network = Network({name: checkpoint.load(name, dtype=mx.float32) for name in names})
+    network = TrainableModel({name: checkpoint.load(name, dtype=mx.float32) for name in names})
     set_trainable(network, STAGES["paper"])
     return network
 
 
-def rows(lengths: tuple[int, ...], *, image: bool = True, seed: int = 0) -> Rows:
+def rows(lengths: tuple[int, ...], *, image: bool = True, seed: int = 0) -> TokenBatch:
     rng = np.random.default_rng(seed)
     ids = [[IMAGE_TOKEN_INDEX] * image + rng.integers(3, 90, length).tolist() for length in lengths]
     labels = [[IGNORED_LABEL] * (len(row) - 3) + row[-3:] for row in ids]
     pixels = mx.array(rng.random((len(lengths), 64, 64, 3), np.float32)) if image else None
-    return Rows(ids, labels, pixels=pixels)
+    return TokenBatch(ids, labels, pixels=pixels)
 
 
 def batch(lengths: tuple[int, ...], *, joint: bool = False, seed: int = 0) -> Batch:
@@ -57,7 +57,7 @@ def batch(lengths: tuple[int, ...], *, joint: bool = False, seed: int = 0) -> Ba
     )
 
 
-def gradients(network: Network, objective: Objective, data: Batch) -> tuple[float, dict[str, mx.array]]:
+def gradients(network: TrainableModel, objective: JointLoss, data: Batch) -> tuple[float, dict[str, mx.array]]:
     (loss, _), grads = nn.value_and_grad(network, objective)(network, data, KEY)
     return float(loss), dict(tree_flatten(grads))
 
@@ -104,40 +104,40 @@ def test_answers_count_label_by_label() -> None:
     assert np.isclose(float(answer_loss(head, hidden, mx.array(labels))), np.mean(expected), atol=1e-5)
 
 
-def test_parts_add_up_to_the_whole(network: Network) -> None:
+def test_parts_add_up_to_the_whole(network: TrainableModel) -> None:
     set_mode(network, STAGES["lora"], training=False)
     whole = batch((9, 12, 7, 10))
     drawing, answers = whole.drawing, whole.answers
     assert answers is not None
     assert answers.pixels is not None
-    loss, grads = gradients(network, Objective(), whole)
+    loss, grads = gradients(network, JointLoss(), whole)
     parts = []
     for part in (slice(0, 1), slice(1, 4)):
         halves = (
-            Rows(drawing.input_ids[part], drawing.labels[part]),
-            Rows(answers.input_ids[part], answers.labels[part], pixels=answers.pixels[part]),
+            TokenBatch(drawing.input_ids[part], drawing.labels[part]),
+            TokenBatch(answers.input_ids[part], answers.labels[part], pixels=answers.pixels[part]),
         )
         arrays = (whole.latents[part], whole.noise[part], whole.sigmas[part], whole.dropped[part])
         # A part's answers are divided by the mean number of tokens in the parts; here one sample of four, then three.
         size = (part.stop - part.start) / 4
-        parts.append((size, gradients(network, Objective(), Batch(*halves, *arrays, answer_tokens=12 * size))))
+        parts.append((size, gradients(network, JointLoss(), Batch(*halves, *arrays, answer_tokens=12 * size))))
     assert np.isclose(sum(size * found for size, (found, _) in parts), loss, rtol=1e-5)
     for name in ("dit.proj_out.weight", "mm_projector.layers.0.weight", "diffusion_connector.layer_weights"):
         total = sum(size * found[name] for size, (_, found) in parts)
         assert np.allclose(total, grads[name], atol=1e-5 * float(mx.abs(grads[name]).max()) + 1e-7)
 
 
-def test_padding_changes_nothing(network: Network) -> None:
+def test_padding_changes_nothing(network: TrainableModel) -> None:
     set_mode(network, STAGES["lora"], training=False)
     padded = rows((7, 30), image=False)
     kept = mx.zeros(2, mx.bool_)
     states, spliced = network.hidden_states(padded)
     conditioning = network.conditioning(states, spliced, kept)[:1, :7]
-    states, spliced = network.hidden_states(Rows(padded.input_ids[:1], padded.labels[:1]))
+    states, spliced = network.hidden_states(TokenBatch(padded.input_ids[:1], padded.labels[:1]))
     assert np.allclose(conditioning, network.conditioning(states, spliced, kept[:1]), atol=1e-5)
 
 
-def test_dropped_samples_do_not_read_their_prompt(network: Network) -> None:
+def test_dropped_samples_do_not_read_their_prompt(network: TrainableModel) -> None:
     set_mode(network, STAGES["lora"], training=False)
     dropped = mx.array([True, False])
     found = []
@@ -149,12 +149,12 @@ def test_dropped_samples_do_not_read_their_prompt(network: Network) -> None:
 
 
 @pytest.mark.parametrize("joint", [False, True])
-def test_activations_can_be_computed_twice(network: Network, joint: bool) -> None:
+def test_activations_can_be_computed_twice(network: TrainableModel, joint: bool) -> None:
     set_mode(network, STAGES["lora"], training=False)
     data = batch((9, 12), joint=joint)
     blocks = list(network.llm.layers)
-    loss, grads = gradients(network, Objective(upstream=joint), data)
-    again, others = gradients(network, Objective(upstream=joint, recompute=True), data)
+    loss, grads = gradients(network, JointLoss(upstream=joint), data)
+    again, others = gradients(network, JointLoss(upstream=joint, recompute=True), data)
     assert np.isclose(loss, again, rtol=1e-6)
     assert grads.keys() == others.keys()
     for name, value in grads.items():
@@ -162,10 +162,10 @@ def test_activations_can_be_computed_twice(network: Network, joint: bool) -> Non
     assert network.llm.layers == blocks
 
 
-def test_half_precision_leaves_the_parameters_alone(network: Network) -> None:
+def test_half_precision_leaves_the_parameters_alone(network: TrainableModel) -> None:
     set_mode(network, STAGES["lora"], training=False)
-    loss, grads = gradients(network, Objective(), batch((9, 12)))
-    half, others = gradients(network, Objective(dtype=mx.bfloat16), batch((9, 12)))
+    loss, grads = gradients(network, JointLoss(), batch((9, 12)))
+    half, others = gradients(network, JointLoss(dtype=mx.bfloat16), batch((9, 12)))
     assert half != loss
     assert np.isclose(loss, half, rtol=0.05)
     assert {value.dtype for value in others.values()} == {mx.float32}
@@ -174,15 +174,15 @@ def test_half_precision_leaves_the_parameters_alone(network: Network) -> None:
     assert float(mx.abs(grads[name] - others[name]).max()) < 0.1 * float(mx.abs(grads[name]).max())
 
 
-def test_the_padding_token_is_not_trained(network: Network) -> None:
+def test_the_padding_token_is_not_trained(network: TrainableModel) -> None:
     network.llm.embed_tokens.unfreeze()
     try:
         set_mode(network, STAGES["lora"], training=False)
         data = batch((4, 9))
-        padded = Rows(data.drawing.input_ids, data.drawing.labels, padding=2)
+        padded = TokenBatch(data.drawing.input_ids, data.drawing.labels, padding=2)
         assert all(2 not in row for row in padded.input_ids)
         arrays = (data.latents, data.noise, data.sigmas, data.dropped)
-        _, grads = gradients(network, Objective(upstream=True), Batch(padded, None, *arrays, answer_tokens=0))
+        _, grads = gradients(network, JointLoss(upstream=True), Batch(padded, None, *arrays, answer_tokens=0))
         gradient = grads["llm.embed_tokens.weight"]
         assert not gradient[2].any()
         assert gradient[padded.input_ids[0][1]].any()

@@ -15,12 +15,12 @@ from PIL import Image
 from mobileo_mlx import MobileO
 from mobileo_mlx.errors import CheckpointError, OptionError, OutputError, TrainingError
 from mobileo_mlx.training.batches import Cache
-from mobileo_mlx.training.checkpoints import checkpoints, read_metrics
 from mobileo_mlx.training.data import DataError
 from mobileo_mlx.training.options import Options
 from mobileo_mlx.training.plots import plot_losses, smoothed
+from mobileo_mlx.training.run_state import checkpoints, read_metrics
 from mobileo_mlx.training.stages import STAGES, make_optimizer, parameter_groups, stage_named, warmup_cosine
-from mobileo_mlx.training.trainer import Event, Finetune, Finished, HeldOut, Shown, StepReport, split
+from mobileo_mlx.training.trainer import Evaluated, Event, FinetuneRun, Finished, SamplesWritten, StepReport, split
 
 from .conftest import write_lines
 
@@ -37,18 +37,18 @@ def losses(events: list[Event]) -> list[float]:
 
 
 @pytest.fixture
-def prepared(quadruplets: Write, tiny_model: Path) -> Callable[..., Finetune]:
-    def prepare(stage: str = "lora", *, count: int = 8, **changes: Any) -> Finetune:
-        return Finetune(quadruplets(count), tiny_model, options(stage, **changes))
+def prepared(quadruplets: Write, tiny_model: Path) -> Callable[..., FinetuneRun]:
+    def prepare(stage: str = "lora", *, count: int = 8, **changes: Any) -> FinetuneRun:
+        return FinetuneRun(quadruplets(count), tiny_model, options(stage, **changes))
 
     return prepare
 
 
-def test_a_whole_run(prepared: Callable[..., Finetune], tiny_model: Path, tmp_path: Path) -> None:
+def test_a_whole_run(prepared: Callable[..., FinetuneRun], tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     events = list(prepared().start(out))
     kinds = [type(event) for event in events]
-    assert kinds == [StepReport] * 4 + [HeldOut, Shown, Finished]
+    assert kinds == [StepReport] * 4 + [Evaluated, SamplesWritten, Finished]
     assert isinstance(events[0], StepReport)
     assert events[0].metrics.keys() == {"diffusion_loss", "answer_loss"}
     total = events[0].metrics["diffusion_loss"] + 0.2 * events[0].metrics["answer_loss"]
@@ -70,7 +70,9 @@ def test_a_whole_run(prepared: Callable[..., Finetune], tiny_model: Path, tmp_pa
     assert np.allclose(base, without, atol=1e-5)
 
 
-def test_the_adapter_is_the_trained_model(prepared: Callable[..., Finetune], tiny_model: Path, tmp_path: Path) -> None:
+def test_the_adapter_is_the_trained_model(
+    prepared: Callable[..., FinetuneRun], tiny_model: Path, tmp_path: Path
+) -> None:
     run = prepared("paper", steps=2, dropout=0.0)
     list(run.start(tmp_path / "out"))
     adapted = MobileO.load(tiny_model, adapter=tmp_path / "out")
@@ -90,7 +92,7 @@ def test_the_adapter_is_the_trained_model(prepared: Callable[..., Finetune], tin
     ],
 )
 def test_what_a_stage_trains(
-    prepared: Callable[..., Finetune], tmp_path: Path, stage: str, layout: str, trained: set[str]
+    prepared: Callable[..., FinetuneRun], tmp_path: Path, stage: str, layout: str, trained: set[str]
 ) -> None:
     run = prepared(stage, count=2, layout=layout, steps=1, held_out=0.0)
     network, objective = run._network()
@@ -112,7 +114,7 @@ def test_what_a_stage_trains(
     assert bool(changed - names) == (STAGES[stage].vision == "full")
 
 
-def test_stopping_and_resuming_is_exact(prepared: Callable[..., Finetune], tmp_path: Path) -> None:
+def test_stopping_and_resuming_is_exact(prepared: Callable[..., FinetuneRun], tmp_path: Path) -> None:
     expected = losses(list(prepared("paper").start(tmp_path / "whole")))
     asked = iter([False, False, True])
     first = list(prepared("paper").start(tmp_path / "out", stop=lambda: next(asked)))
@@ -123,14 +125,14 @@ def test_stopping_and_resuming_is_exact(prepared: Callable[..., Finetune], tmp_p
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_parts_give_the_losses_of_the_whole(prepared: Callable[..., Finetune], tmp_path: Path) -> None:
+def test_parts_give_the_losses_of_the_whole(prepared: Callable[..., FinetuneRun], tmp_path: Path) -> None:
     whole = losses(list(prepared(dropout=0.0).start(tmp_path / "whole")))
     parts = losses(list(prepared(dropout=0.0, accumulate=4).start(tmp_path / "parts")))
     assert np.allclose(whole, parts, rtol=2e-5)
 
 
 def test_a_run_goes_on_only_with_its_own_settings(
-    prepared: Callable[..., Finetune], quadruplets: Write, tiny_model: Path, tmp_path: Path
+    prepared: Callable[..., FinetuneRun], quadruplets: Write, tiny_model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     list(prepared("align", steps=1).start(out))
@@ -142,7 +144,7 @@ def test_a_run_goes_on_only_with_its_own_settings(
         list(prepared("align", steps=1, count=7).start(out, resume=True))
 
 
-def test_a_loss_that_is_no_number_names_its_samples(prepared: Callable[..., Finetune], tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_names_its_samples(prepared: Callable[..., FinetuneRun], tmp_path: Path) -> None:
     run = prepared(count=4, held_out=0.0)
     network, objective = run._network()
     # A weight that only one of the prompts reads.
@@ -156,7 +158,7 @@ def test_a_loss_that_is_no_number_names_its_samples(prepared: Callable[..., Fine
         list(run.start(tmp_path / "out"))
 
 
-def test_temperature_falls_from_epoch_to_epoch(prepared: Callable[..., Finetune], tmp_path: Path) -> None:
+def test_temperature_falls_from_epoch_to_epoch(prepared: Callable[..., FinetuneRun], tmp_path: Path) -> None:
     run = prepared("align", held_out=0.0, steps=6)
     network, objective = run._network()
     run._network = lambda: (network, objective)  # type: ignore[method-assign]
@@ -169,7 +171,7 @@ def test_temperature_falls_from_epoch_to_epoch(prepared: Callable[..., Finetune]
     assert np.allclose(found[2:], [1.625, 1.625, 0.875, 0.875])
 
 
-def test_batches_are_functions_of_the_step(prepared: Callable[..., Finetune]) -> None:
+def test_batches_are_functions_of_the_step(prepared: Callable[..., FinetuneRun]) -> None:
     first, again = prepared().batches(3, 0), prepared().batches(3, 0)
     assert first.names == again.names
     assert (first.noise == again.noise).all()
@@ -184,14 +186,14 @@ def test_batches_are_functions_of_the_step(prepared: Callable[..., Finetune]) ->
     assert all((batch.noise[0] == whole.noise[i]).all() for i, batch in enumerate(one_by_one))
 
 
-def test_conditioning_is_dropped_by_chance(prepared: Callable[..., Finetune]) -> None:
+def test_conditioning_is_dropped_by_chance(prepared: Callable[..., FinetuneRun]) -> None:
     for share, low, high in ((0.0, 0, 0), (0.5, 20, 60)):
         batches = prepared(cond_dropout=share).batches
         count = sum(int(batches(step, 0).dropped.sum()) for step in range(20))
         assert low <= count <= high
 
 
-def test_upstream_sees_images_of_half_the_side(prepared: Callable[..., Finetune]) -> None:
+def test_upstream_sees_images_of_half_the_side(prepared: Callable[..., FinetuneRun]) -> None:
     run = prepared("paper", layout="upstream")
     batch = run.batches(0, 0)
     assert batch.answers is batch.drawing
@@ -213,7 +215,7 @@ def test_upstream_sees_images_of_half_the_side(prepared: Callable[..., Finetune]
     assert np.allclose(features[0], run.model.encode_image(picture.open())[0], atol=1e-4)
 
 
-def test_previews_show_what_is_read(prepared: Callable[..., Finetune]) -> None:
+def test_previews_show_what_is_read(prepared: Callable[..., FinetuneRun]) -> None:
     titles, texts = zip(*prepared().previews(), strict=True)
     assert titles == ("drawing, line 1", "drawing's question, line 1", "edit, line 3", "edit's question, line 3")
     assert "following caption: a red picture, number 0<|im_end|>" in texts[0]
@@ -228,16 +230,16 @@ def test_samples_that_do_not_fit(images: Path, tiny_model: Path) -> None:
     line = {"prompt": "a cat", "image": "red.png", "question": "what?", "answer": "red"}
     path = write_lines(images, [line, {**line, "prompt": "cat " * 3000}, {**line, "source_image": "blue.png"}])
     with pytest.raises(DataError) as caught:
-        Finetune(path, tiny_model, options())
+        FinetuneRun(path, tiny_model, options())
     (problem,) = caught.value.problems
     assert problem.name == "line 2"
     assert "and the model's context has 2048" in problem.reason
     with pytest.raises(DataError) as caught:
-        Finetune(path, tiny_model, options("sft", layout="upstream"))
+        FinetuneRun(path, tiny_model, options("sft", layout="upstream"))
     assert [problem.name for problem in caught.value.problems] == ["line 2", "line 3"]
 
 
-def test_options_that_make_no_sense(prepared: Callable[..., Finetune]) -> None:
+def test_options_that_make_no_sense(prepared: Callable[..., FinetuneRun]) -> None:
     for changes in (
         {"layout": "other"},
         {"steps": 0},
@@ -278,7 +280,7 @@ def test_warmup_then_cosine() -> None:
     assert values[9:] == sorted(values[9:], reverse=True)
 
 
-def test_adapters_have_the_stages_rate_but_not_upstream(prepared: Callable[..., Finetune]) -> None:
+def test_adapters_have_the_stages_rate_but_not_upstream(prepared: Callable[..., FinetuneRun]) -> None:
     run = prepared("paper", layout="upstream")
     run.options = replace(run.options, stage=STAGES["paper"])
     network, _ = run._network()
@@ -293,7 +295,7 @@ def test_adapters_have_the_stages_rate_but_not_upstream(prepared: Callable[..., 
     assert make_optimizer(groups).learning_rate.item() == np.float32(1e-4)
 
 
-def test_layer_weights_learn_faster_in_alignment(prepared: Callable[..., Finetune]) -> None:
+def test_layer_weights_learn_faster_in_alignment(prepared: Callable[..., FinetuneRun]) -> None:
     network, _ = prepared("align")._network()
     groups = {name: g for g in parameter_groups(network, STAGES["align"]) for name in g.names}
     fast = groups["diffusion_connector.layer_weights"]
@@ -334,7 +336,7 @@ def test_plots_leave_out_what_has_no_logarithm(tmp_path: Path) -> None:
     assert [value for _, value in smoothed([(1, 2.0), (2, 2.0)])] == [2.0, 2.0]
 
 
-def test_checkpoints_hold_what_resuming_needs(prepared: Callable[..., Finetune], tmp_path: Path) -> None:
+def test_checkpoints_hold_what_resuming_needs(prepared: Callable[..., FinetuneRun], tmp_path: Path) -> None:
     list(prepared("align", steps=2).start(tmp_path / "out"))
     (last,) = checkpoints(tmp_path / "out")[-1:]
     assert {path.name for path in last.iterdir()} == {"state.json", "model.safetensors", "optimizer.safetensors"}

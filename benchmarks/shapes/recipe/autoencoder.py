@@ -1,0 +1,58 @@
+"""First stage of the small model: DC-AE on pictures of the shapes world."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mobileo_mlx.models.mobileo import MobileOConfig, build
+
+from ..world import BACKGROUNDS, LAYOUTS, NEW_COLOURS, NEW_SHAPES, RGB, WORLD, Object, Scene, World, pick, render_batch
+from .tiny import SIDE
+
+OBJECT_WEIGHT = 3.0  # objects are a small part of the pixels and all of what counts
+LATENT_NOISE = 0.05  # the decoder has to bear what sampling leaves
+MOMENTS_WEIGHT = 0.01  # without it the latents drift to any scale
+# With all that the model may be taught later: what can't be painted can't be learned.
+WIDE = World((*WORLD.shapes, *NEW_SHAPES), (*WORLD.colours, *NEW_COLOURS))
+
+
+class Autoencoder(nn.Module):
+    def __init__(self, config: MobileOConfig):
+        super().__init__()
+        self.vae_encoder = build("vae_encoder", config)
+        self.vae_decoder = build("vae_decoder", config)
+
+
+def any_scene(rng: np.random.Generator, world: World = WORLD) -> Scene:
+    """One to four objects of any kind, held-out pairs among them: the autoencoder knows no words."""
+    layout = pick(rng, LAYOUTS[1 + int(rng.integers(4))])
+    return Scene(tuple(Object(*pick(rng, world.pairs), *place) for place in layout), pick(rng, BACKGROUNDS))
+
+
+def batch(seed: int, size: int, step: int, part: int, *, world: World = WORLD) -> dict[str, mx.array]:
+    """Pictures (B, SIDE, SIDE, 3) in [-1, 1] and the weight of each pixel (B, SIDE, SIDE, 1)."""
+    rng = np.random.default_rng([seed, step, part])
+    scenes = [any_scene(rng, world) for _ in range(size)]
+    pixels = render_batch(scenes, SIDE)
+    ground = np.array([RGB[scene.background] for scene in scenes], np.uint8)[:, None, None]
+    objects = (pixels != ground).any(axis=-1, keepdims=True)
+    return {
+        "image": mx.array(pixels.astype(np.float32) / 127.5 - 1),
+        "weight": mx.array(1 + OBJECT_WEIGHT * objects.astype(np.float32)),
+    }
+
+
+def loss(model: nn.Module, samples: dict[str, mx.array], key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
+    """|e| + 2 e^2, objects weighted, and a pull of each latent channel towards mean 0 and variance 1."""
+    autoencoder: Any = model
+    latents = autoencoder.vae_encoder(samples["image"])
+    noise = mx.random.normal(latents.shape, key=key)
+    error = autoencoder.vae_decoder(latents + LATENT_NOISE * noise) - samples["image"]
+    distance = (samples["weight"] * (mx.abs(error) + 2 * error**2)).mean()
+    mean, variance = latents.mean(axis=(0, 1, 2)), latents.var(axis=(0, 1, 2))
+    moments = (mean**2 + mx.log(variance + 1e-6) ** 2).mean()
+    return distance + MOMENTS_WEIGHT * moments, {"distance": distance, "moments": moments}

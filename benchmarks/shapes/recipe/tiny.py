@@ -1,0 +1,105 @@
+"""The small model of the shapes world: what it looks like. `benchmarks.shapes.recipe.train` teaches it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mobileo_mlx.models.dc_ae import DCAEConfig
+from mobileo_mlx.models.fastvithd import FastViTHDConfig, MMProjectorConfig
+from mobileo_mlx.models.mcp import MCPConfig
+from mobileo_mlx.models.mobileo import MobileOConfig
+from mobileo_mlx.models.qwen2 import Qwen2Config
+from mobileo_mlx.models.sana import SanaConfig
+from mobileo_mlx.prompts import EDIT_PREFIX, GENERATE_PREFIX, SYSTEM_PROMPT
+from mobileo_mlx.tokenizer import END_OF_TEXT, IM_END, IM_START
+
+from ..text import vocabulary
+from ..world import NEW_COLOURS, NEW_SHAPES, WORLD
+
+if TYPE_CHECKING:
+    import tokenizers
+
+SIDE = 64  # pixels, of what is drawn and of what is seen
+GRID = 4  # latents and image tokens are GRID x GRID, and every object covers 2 x 2 of them
+
+_STAGES: dict[str, tuple[Any, ...]] = {
+    # No blocks at full resolution: the first convolution halves the image.
+    "block_types": ("ResBlock", "ResBlock", "ResBlock", "EfficientViTBlock", "EfficientViTBlock"),
+    "block_out_channels": (16, 24, 48, 96, 128),
+    "layers_per_block": (0, 1, 1, 1, 2),
+    "qkv_multiscales": ((), (), (), (5,), (5,)),
+}
+
+
+def tiny_config(vocab_size: int, eos_token_ids: tuple[int, ...]) -> MobileOConfig:
+    """About 7 million parameters in the real model's blocks."""
+    width = 128  # of the language model
+    vision = FastViTHDConfig(
+        layers=(1, 1, 1, 1, 1),
+        embed_dims=(16, 32, 64, 128, 128),
+        mlp_ratios=(4, 4, 4, 4, 4),
+        down_strides=(2, 2, 1, 1),
+        se_channels=16,
+    )
+    return MobileOConfig(
+        vision_tower=vision,
+        mm_projector=MMProjectorConfig(vision.output_dim, width, width),
+        llm=Qwen2Config(
+            hidden_size=width,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=vocab_size,
+            max_position_embeddings=2048,
+        ),
+        diffusion_connector=MCPConfig(width, hidden_dim=128, output_dim=160),
+        dit=SanaConfig(
+            num_layers=6,
+            num_attention_heads=5,
+            attention_head_dim=32,
+            num_cross_attention_heads=4,
+            cross_attention_head_dim=40,
+            caption_channels=160,
+            sample_size=GRID,
+            interpolation_scale=1.0,  # positions: without them the order of objects is hardly learned
+        ),
+        vae=DCAEConfig(
+            **_both_halves(),
+            scaling_factor=1.0,  # the autoencoder is trained towards latents of unit variance
+            glumb_ratio=2.0,
+        ),
+        image_size=SIDE,
+        eos_token_ids=eos_token_ids,
+        flow_shift=6.0,  # the layout is decided at high noise
+    )
+
+
+def _both_halves() -> dict[str, Any]:
+    return {f"{half}_{key}": value for half in ("encoder", "decoder") for key, value in _STAGES.items()}
+
+
+def tiny_tokenizer() -> tokenizers.Tokenizer:
+    """Byte-level BPE in which every word of the world is one token, and the constant text of the prompts a few.
+
+    The prompts are those of the real model, and short all the same.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,  # more than there are merges: the words give out first
+        min_frequency=1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    # What the model may be taught later has its words too, so that it need not learn to spell.
+    words = sorted({word for new in (*NEW_COLOURS, *NEW_SHAPES) for word in vocabulary(WORLD.extended(new))})
+    tokenizer.train_from_iterator([f"{word} {word}" for word in words], trainer)
+    constant = (f"system\n{SYSTEM_PROMPT}", GENERATE_PREFIX.rstrip(), EDIT_PREFIX.rstrip(), "user\n", "assistant\n")
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in constant])
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in (END_OF_TEXT, IM_START, IM_END)])
+    return tokenizer

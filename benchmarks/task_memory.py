@@ -1,0 +1,112 @@
+"""What whole tasks hold at most: the public methods run at full size, in the dtype and bits of a plan.
+
+The weights are random and lie on the disk in float16, so that loading, quantizing and computing are those of a
+checkpoint. Memory does not depend on how many steps are run; the first of twenty is. `benchmarks.memory` puts the
+figures beside those that it accounts.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import mlx.core as mx
+
+from mobileo_mlx import MobileO, pipeline
+from mobileo_mlx.checkpoints import quantize
+from mobileo_mlx.diffusion import denoise
+from mobileo_mlx.models.mobileo import COMPONENTS
+
+from .common import GB, POSITIONS, PROMPT_TOKENS, machine, say
+from .op_counter import pretend_device
+
+TASKS = ("ask", "generate", "edit")
+STEPS, STEPS_RUN, ANSWER_TOKENS = 20, 1, 2
+
+
+class MemoryProbe(MobileO):
+    """A model that notes what each phase of its tasks holds at most, what it loads included.
+
+    Attributes:
+        peaks: in the order in which they ran, the components of each phase and its bytes.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.peaks: list[tuple[tuple[str, ...], int]] = []
+        self._begun: tuple[str, ...] = ()
+
+    def stage(self, *names: str) -> None:
+        self.note()
+        super().stage(*names)
+        self._begun = names
+        mx.reset_peak_memory()
+
+    def note(self) -> None:
+        """Ends the phase that runs."""
+        if self._begun:
+            self.peaks.append((self._begun, mx.get_peak_memory()))
+        self._begun = ()
+
+
+def run_task(model: MemoryProbe, task: str) -> list[tuple[tuple[str, ...], int]]:
+    """The `peaks` of one task."""
+    from .synthetic import positions_before_image, prompt_of, question_of, random_image
+
+    config, tokenizer = model.config, model.tokenizer
+    image = random_image(config.image_size)
+    drawing: Any = {"steps": STEPS, "seed": 0}
+    after_image = POSITIONS - config.image_tokens - positions_before_image(tokenizer)
+    jobs: dict[str, Callable[[], object]] = {
+        "ask": lambda: model.ask(image, question_of(after_image, tokenizer), max_tokens=ANSWER_TOKENS),
+        "generate": lambda: model.generate(prompt_of(PROMPT_TOKENS, tokenizer), **drawing),
+        "edit": lambda: model.edit(image, "make it blue", **drawing),
+    }
+    model.peaks.clear()
+    with mock.patch.object(pipeline, "denoise", lambda *a, **k: itertools.islice(denoise(*a, **k), STEPS_RUN)):
+        jobs[task]()
+    model.note()
+    return list(model.peaks)
+
+
+def measure(folder: Path, task: str, *, preset: str, staged: bool, forms: str) -> dict[str, Any]:
+    """One task in float16 on the checkpoint in a folder.
+
+    Args:
+        folder: as `synthetic.write_checkpoint` wrote it.
+        task: one of `TASKS`.
+        preset: as `MobileO.load` takes it.
+        staged: whether a phase keeps only the components that it needs; else all that any task needs are loaded
+            before.
+        forms: the backend whose forms of the operations are run, "metal" or "cpu", on whatever backend is here.
+    """
+    say(f"{task}, {'staged' if staged else 'unstaged'}, {preset}, in the forms for {forms}")
+    gc.collect()
+    before = mx.get_active_memory()
+    # Few rows times a quantized weight take minutes on a CPU in float16. Densely they are fast, and take the memory of
+    # one layer's weight more: not of `lm_head`, which sees one row.
+    dense = mock.patch.object(quantize, "MANY_ROWS_GPU", quantize.MANY_ROWS_CPU)
+    with pretend_device(forms), dense:
+        model = MemoryProbe.load(folder, dtype="float16", preset=preset, keep_loaded=not staged)
+        loaded = 0
+        if not staged:
+            for name in COMPONENTS:
+                if name != "vae_encoder":
+                    mx.eval(model.component(name).parameters())
+            loaded = mx.get_active_memory() - before
+        peaks = [(names, (peak - before) / GB) for names, peak in run_task(model, task)]
+    return {
+        "task": task,
+        "staged": staged,
+        "preset": preset,
+        "bits": quantize.resolve_bits(None, preset),
+        "forms": forms,
+        "loaded_gb": loaded / GB,
+        "peak_gb": max(peak for _, peak in peaks),
+        "phases": [{"components": list(names), "peak_gb": peak} for names, peak in peaks],
+        "machine": machine(),
+    }

@@ -1,0 +1,242 @@
+"""Writing a model in our layout, and telling what a model on disk consists of.
+
+Our layout is a folder with `config.json`, one safetensors file for each component, and `tokenizer.json`. The tensors
+have our names and MLX's order of dimensions, so that loading is the identity, and each task reads its files alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..errors import OptionError
+from ..files import atomic_folder, check_output_folder
+from ..models.mobileo import COMPONENTS, MobileOConfig
+from .adapters import Adapter
+from .checkpoint import DTYPES, FORMAT_VERSION, Checkpoint, named_parameters, parse_dtype
+from .hub import OUR_FORMAT, TOKENIZER_FILES
+from .quantize import QuantizeSpec, resolve_bits
+from .tensor_files import TensorInfo, write_tensors
+
+
+@dataclass(frozen=True)
+class ComponentInfo:
+    """What is stored for one component."""
+
+    name: str
+    parameters: int  # weights before quantization; running statistics count, counters don't
+    dtype: str  # float32, float16 or bfloat16; of what is not quantized, where there are bits
+    bits: int | None  # of the quantized layers; None where nothing is quantized
+    group_size: int | None
+    nbytes: int  # of the tensors on disk
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model on disk consists of."""
+
+    name: str  # what the user called it
+    path: Path
+    layout: str  # upstream or mobileo-mlx
+    components: tuple[ComponentInfo, ...]
+    tied: bool  # whether the embedding serves as lm_head
+    tokenizer: bool  # whether there is one
+    image_size: int  # side in pixels of the square that the vision tower sees
+    default_size: tuple[int, int]  # width and height in pixels of a drawing
+
+    @property
+    def parameters(self) -> int:
+        return sum(component.parameters for component in self.components)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(component.nbytes for component in self.components)
+
+
+def describe(model: str | Path | Checkpoint, *, progress: bool = False) -> ModelInfo:
+    """What a model on disk consists of; reads headers and configuration only.
+
+    Args:
+        model: as for `Checkpoint.open`, or a checkpoint that is open.
+        progress: whether a download draws its bars.
+
+    Raises:
+        as `Checkpoint.open`.
+    """
+    checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model, progress=progress)
+    return ModelInfo(
+        name=checkpoint.name,
+        path=checkpoint.path,
+        layout=checkpoint.layout,
+        components=tuple(_describe(checkpoint, name) for name in COMPONENTS if checkpoint.has(name)),
+        tied=checkpoint.tied,
+        tokenizer=_has_tokenizer(checkpoint.path),
+        image_size=checkpoint.config.image_size,
+        default_size=checkpoint.config.default_size,
+    )
+
+
+def _describe(checkpoint: Checkpoint, component: str) -> ComponentInfo:
+    infos = checkpoint.tensors(component)
+    spec = checkpoint.quantization.get(component)
+    dtype = checkpoint.stored_dtype(component)
+    return ComponentInfo(
+        name=component,
+        parameters=sum(_weights(name, info, infos, spec) for name, info in infos.items()),
+        dtype=next(name for name, known in DTYPES.items() if known == dtype),
+        bits=spec.bits if spec else None,
+        group_size=spec.group_size if spec else None,
+        nbytes=sum(info.nbytes for info in infos.values()),
+    )
+
+
+def _weights(name: str, info: TensorInfo, infos: Mapping[str, TensorInfo], spec: QuantizeSpec | None) -> int:
+    """The weights that a stored tensor stands for."""
+    layer, _, leaf = name.rpartition(".")
+    if info.dtype == "I64":
+        return 0
+    if spec is None or f"{layer}.scales".lstrip(".") not in infos:
+        return info.size
+    if leaf in ("scales", "biases"):
+        return 0
+    return info.size * 32 // spec.bits if info.dtype == "U32" else info.size
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def convert(
+    model: str | Path,
+    folder: str | Path,
+    *,
+    dtype: str | None = None,
+    quantize: Mapping[str, int] | None = None,
+    preset: str | None = None,
+    progress: Callable[[str], None] | None = None,
+    download_progress: bool = False,
+) -> ModelInfo:
+    """Writes a model in our layout into a new folder, one component after the other, whole or not at all.
+
+    One tensor at a time is in memory, and the quantized layers of one component.
+
+    Args:
+        model: as for `Checkpoint.open`; may be in our layout already.
+        folder: must be new or empty.
+        dtype: float32, float16 or bfloat16; by default what is stored.
+        quantize: bits per component, as {"llm": 4, "dit": 8}; `vae` and `all` are understood.
+        preset: a set of bits by name, which `quantize` changes; see `mobileo_mlx.checkpoints.quantize.PRESETS`.
+        progress: called with the name of each component before it is written.
+        download_progress: whether a download draws its bars.
+
+    Returns:
+        what was written. Its `tokenizer` is False where the source has none: drawing and answering need it.
+
+    Raises:
+        OptionError: an unknown dtype, preset or component, or a component that is quantized already.
+        OutputError: the folder exists and is not empty, or can't be written, or the disk is full.
+        CheckpointError: the source is damaged; see `Checkpoint`.
+    """
+    bits = resolve_bits(quantize, preset)
+    chosen = parse_dtype(dtype) if dtype is not None else None
+    check_output_folder(folder)  # before a download of gigabytes
+    source = Checkpoint.open(model, progress=download_progress)
+    if twice := sorted(bits.keys() & source.quantization.keys()):
+        raise OptionError(f"{', '.join(twice)} of '{source.path}' can't be quantized again: start from the original.")
+    quantization = source.quantization | {name: QuantizeSpec(n) for name, n in bits.items() if source.has(name)}
+    return _write(source, folder, chosen, quantization, None, progress)
+
+
+def fuse(
+    model: str | Path,
+    adapter: str | Path,
+    folder: str | Path,
+    *,
+    scale: float = 1.0,
+    dtype: str | None = None,
+    progress: Callable[[str], None] | None = None,
+    download_progress: bool = False,
+) -> ModelInfo:
+    """Writes a model with an adapter merged into its weights, as `convert` writes a model.
+
+    Args:
+        model, folder, progress, download_progress: see `convert`.
+        adapter: the folder of an adapter; see `mobileo_mlx.checkpoints.adapters`.
+        scale: how strongly it changes the model: 0 not at all, 1 as trained.
+        dtype: of the merged weights too; by default what is stored.
+
+    Raises:
+        CheckpointError: the model or the adapter is damaged, or the adapter is for another model.
+        OptionError: the adapter changes a component that is quantized: quantizing the sum again would lose much of
+            what the adapter adds.
+        OutputError: see `convert`.
+    """
+    chosen = parse_dtype(dtype) if dtype is not None else None
+    check_output_folder(folder)
+    opened = Adapter.open(adapter, scale=scale)
+    source = Checkpoint.open(model, progress=download_progress)
+    opened.check(source)
+    if quantized := sorted(opened.components & source.quantization.keys()):
+        raise OptionError(
+            f"{', '.join(quantized)} of '{source.path}' is quantized, so '{adapter}' can't be merged into it: fuse it "
+            "into the original, and convert the result."
+        )
+    return _write(source, folder, chosen, source.quantization, opened, progress)
+
+
+def _write(
+    source: Checkpoint,
+    folder: str | Path,
+    dtype: mx.Dtype | None,
+    quantization: Mapping[str, QuantizeSpec],
+    adapter: Adapter | None,
+    progress: Callable[[str], None] | None,
+) -> ModelInfo:
+    # A part of a model is one, too. But without its lm_head it would pass for one whose embedding serves instead.
+    components = [name for name in COMPONENTS if source.has(name) or (name == "lm_head" and not source.tied)]
+    with atomic_folder(folder) as temporary:
+        for component in components:
+            if progress is not None:
+                progress(component)
+            stored_dtype = dtype or source.stored_dtype(component)
+            spec = quantization.get(component)
+            module = source.load(component, dtype=stored_dtype, quantize=spec, adapter=adapter)
+            tensors = named_parameters(module)
+            # The module would keep every tensor alive that is written.
+            del module
+            write_tensors(temporary / f"{component}.safetensors", tensors)
+            mx.clear_cache()
+        if _has_tokenizer(source.path):
+            source.load_tokenizer().save(temporary / "tokenizer.json")
+        write_config(temporary, source.config, components, quantization)
+    return describe(folder)
+
+
+def write_config(
+    folder: Path,
+    config: MobileOConfig,
+    components: Sequence[str],
+    quantization: Mapping[str, QuantizeSpec] | None = None,
+) -> None:
+    """Writes the `config.json` of our layout.
+
+    Args:
+        folder: where to.
+        config: the configuration of all components, of those too that are not stored.
+        components: those that are.
+        quantization: of those that are stored quantized.
+    """
+    content = {
+        "format": OUR_FORMAT,
+        "format_version": FORMAT_VERSION,
+        "components": list(components),
+        "quantization": {
+            name: {"bits": spec.bits, "group_size": spec.group_size} for name, spec in (quantization or {}).items()
+        },
+        **config.to_dict(),
+    }
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

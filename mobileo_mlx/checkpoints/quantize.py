@@ -1,0 +1,188 @@
+"""Weights in few bits: which components, which layers, and a linear layer that stays fast for many rows.
+
+Quantization is affine and by groups along the input (`mx.quantize`). It is computed from the weights as they are
+stored, before any change of dtype; so quantizing while loading and quantizing while converting give the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..errors import OptionError
+from ..models.mobileo import COMPONENTS
+
+BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZE = 64
+_ALIASES = {"all": COMPONENTS, "vae": ("vae_encoder", "vae_decoder")}
+
+# Bits by component, for `--preset`; what each costs, `benchmarks.presets` measures. The vision tower, the autoencoder
+# and the connectors stay as they are stored: they are small, convolutions for the most part, or both, and when tasks
+# run in stages none of them is what memory peaks at.
+PRESETS: dict[str, dict[str, int]] = {
+    "small": {"llm": 4, "lm_head": 4, "dit": 8},
+    "balanced": {"llm": 8, "lm_head": 8, "dit": 8},
+    "full": {},
+}
+
+# From this number of rows on it is faster to dequantize the weight once and to multiply densely. On a CPU the
+# quantized product runs at 2 GFLOP/s and takes twice the time for twice the rows, while the dense one reaches BLAS:
+# they meet at four rows, and at 300 rows the dense one is 34 times faster. On Metal both are bound by
+# arithmetic above some hundred rows, where the dense kernel is the better one; below, by reading the weight.
+MANY_ROWS_CPU = 4
+MANY_ROWS_GPU = 256
+
+
+@dataclass(frozen=True)
+class QuantizeSpec:
+    """How a component is quantized."""
+
+    bits: int
+    group_size: int = GROUP_SIZE  # 32 for a layer whose width is no multiple of 64
+
+    def layer_group_size(self, width: int) -> int | None:
+        """The group size for a layer with `width` inputs; None where the layer stays as it is."""
+        return next((size for size in (self.group_size, 32) if width % size == 0), None)
+
+
+def parse_quantize(text: str) -> dict[str, int]:
+    """Reads an option such as "llm=4,dit=8" into bits per component; see `resolve_quantize`.
+
+    Raises:
+        OptionError: it can't be understood.
+    """
+    requested: dict[str, int] = {}
+    for part in text.split(","):
+        name, equals, bits = part.strip().partition("=")
+        if not equals or not bits.strip().isdecimal():
+            raise OptionError(f"quantization {text!r} is not of the form component=bits,..., as in llm=4,dit=8.")
+        if name.strip() in requested:
+            raise OptionError(f"quantization {text!r} names {name.strip()!r} twice.")
+        requested[name.strip()] = int(bits)
+    return resolve_quantize(requested)
+
+
+def resolve_quantize(requested: Mapping[str, int] | None) -> dict[str, int]:
+    """Bits per component, with the aliases `all` and `vae` replaced by the components that they stand for.
+
+    What is named more closely counts: {"all": 4, "dit": 8} is 8 bits for the DiT and 4 for the others.
+
+    Raises:
+        OptionError: an unknown component, or a number of bits that MLX does not have.
+    """
+    requested = requested or {}
+    for name, bits in requested.items():
+        if name not in COMPONENTS and name not in _ALIASES:
+            known = ", ".join((*COMPONENTS, *_ALIASES))
+            raise OptionError(f"there is no component {name!r} to quantize; there are {known}.")
+        if isinstance(bits, bool) or bits not in BITS:
+            raise OptionError(f"{name}={bits}: the bits can be {', '.join(map(str, BITS[:-1]))} or {BITS[-1]}.")
+    resolved: dict[str, int] = {}
+    for alias, members in _ALIASES.items():
+        resolved |= dict.fromkeys(members, requested[alias]) if alias in requested else {}
+    return resolved | {name: bits for name, bits in requested.items() if name in COMPONENTS}
+
+
+def resolve_bits(requested: Mapping[str, int] | None, preset: str | None = None) -> dict[str, int]:
+    """Bits per component: those of a preset, and over them those that are requested, as `resolve_quantize` reads them.
+
+    Raises:
+        OptionError: an unknown preset, an unknown component, or a number of bits that MLX does not have.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise OptionError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}.")
+    return (PRESETS[preset] if preset is not None else {}) | resolve_quantize(requested)
+
+
+class QuantizedLinear(nn.QuantizedLinear):
+    """`mlx.nn.QuantizedLinear` that multiplies densely where many rows come at once (see MANY_ROWS_CPU)."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        many = MANY_ROWS_CPU if mx.default_device() == mx.cpu else MANY_ROWS_GPU
+        if x.size < many * x.shape[-1]:
+            return super().__call__(x)
+        weight = mx.dequantize(
+            self.weight, self.scales, self.biases, group_size=self.group_size, bits=self.bits, mode=self.mode
+        )
+        y = x @ weight.T
+        return y + self.bias if "bias" in self else y
+
+
+def quantize(module: nn.Module, spec: QuantizeSpec) -> nn.Module:
+    """Quantizes the linear layers and embeddings of a module, in place and one after the other.
+
+    Each one is computed at once and takes the place of the original, so that lazily loaded weights are in memory for
+    one layer at a time. Convolutions, norms, and layers whose width is no multiple of 32 stay as they are.
+
+    Returns:
+        the module; another one if it was a single layer itself.
+    """
+    # The largest first: while it is in memory in full, little else is.
+    paths = sorted(_layers(module), key=lambda path: -get_submodule(module, path).weight.size)
+    for path in paths:
+        layer = get_submodule(module, path)
+        group_size = spec.layer_group_size(layer.weight.shape[-1])
+        if group_size is None:
+            continue
+        new: nn.Module
+        if isinstance(layer, nn.Embedding):
+            new = nn.QuantizedEmbedding.from_embedding(layer, group_size, spec.bits)
+        else:
+            new = QuantizedLinear.from_linear(layer, group_size, spec.bits)
+        module = replaced(module, path, new)
+        # The last reference to the original has to go before the next layer is read.
+        del layer
+        mx.eval(new.parameters())
+    mx.clear_cache()
+    return module
+
+
+def quantized_skeleton(module: nn.Module, names: Container[str], spec: QuantizeSpec) -> nn.Module:
+    """Gives a module the structure of quantized weights, without values: wherever `<layer>.scales` is among `names`.
+
+    Returns:
+        the module; another one if it was a single layer itself.
+    """
+    for path in list(_layers(module)):
+        layer = get_submodule(module, path)
+        outputs, width = layer.weight.shape
+        group_size = spec.layer_group_size(width)
+        if group_size is None or f"{path}.scales".lstrip(".") not in names:
+            continue
+        new: nn.Module
+        if isinstance(layer, nn.Embedding):
+            new = nn.QuantizedEmbedding(outputs, width, group_size, spec.bits)
+        else:
+            new = QuantizedLinear(width, outputs, "bias" in layer, group_size, spec.bits)
+        module = replaced(module, path, new)
+    return module
+
+
+def _layers(module: nn.Module) -> Iterator[str]:
+    """The paths of the layers that can be quantized. A subclass may compute something else, so it is left alone."""
+    for path, layer in module.named_modules():
+        if type(layer) in (nn.Linear, nn.Embedding):
+            yield path
+
+
+def get_submodule(module: nn.Module, path: str) -> nn.Module:
+    """The submodule with this dotted path; "" is the module itself."""
+    for key in path.split(".") if path else ():
+        module = module[int(key)] if isinstance(module, list) else module[key]
+    return module
+
+
+def replaced(module: nn.Module, path: str, new: nn.Module) -> nn.Module:
+    """The module with `new` in the place of the submodule with this path; `new` itself where that is ""."""
+    if not path:
+        return new
+    parent, _, key = path.rpartition(".")
+    owner = get_submodule(module, parent)
+    if isinstance(owner, list):
+        owner[int(key)] = new
+    else:
+        owner[key] = new
+    return module

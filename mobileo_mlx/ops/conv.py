@@ -1,0 +1,175 @@
+"""Convolutions, each in the form that the backend at hand has a fast kernel for.
+
+What chooses by backend is here and, for depthwise convolutions, in `depthwise`. A layer's `__call__` takes a whole map
+and is what training uses; its `stream` takes the strips of a map (see `strips`) and is for inference.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .bands import Strips, windows
+from .cpu import winograd
+
+
+class Conv2d(nn.Conv2d):
+    """`mlx.nn.Conv2d` that keeps full accuracy in half precision on a GPU, and is fast on a CPU.
+
+    Metal silently takes Winograd F(6,3) for large dense 3x3 convolutions, whose rounding error in float16 and
+    bfloat16 is some 36 times that of the direct form. A convolution with `flip=True` never takes that path, so in
+    half precision the weights are flipped here and flipped back there.
+    """
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self._plain(x, self.padding)
+
+    def stream(self, strips: Strips) -> Strips:
+        """The strips of the result. Only for odd kernels, padded by half of them."""
+        kernel, stride = self.weight.shape[1], self.stride[0]
+        phases = functools.cache(lambda: winograd.transform(self.weight))
+
+        def convolved(window: mx.array) -> mx.array:
+            if stride == 1 and _winograd_pays(self.weight.shape, window.shape[2]):
+                y = winograd.convolve(window, phases()).astype(window.dtype)
+            elif stride == 1 and kernel > 1 and mx.default_device() == mx.cpu and self.weight.shape[0] < kernel**2:
+                y = _convolve_to_few(window, self.weight)
+            else:
+                return self._plain(window, (0, self.padding[1]))
+            return y + self.bias if "bias" in self else y
+
+        return map(convolved, windows(strips, kernel, stride=stride, step=winograd.TILE))
+
+    def _plain(self, x: mx.array, padding: tuple[int, int]) -> mx.array:
+        if x.dtype == mx.float32 or self.weight.shape[1:3] != (3, 3) or mx.default_device() == mx.cpu:
+            y = mx.conv2d(x, self.weight, self.stride, padding, self.dilation, self.groups)
+        else:
+            weight = self.weight[:, ::-1, ::-1]
+            y = mx.conv_general(x, weight, self.stride, padding, groups=self.groups, flip=True)
+        return y + self.bias if "bias" in self else y
+
+
+class UpsampledConv2d(Conv2d):
+    """A 3x3 convolution of the image made twice as large by repeating pixels; the large image is never made.
+
+    (B, H, W, I) to (B, 2 H, 2 W, O).
+    """
+
+    def __init__(self, dim_in: int, dim_out: int):
+        super().__init__(dim_in, dim_out, 3, padding=1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        window = mx.pad(x, [(0, 0), (1, 1), (0, 0), (0, 0)])
+        return _upsampled(window, polyphase_kernels(self.weight)) + self.bias
+
+    def stream(self, strips: Strips) -> Strips:
+        """The strips of the result, each of twice as many rows."""
+        # Made once, for all strips, in the form that is needed.
+        transformed = functools.cache(lambda: winograd.transform_upsampling(self.weight))
+        taps = functools.cache(lambda: polyphase_kernels(self.weight))
+
+        def convolved(window: mx.array) -> mx.array:
+            if _winograd_pays(self.weight.shape, window.shape[2]):
+                return winograd.convolve(window, transformed()).astype(window.dtype) + self.bias
+            return _upsampled(window, taps()) + self.bias
+
+        return map(convolved, windows(strips, 3, step=winograd.TILE))
+
+
+def polyphase_kernels(weight: mx.array) -> list[mx.array]:
+    """For each of the four pixels that a small one becomes, by rows, the taps (O, 2, 2, I) of its convolution.
+
+    Three rows of repeated pixels are two rows of the small image, the nearer one twice; so too for columns. So each of
+    the four is a 2x2 convolution of the small image: 16 multiplications instead of 36.
+
+    Args:
+        weight: (O, 3, 3, I).
+    """
+    # Summed in float32, so that in half precision the taps are rounded once.
+    w = weight.astype(mx.float32)
+    rows = ((w[:, :1], w[:, 1:2] + w[:, 2:]), (w[:, :1] + w[:, 1:2], w[:, 2:]))
+    taps = []
+    for pair in rows:
+        v = mx.concatenate(list(pair), axis=1)  # (O, 2, 3, I)
+        columns = ((v[:, :, :1], v[:, :, 1:2] + v[:, :, 2:]), (v[:, :, :1] + v[:, :, 1:2], v[:, :, 2:]))
+        taps += [mx.concatenate(list(column), axis=2).astype(weight.dtype) for column in columns]
+    return taps
+
+
+def _upsampled(window: mx.array, taps: list[mx.array]) -> mx.array:
+    """The convolutions of `polyphase_kernels`, side by side: (B, H + 2, W, I) to (B, 2 H, 2 W, O)."""
+    batch, height, width, _ = window.shape
+    height -= 2
+    padded = mx.pad(window, [(0, 0), (0, 0), (1, 1), (0, 0)])
+    phases = [
+        mx.conv2d(padded[:, i : i + height + 1, j : j + width + 1], taps[2 * i + j]) for i in range(2) for j in range(2)
+    ]
+    y = mx.stack(phases, axis=3).reshape(batch, height, width, 2, 2, -1)
+    return y.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1)
+
+
+def _convolve_to_few(window: mx.array, weight: mx.array) -> mx.array:
+    """A convolution to a few channels: every tap's product first, then their sum.
+
+    A CPU's convolution would first copy the many input channels for each tap.
+
+    Args:
+        window: (B, rows + kernel - 1, W, I).
+        weight: (O, kernel, kernel, I).
+
+    Returns:
+        (B, rows, W, O).
+    """
+    dim_out, kernel, _, dim_in = weight.shape
+    batch, height, width, _ = window.shape
+    products = window @ weight.transpose(3, 1, 2, 0).reshape(dim_in, -1)
+    products = products.reshape(batch, height, width, kernel, kernel, dim_out)
+    products = mx.pad(products, [(0, 0), (0, 0), (kernel // 2, kernel // 2), (0, 0), (0, 0), (0, 0)])
+    rows = height - kernel + 1
+    y = mx.zeros((batch, rows, width, dim_out), window.dtype)
+    for i in range(kernel):
+        for j in range(kernel):
+            y = y + products[:, i : i + rows, j : j + width, i, j]
+    return y
+
+
+def _winograd_pays(weight: tuple[int, ...], width: int) -> bool:
+    """Whether our float32 Winograd is faster: on a CPU, where a weight meets enough pixels to be worth transforming.
+
+    A GPU has no need of it: Metal takes its own in float32, and in half precision none may be taken.
+    """
+    dim_out, height, _, dim_in = weight
+    return mx.default_device() == mx.cpu and height == 3 and min(dim_out, dim_in) >= 32 and width >= 64
+
+
+class GroupedLinear(nn.Module):
+    """A 1x1 convolution with groups, written as one batched matrix product (MLX's grouped convolution is slow).
+
+    Args:
+        channels: input and output channels.
+        groups: number of groups; the weight has shape (groups, channels / groups, channels / groups), output first.
+    """
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        width = channels // groups
+        self.weight = mx.random.normal((groups, width, width)) * width**-0.5
+
+    def __call__(self, x: mx.array) -> mx.array:
+        groups, _, width = self.weight.shape
+        # One product a group with all positions as rows. A product for each position would be millions of tiny ones,
+        # whose offsets MLX's CPU backend (0.32) counts in 32 bits: at 2048 pixels it reads outside of the weights.
+        y = x.reshape(-1, groups, width).swapaxes(0, 1) @ self.weight.swapaxes(-1, -2)
+        return y.swapaxes(0, 1).reshape(x.shape)
+
+
+def conv_weight(weight: mx.array) -> mx.array:
+    """A convolution's weight from PyTorch's (O, I, *kernel) to MLX's (O, *kernel, I)."""
+    return mx.moveaxis(weight, 1, -1)
+
+
+def pointwise_weight(weight: mx.array) -> mx.array:
+    """The weight (O, I, 1[, 1]) of a 1x1 convolution to that of the equivalent linear layer, (O, I)."""
+    return weight.reshape(weight.shape[0], -1)

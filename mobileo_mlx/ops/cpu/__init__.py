@@ -1,0 +1,1 @@
+"""Forms that only a CPU takes."""

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+from mobileo_mlx.ops import activations
+
+X = mx.concatenate([mx.linspace(-25, 25, activations._LARGE), mx.array([-1e4, -0.0, 1e-20, 1e4])])
+
+
+@pytest.fixture
+def compiled() -> None:
+    if mx.default_device() != mx.cpu or not activations._compiles():
+        pytest.skip("no compiler for the CPU")
+
+
+def test_fast_silu_is_silu(compiled: None) -> None:
+    expected = nn.silu(X)
+    y = activations.silu(X)
+    assert not mx.array_equal(y, expected)  # the fast one was taken
+    assert mx.max(mx.abs(y - expected) / mx.maximum(mx.abs(X), 1)).item() <= 3e-7
+
+
+def test_fast_gelu_is_the_exact_gelu(compiled: None) -> None:
+    expected = nn.gelu(X)
+    y = activations.gelu(X)
+    assert not mx.array_equal(y, expected)
+    assert mx.max(mx.abs(y - expected) / mx.maximum(mx.abs(X), 1)).item() <= 1e-6
+
+
+def test_fast_exponential(compiled: None) -> None:
+    x = mx.concatenate([mx.linspace(-40, 0, activations._LARGE), mx.array([-1e30, -float("inf")])])
+    expected, y = mx.exp(x), activations.shifted_exp(x + 3, mx.array([3.0]))
+    assert not mx.array_equal(y, expected)
+    assert mx.abs(y - expected).max().item() <= 2e-6
+    assert y[-1].item() == 0
+    assert activations.shifted_exp(x, mx.array([0.0]))[activations._LARGE - 1].item() == 1
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu"])
+def test_gradients_are_exact(compiled: None, name: str) -> None:
+    ours = mx.grad(lambda x: getattr(activations, name)(x).sum())(X)
+    assert mx.array_equal(ours, mx.grad(lambda x: getattr(nn, name)(x).sum())(X))
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu"])
+def test_without_a_compiler_they_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    activations._compiles.cache_clear()
+    monkeypatch.setattr(activations.shutil, "which", lambda _: None)
+    try:
+        assert mx.array_equal(getattr(activations, name)(X), getattr(nn, name)(X))
+    finally:
+        activations._compiles.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu"])
+def test_half_precision_and_small_arrays_never_meet_the_compiler(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delattr(activations, "_compiles")
+    for x in (X[:100], X.astype(mx.float16)):
+        assert mx.array_equal(getattr(activations, name)(x), getattr(nn, name)(x), equal_nan=True)
