@@ -15,6 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mobileo_mlx.conditioning import embed_prompts, encode_image, hidden_states
+from mobileo_mlx.latents import decode_latents
+
 from . import common
 
 if TYPE_CHECKING:
@@ -73,7 +76,7 @@ def decoder(config: MobileOConfig, *, size: int | None = None, backend: str = "m
 
     side = (size or config.default_size[0]) // config.vae.factor
     latents = mx.zeros((1, side, side, config.vae.latent_channels))
-    return trace(config, lambda model: [model.decode_array(latents)], backend=backend)
+    return trace(config, lambda model: [decode_latents(model.parts, latents)], backend=backend)
 
 
 @functools.lru_cache(maxsize=8)
@@ -91,7 +94,7 @@ def prefill(config: MobileOConfig, *, backend: str = "metal") -> Count:
     from .synthetic import random_image
 
     def see(model: MobileO) -> list[mx.array]:
-        return [model.encode_image(random_image(config.image_size))]
+        return [encode_image(model.parts, random_image(config.image_size))]
 
     return understanding(config, backend=backend) - trace(config, see, backend=backend)
 
@@ -118,7 +121,7 @@ def template(config: MobileOConfig, *, backend: str = "metal") -> int:
     def read(model: MobileO) -> list[mx.array]:
         one, other = (encode_prompt(model.tokenizer, generate_prompt(prompt)) for prompt in ("apple", "zebra"))
         common_length = next(i for i, pair in enumerate(zip(one, other, strict=False)) if len(set(pair)) == 2)
-        return model.hidden_states([one[:common_length]], [])
+        return hidden_states(model.parts, embed_prompts(model.parts.llm.embed_tokens, [one[:common_length]], []))
 
     return trace(config, read, backend=backend).flops
 
@@ -154,7 +157,7 @@ def drawing(config: MobileOConfig, steps: int, size: int | None, staged: bool) -
 
         from .synthetic import prompt_of
 
-        model.keep_loaded = not staged
+        model.parts.keep_loaded = not staged
         prompt = prompt_of(PROMPT_TOKENS, model.tokenizer)
         stream = model.stream_generate(prompt, steps=20, guidance_scale=1.5, width=size, height=size)
         latents: list[mx.array] = []

@@ -77,9 +77,11 @@ def step_by_batch(model: MobileO, batches: Sequence[int]) -> Iterator[Prepared]:
 def decoder_by_size(model: MobileO, sizes: Sequence[int]) -> Iterator[Prepared]:
     import mlx.core as mx
 
+    from mobileo_mlx.latents import decode_latents
+
     def prepared(side: int) -> Job:
         latents = mx.random.normal((1, side, side, model.config.vae.latent_channels), key=mx.random.key(0))
-        return lambda: mx.eval(model.decode_array(latents))
+        return lambda: mx.eval(decode_latents(model.parts, latents))
 
     for size in sizes:
         side = size // model.config.vae.factor
@@ -92,7 +94,7 @@ def token_by_length(model: MobileO, lengths: Sequence[int]) -> Iterator[Prepared
     from mobileo_mlx.decoding import decode
 
     def prepared(length: int) -> Job:
-        llm, head = model.component("llm"), model.lm_head()
+        llm, head = model.parts.llm, model.parts.lm_head
         ids = mx.arange(length)[None] % model.config.llm.vocab_size
         return lambda: next(decode(llm, head, llm.embed_tokens(ids), llm.make_cache(), max_tokens=1))
 
@@ -108,7 +110,7 @@ def token_by_images(model: MobileO, counts: Sequence[int]) -> Iterator[Prepared]
     def prepared(count: int) -> Job:
         nonlocal seed  # new images each time, so that no cache can help
         for name in ("vision_tower", "mm_projector", "llm", "lm_head"):
-            model.component(name)  # before the job, whose memory does not count weights
+            model.parts[name]  # before the job, whose memory does not count weights
         seed += count
         images = [random_image(model.config.image_size, seed + i) for i in range(count)]
         return lambda: model.ask(images, "what is different?", max_tokens=1)

@@ -76,7 +76,7 @@ class Tasks:
         """A run of a task as if it were the first; what it needs is made. Drawing takes so many steps, or all."""
         from .synthetic import random_image
 
-        self.model.recall.clear()
+        self.model.parts.cache.clear()
         self._seed += 1
         image = random_image(self.model.config.image_size, self._seed)
         if name == "second_question":
@@ -94,7 +94,9 @@ class Tasks:
     def _see(self, image: Any) -> int:
         import mlx.core as mx
 
-        mx.eval(self.model.encode_image(image))
+        from mobileo_mlx.conditioning import encode_image
+
+        mx.eval(encode_image(self.model.parts, image))
         return 1
 
     def _answer(self, image: Any, question: str) -> int:
@@ -115,10 +117,10 @@ class Tasks:
 
         from mobileo_mlx.decoding import decode
 
-        llm = self.model.component("llm")
+        llm = self.model.parts.llm
         tokens = decode(
             llm,
-            self.model.lm_head(),
+            self.model.parts.lm_head,
             llm.embed_tokens(mx.arange(POSITIONS)[None] % self.model.config.llm.vocab_size),
             llm.make_cache(),
             max_tokens=ANSWER_TOKENS + 1,
@@ -307,9 +309,7 @@ def _dtype(model: MobileO, names: Sequence[str]) -> str:
     component = "vision_tower" if set(names) & {"vision", "first_token", "second_question", "edit"} else "llm"
     from mobileo_mlx.checkpoints.checkpoint import named_parameters
 
-    kinds = {
-        str(array.dtype).removeprefix("mlx.core.") for array in named_parameters(model.component(component)).values()
-    }
+    kinds = {str(array.dtype).removeprefix("mlx.core.") for array in named_parameters(model.parts[component]).values()}
     return ", ".join(sorted(kind for kind in kinds if "float" in kind))
 
 

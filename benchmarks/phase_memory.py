@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
+
+from mobileo_mlx.conditioning import embed_prompts, encode_image, hidden_states, text_input, unconditional_input
+from mobileo_mlx.latents import decode_latents, noise
+from mobileo_mlx.models.sana_cross_attention import TextInput
 
 from .common import GB, POSITIONS, PROMPT_TOKENS, say
 
 if TYPE_CHECKING:
     from mobileo_mlx import MobileO
+    from mobileo_mlx.models.mcp import MobileConditioningProjector
     from mobileo_mlx.models.mobileo import MobileOConfig
 
 GUIDANCE = 1.5
@@ -59,7 +64,7 @@ def measure(model: MobileO, bits: Mapping[str, int], dtype: mx.Dtype) -> Iterato
         dtype and bits that are measured; "loaded_gb", the same, measured; "peak_gb", what was in use at most; and
         "above_gb", what of the peak is no weights.
     """
-    model.keep_loaded = False
+    model.parts.keep_loaded = False
     done: dict[tuple[str, str], dict[str, Any]] = {}
     for task, name, components in PHASES:
         if (twin := SAME.get((task, name))) is not None:
@@ -69,9 +74,8 @@ def measure(model: MobileO, bits: Mapping[str, int], dtype: mx.Dtype) -> Iterato
         model.release()
         gc.collect()
         before = mx.get_active_memory()
-        model.stage(*components)
         for component in components:
-            mx.eval(model.component(component).parameters())
+            mx.eval(model.parts[component].parameters())
         loaded = mx.get_active_memory() - before
         run = _phase(model, task, name)
         mx.clear_cache()
@@ -105,31 +109,37 @@ def _phase(model: MobileO, task: str, name: str) -> Callable[[], object]:
     config = model.config
     length = POSITIONS if task != "generate" else PROMPT_TOKENS
     width, height = config.default_size
-    latents = model.noise(0, width, height)
+    latents = noise(model.config, 0, width, height)
     if name == "vision":
         image = random_image(config.image_size)
-        return lambda: mx.eval(model.encode_image(image))
+        return lambda: mx.eval(encode_image(model.parts, image))
     if name == "step":
-        dit = model.take("dit")
-        conditioning = mx.random.normal((2, length, config.dit.caption_channels)).astype(dit.scale_shift_table.dtype)
-        mx.eval(conditioning, latents)
+        dit = model.parts.dit
+        states = mx.random.normal((2, length, config.dit.caption_channels)).astype(dit.scale_shift_table.dtype)
+        mx.eval(states, latents)
         with preserve_rng_state():
-            edge = build("diffusion_connector", config).reach
+            halo = cast("MobileConditioningProjector", build("diffusion_connector", config)).halo
         scheduler = make_scheduler("dpm++", 20, 3.0)
-        steps = denoise(dit, scheduler, latents, conditioning, guidance_scale=GUIDANCE, edge=edge, consume=True)
+        text, unconditional = TextInput(states[1:]), TextInput(states[:1], halo=halo)
+        steps = denoise(dit, scheduler, latents, text, unconditional=unconditional, guidance_scale=GUIDANCE)
         return lambda: [next(steps) for _ in range(2)]
     if (task, name) == ("generate", "decode"):
         mx.eval(latents)
-        return lambda: mx.eval(model.decode_array(latents))
+        return lambda: mx.eval(decode_latents(model.parts, latents))
     ids = [i % config.llm.vocab_size for i in range(length)]
     if name == "encode":
-        guided: Any = {"guided": True, "negative": None}
-        return lambda: mx.eval(model.conditioning(model.hidden_states([ids], []), **guided)[0])
-    llm = model.component("llm")
+        parts = model.parts
+
+        def encode() -> None:
+            states = hidden_states(parts, embed_prompts(parts.llm.embed_tokens, [ids]))
+            mx.eval(text_input(parts, states).states, unconditional_input(parts, states).states)
+
+        return encode
+    llm = model.parts.llm
     cache = llm.make_cache()
-    tokens = decode(llm, model.lm_head(), llm.embed_tokens(mx.array([ids])), cache, max_tokens=9)
+    tokens = decode(llm, model.parts.lm_head, llm.embed_tokens(mx.array([ids])), cache, max_tokens=9)
     if name == "prefill":
         return lambda: next(tokens)
     next(tokens)
-    mx.eval([layer.fetch() for layer in cache])
+    mx.eval([layer.state for layer in cache])
     return lambda: list(tokens)

@@ -40,6 +40,7 @@ from .preset_variants import tried_bits, tried_drawing, variants
 
 if TYPE_CHECKING:
     from mobileo_mlx import MobileO
+    from mobileo_mlx.models.sana_cross_attention import TextInput
 
 
 def measured(
@@ -163,7 +164,7 @@ def _ask(model: MobileO, _: Mapping[str, Any], indices: Sequence[int], rngs: Seq
     for index, rng in zip(indices, rngs, strict=True):
         question = sample_question(rng, QUESTION_TYPES[index % len(QUESTION_TYPES)])
         image = Image.fromarray(render(question.scene, model.default_size[0]))
-        model.recall.clear()
+        model.parts.cache.clear()
         begin = time.process_time()
         answer = model.ask(image, question.text, max_tokens=MAX_TOKENS)
         seconds = time.process_time() - begin
@@ -190,34 +191,52 @@ def drawn(
     import mlx.core as mx
     import numpy as np
 
+    from mobileo_mlx.conditioning import (
+        embed_prompts,
+        encode_image,
+        hidden_states,
+        text_input,
+        unconditional_input,
+    )
     from mobileo_mlx.diffusion import denoise, guided_steps
     from mobileo_mlx.generation_options import make_schedule, resolve_settings
+    from mobileo_mlx.latents import noise
     from mobileo_mlx.prompts import edit_prompt, encode_prompt, generate_prompt
 
     begin = time.process_time()
     seeds = [seed for _, _, seed in wanted]
     settings = resolve_settings(model.config, "generate", wanted[0][0], seed=seeds, **options)
     scheduler, _ = make_schedule(model.config, settings)
-    pairs = []  # without and with the prompt, (2, N, caption_channels)
-    for text, image, _ in wanted:
-        ids = encode_prompt(model.tokenizer, (generate_prompt if image is None else edit_prompt)(text))
-        features = [] if image is None else [model.encode_image(image)[0]]
-        pairs.append(model.conditioning(model.hidden_states([ids], features), guided=True)[0])
-    lengths = mx.array([pair.shape[1] for pair in pairs] * 2)
-    length = max(pair.shape[1] for pair in pairs)
-    padded = mx.stack([mx.pad(pair, [(0, 0), (0, length - pair.shape[1]), (0, 0)]) for pair in pairs], axis=1)
+    texts: list[tuple[TextInput, TextInput]] = []  # without and with each prompt
+    for prompt, image, _ in wanted:
+        ids = encode_prompt(model.tokenizer, (generate_prompt if image is None else edit_prompt)(prompt))
+        features = [] if image is None else [encode_image(model.parts, image)[0]]
+        states = hidden_states(model.parts, embed_prompts(model.parts.llm.embed_tokens, [ids], features))
+        texts.append((text_input(model.parts, states), unconditional_input(model.parts, states)))
     *_, last = denoise(
-        model.component("dit"),
+        model.parts.dit,
         scheduler,
-        mx.concatenate([model.noise(seed, settings.width, settings.height) for seed in seeds]),
-        padded.reshape(-1, *padded.shape[2:]),
+        mx.concatenate([noise(model.config, seed, settings.width, settings.height) for seed in seeds]),
+        _batched([text for text, _ in texts]),
+        unconditional=_batched([unconditional for _, unconditional in texts]),
         guidance_scale=settings.guidance_scale,
         guidance_interval=settings.guidance_interval,
-        attention_mask=mx.arange(length) < lengths[:, None],
     )
     pictures = [np.asarray(image.convert("RGB")) for image in model.decode_latents(last.latents)]
     guided = guided_steps(scheduler, settings.guidance_scale, settings.guidance_interval)
     return pictures, len(guided) + sum(guided), (time.process_time() - begin) / len(wanted)
+
+
+def _batched(texts: Sequence[TextInput]) -> TextInput:
+    """Texts of one row each as one of many, padded to the longest."""
+    import mlx.core as mx
+
+    from mobileo_mlx.models.sana_cross_attention import TextInput
+
+    lengths = [text.states.shape[1] for text in texts]
+    longest = max(lengths)
+    states = [mx.pad(text.states, [(0, 0), (0, longest - n), (0, 0)]) for text, n in zip(texts, lengths, strict=True)]
+    return TextInput(mx.concatenate(states), mx.arange(longest) < mx.array(lengths)[:, None])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

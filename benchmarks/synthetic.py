@@ -27,6 +27,7 @@ from mobileo_mlx.checkpoints.tensor_files import TensorInfo, write_tensors
 from mobileo_mlx.errors import OptionError
 from mobileo_mlx.files import atomic_folder
 from mobileo_mlx.models.mobileo import COMPONENTS, MobileOConfig, build
+from mobileo_mlx.parts import Parts
 from mobileo_mlx.prompts import IMAGE_TOKEN_INDEX, ask_prompt, encode_prompt, generate_prompt
 from mobileo_mlx.tokenizer import Tokenizer
 
@@ -123,7 +124,7 @@ def synthetic_model(
         read=read,
         evaluate=evaluate,
     )
-    return MobileO(checkpoint, dtype=dtype, quantize=quantize)
+    return MobileO(Parts(checkpoint, dtype=dtype, bits=quantize))
 
 
 def write_checkpoint(config: MobileOConfig, folder: Path) -> None:

@@ -20,6 +20,7 @@ from mobileo_mlx import MobileO, pipeline
 from mobileo_mlx.checkpoints import quantize
 from mobileo_mlx.diffusion import denoise
 from mobileo_mlx.models.mobileo import COMPONENTS
+from mobileo_mlx.parts import PHASES, Parts
 
 from .common import GB, POSITIONS, PROMPT_TOKENS, machine, say
 from .op_counter import pretend_device
@@ -28,33 +29,32 @@ TASKS = ("ask", "generate", "edit")
 STEPS, STEPS_RUN, ANSWER_TOKENS = 20, 1, 2
 
 
-class MemoryProbe(MobileO):
-    """A model that notes what each phase of its tasks holds at most, what it loads included.
+class MemoryProbe:
+    """Notes what each phase of a model's tasks holds at most, what it loads included.
 
     Attributes:
-        peaks: in the order in which they ran, the components of each phase and its bytes.
+        peaks: in the order in which they ran, the networks of each phase and its bytes.
     """
 
-    def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
+    def __init__(self, parts: Parts):
         self.peaks: list[tuple[tuple[str, ...], int]] = []
-        self._begun: tuple[str, ...] = ()
+        self._begun = ""
+        parts.on_phase = self._enter
 
-    def stage(self, *names: str) -> None:
-        self.note()
-        super().stage(*names)
-        self._begun = names
+    def _enter(self, phase: str) -> None:
+        self.end()
+        self._begun = phase
         mx.reset_peak_memory()
 
-    def note(self) -> None:
+    def end(self) -> None:
         """Ends the phase that runs."""
         if self._begun:
-            self.peaks.append((self._begun, mx.get_peak_memory()))
-        self._begun = ()
+            self.peaks.append((PHASES[self._begun], mx.get_peak_memory()))
+        self._begun = ""
 
 
-def run_task(model: MemoryProbe, task: str) -> list[tuple[tuple[str, ...], int]]:
-    """The `peaks` of one task."""
+def run_task(model: MobileO, task: str) -> list[tuple[tuple[str, ...], int]]:
+    """The peaks of one task's phases, see `MemoryProbe`."""
     from .synthetic import positions_before_image, prompt_of, question_of, random_image
 
     config, tokenizer = model.config, model.tokenizer
@@ -66,11 +66,11 @@ def run_task(model: MemoryProbe, task: str) -> list[tuple[tuple[str, ...], int]]
         "generate": lambda: model.generate(prompt_of(PROMPT_TOKENS, tokenizer), **drawing),
         "edit": lambda: model.edit(image, "make it blue", **drawing),
     }
-    model.peaks.clear()
+    probe = MemoryProbe(model.parts)
     with mock.patch.object(pipeline, "denoise", lambda *a, **k: itertools.islice(denoise(*a, **k), STEPS_RUN)):
         jobs[task]()
-    model.note()
-    return list(model.peaks)
+    probe.end()
+    return probe.peaks
 
 
 def measure(folder: Path, task: str, *, preset: str, staged: bool, forms: str) -> dict[str, Any]:
@@ -91,12 +91,12 @@ def measure(folder: Path, task: str, *, preset: str, staged: bool, forms: str) -
     # one layer's weight more: not of `lm_head`, which sees one row.
     dense = mock.patch.object(quantize, "MANY_ROWS_GPU", quantize.MANY_ROWS_CPU)
     with pretend_device(forms), dense:
-        model = MemoryProbe.load(folder, dtype="float16", preset=preset, keep_loaded=not staged)
+        model = MobileO.load(folder, dtype="float16", preset=preset, keep_loaded=not staged)
         loaded = 0
         if not staged:
             for name in COMPONENTS:
                 if name != "vae_encoder":
-                    mx.eval(model.component(name).parameters())
+                    mx.eval(model.parts[name].parameters())
             loaded = mx.get_active_memory() - before
         peaks = [(names, (peak - before) / GB) for names, peak in run_task(model, task)]
     return {

@@ -17,6 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mobileo_mlx.conditioning import embed_prompts, encode_image, hidden_states
+from mobileo_mlx.latents import decode_latents, noise
+
 from . import common
 from .common import Timing, timed
 
@@ -79,13 +82,16 @@ def dit(config: MobileOConfig, runs: int, size: int | None = None) -> Stage:
     model = synthetic_model(
         config, read=lambda name: weights if name == "dit" else random_weights(name, config), dtype=mx.float32
     )
-    model.keep_loaded = False  # as the command draws one image
+    model.parts.keep_loaded = False  # as the command draws one image
     prompt = prompt_of(PROMPT_TOKENS, model.tokenizer)
-    states = model.hidden_states([encode_prompt(model.tokenizer, generate_prompt(prompt))], [])
-    connector = model.component("diffusion_connector")
+    states = hidden_states(
+        model.parts,
+        embed_prompts(model.parts.llm.embed_tokens, [encode_prompt(model.tokenizer, generate_prompt(prompt))], []),
+    )
+    connector = model.parts.diffusion_connector
     text = as_torch(mx.concatenate([connector([mx.zeros_like(state) for state in states]), connector(states)]))
     side = size or config.default_size[0]
-    latents = model.noise(0, side, side)
+    latents = noise(model.config, 0, side, side)
     doubled = as_torch(mx.concatenate([latents, latents]).transpose(0, 3, 1, 2))
 
     stream = model.stream_generate(prompt, steps=runs + 1, guidance_scale=GUIDANCE, initial_latents=latents)
@@ -132,8 +138,10 @@ def vision(config: MobileOConfig, runs: int, size: int | None = None) -> Stage:
     pixels = mx.random.uniform(shape=(1, side, side, 3), key=mx.random.key(0))
     with torch.inference_mode():
         given, layout = fastest_layout(tower, tower, as_torch(pixels.transpose(0, 3, 1, 2)))
-        error = difference(model.encode_image(pixels), projector(tower(given)))
-        measured = alternating(lambda: mx.eval(model.encode_image(pixels)), lambda: projector(tower(given)), runs)
+        error = difference(encode_image(model.parts, pixels), projector(tower(given)))
+        measured = alternating(
+            lambda: mx.eval(encode_image(model.parts, pixels)), lambda: projector(tower(given)), runs
+        )
     return Stage("vision", *measured, error, layout)
 
 
@@ -157,8 +165,8 @@ def decoder(config: MobileOConfig, runs: int, size: int | None = None) -> Stage:
     with torch.inference_mode():
         given = as_torch(latents.transpose(0, 3, 1, 2)) / config.vae.scaling_factor
         given, layout = fastest_layout(theirs, theirs, given)
-        error = difference(model.decode_array(latents).transpose(0, 3, 1, 2), theirs(given))
-        measured = alternating(lambda: mx.eval(model.decode_array(latents)), lambda: theirs(given), runs)
+        error = difference(decode_latents(model.parts, latents).transpose(0, 3, 1, 2), theirs(given))
+        measured = alternating(lambda: mx.eval(decode_latents(model.parts, latents)), lambda: theirs(given), runs)
     return Stage("decoder", *measured, error, layout)
 
 
@@ -181,7 +189,7 @@ def language(config: MobileOConfig, runs: int, *, positions: int = POSITIONS) ->
         "lm_head": as_mlx(randomised(head).state_dict()),
     }
     model = synthetic_model(config, read=weights.__getitem__, dtype=mx.float32)
-    llm, lm_head = model.component("llm"), model.lm_head()
+    llm, lm_head = model.parts.llm, model.parts.lm_head
     weights.clear()
     ids = [7 * i % config.llm.vocab_size for i in range(positions)]
 

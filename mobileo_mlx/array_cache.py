@@ -1,8 +1,9 @@
-"""What was computed from an image or a prompt before, kept for the next time.
+"""Arrays that were computed from images and prompts before, the least recently used of which go first.
 
 Attention is causal: the keys and values of a prompt's beginning, and its hidden states, depend on nothing that
 follows. So a second question about the same image computes its own words alone, and a prompt that is drawn again
-computes nothing. What is recalled is what was computed, to the bit: results do not depend on what came before.
+computes nothing. Cached arrays are what was computed, to the bit: results do not depend on what came before.
+`Parts.cached` adds the version of the weights to each key.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ LIMIT = 64 * 2**20
 
 
 class ArrayCache:
-    """Arrays by key, at most `limit` bytes of them: what was not used for longest goes first."""
+    """Arrays by key, at most `limit` bytes of them."""
 
     def __init__(self, limit: int = LIMIT):
         self._limit = limit
         self._kept: OrderedDict[Hashable, list[mx.array]] = OrderedDict()
 
     def get(self, key: Hashable) -> list[mx.array] | None:
-        """What was kept under the key, if it is still there."""
+        """The arrays of the key, if they are still there."""
         if key in self._kept:
             self._kept.move_to_end(key)
         return self._kept.get(key)
@@ -39,7 +40,7 @@ class ArrayCache:
     def __contains__(self, key: Hashable) -> bool:
         return key in self._kept
 
-    def keep(self, key: Hashable, arrays: Sequence[mx.array]) -> None:
+    def put(self, key: Hashable, arrays: Sequence[mx.array]) -> None:
         """Keeps evaluated arrays under the key."""
         self._kept[key] = list(arrays)
         self._kept.move_to_end(key)
@@ -47,12 +48,12 @@ class ArrayCache:
             self._kept.popitem(last=False)
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Removes everything."""
         self._kept.clear()
 
     @property
     def nbytes(self) -> int:
-        """What is kept, in bytes."""
+        """The size of all cached arrays in bytes."""
         return sum(array.nbytes for arrays in self._kept.values() for array in arrays)
 
 

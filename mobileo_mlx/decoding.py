@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import mlx.core as mx
 
@@ -13,8 +13,22 @@ from .errors import OptionError
 from .models.qwen2 import Cache, Qwen2Model
 from .seeds import checked_seed
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-class AnswerOptions(TypedDict, total=False):
+PREFILL_STEP = 2048  # positions, as in mlx-lm
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `Sampling`."""
+
+    temperature: float
+    top_p: float
+    repetition_penalty: float | None
+    seed: int
+
+
+class AnswerOptions(SamplingOptions, total=False):
     """The options of answering.
 
     Fields:
@@ -23,10 +37,6 @@ class AnswerOptions(TypedDict, total=False):
     """
 
     max_tokens: int
-    temperature: float
-    top_p: float
-    repetition_penalty: float | None
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,17 @@ class Sampling:
             import mlx_lm.sample_utils  # noqa: F401
 
 
+def resolve_answer_options(*, max_tokens: int = 256, **sampling: Unpack[SamplingOptions]) -> tuple[int, Sampling]:
+    """`AnswerOptions` with defaults filled in, and checked.
+
+    Raises:
+        OptionError: an option is out of range.
+    """
+    if max_tokens < 1:
+        raise OptionError(f"{max_tokens} tokens are not possible; choose 1 or more.")
+    return max_tokens, Sampling(**sampling)
+
+
 @dataclass(frozen=True)
 class DecodedToken:
     """One token and the logits that it was chosen from, (vocab_size,) float32."""
@@ -78,6 +99,22 @@ class DecodedToken:
     token: int
     logits: mx.array
     finish_reason: Literal["stop", "length"] | None
+
+
+def prefill(model: Qwen2Model, inputs_embeds: mx.array, cache: Sequence[Cache]) -> mx.array:
+    """Reads a prompt (1, T, hidden_size) into the cache and returns the hidden state of its last position.
+
+    Long prompts are read `PREFILL_STEP` positions at a time, which bounds the memory of attention and MLP.
+
+    Returns:
+        (1, 1, hidden_size), not evaluated.
+    """
+    length, start = inputs_embeds.shape[1], 0
+    while length - start > PREFILL_STEP:
+        model(inputs_embeds[:, start : start + PREFILL_STEP], cache=cache, last_only=True)
+        mx.eval([layer.state for layer in cache])
+        start += PREFILL_STEP
+    return model(inputs_embeds[:, start:], cache=cache, last_only=True)
 
 
 def decode(
@@ -96,17 +133,17 @@ def decode(
         model: the language model.
         lm_head: hidden states (B, 1, hidden_size) to logits.
         inputs_embeds: the prompt, (1, T, hidden_size), after what the cache holds.
-        cache: extended in place. It may hold the last token that was yielded or not: its offset tells.
+        cache: extended in place. `offset` says whether the token that was yielded last is already in it.
         max_tokens: 1 or more.
     """
     choose = _sampler(sampling, max_tokens)
     generated: list[int] = []
 
-    def following(embeds: mx.array) -> tuple[mx.array, mx.array]:
-        hidden = model(embeds, cache=cache, last_only=True)
+    def next_token(embeds: mx.array) -> tuple[mx.array, mx.array]:
+        hidden = prefill(model, embeds, cache)
         return choose(lm_head(hidden)[0, 0].astype(mx.float32), generated)
 
-    token, logits = following(inputs_embeds)
+    token, logits = next_token(inputs_embeds)
     while True:
         generated.append(int(token))
         finish_reason: Literal["stop", "length"] | None = None
@@ -117,7 +154,7 @@ def decode(
         current = logits
         if finish_reason is None:
             # The next token is computed while the caller prints this one.
-            token, logits = following(model.embed_tokens(token[None, None]))
+            token, logits = next_token(model.embed_tokens(token[None, None]))
             mx.async_eval(token, logits)
         yield DecodedToken(generated[-1], current, finish_reason)
         if finish_reason is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from .models.sana import SanaTransformer
-from .models.sana_cross_attention import Text, distinct
+from .models.sana_cross_attention import Text, TextInput, distinct
 from .models.sana_prepared import PreparedSana
 from .schedulers import Scheduler
 
@@ -53,14 +53,12 @@ def denoise(
     dit: SanaTransformer,
     scheduler: Scheduler,
     latents: mx.array,
-    conditioning: mx.array,
+    text: TextInput,
     *,
+    unconditional: TextInput | None = None,
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] | None = None,
-    attention_mask: mx.array | None = None,
-    edge: int | None = None,
     start: int = 0,
-    consume: bool = False,
 ) -> Iterator[GenerationStep]:
     """Runs the sampler from `latents` to the end, a step each time the caller asks for one.
 
@@ -81,16 +79,17 @@ def denoise(
         consume: whether `dit` may be taken apart to save memory; see `PreparedSana`.
     """
     guided = guided_steps(scheduler, guidance_scale, guidance_interval)
-    texts = [Text(conditioning, attention_mask)]
+    texts = [Text(text.states, text.mask)]
     if guidance_scale != 1.0:
-        masks = [None, None] if attention_mask is None else mx.split(attention_mask, 2)
-        texts = [Text(half, mask) for half, mask in zip(mx.split(conditioning, 2), masks, strict=True)]
-        if edge is not None and attention_mask is None:
-            texts[0] = distinct(texts[0].states, edge)
+        assert unconditional is not None
+        if unconditional.halo is not None:
+            texts.insert(0, distinct(unconditional.states, unconditional.halo))
+        else:
+            texts.insert(0, Text(unconditional.states, unconditional.mask))
     if not any(guided[start:]):
         texts = texts[-1:]
     timesteps = mx.array(scheduler.timesteps[start:], mx.float32)
-    network = PreparedSana(dit, texts, len(texts), timesteps, latents.shape, consume=consume)
+    network = PreparedSana(dit, texts, len(texts), timesteps, latents.shape, consume=False)
     del dit  # the prepared network alone holds it
     conditional_alone = network.alone(-1) if any(guided[start:]) else network
     latents = latents.astype(mx.float32)
@@ -101,8 +100,8 @@ def denoise(
         run = network if guided[index] else conditional_alone
         velocity = run(index - start, latents).astype(mx.float32)
         if guided[index]:
-            unconditional, conditional = mx.split(velocity, 2)
-            velocity = unconditional + guidance_scale * (conditional - unconditional)
+            without, conditional = mx.split(velocity, 2)
+            velocity = without + guidance_scale * (conditional - without)
         latents, denoised = scheduler.step(index, latents, velocity, previous, earlier)
         mx.eval(latents, denoised)
         previous, earlier = denoised, previous

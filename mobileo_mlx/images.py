@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union, cast
 
 from .errors import ImageError
 from .files import atomic_write
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import mlx.core as mx
     import numpy as np
     from PIL import Image
+
+# An image from outside: a path, the bytes of a file, or a Pillow image. (A string, as Pillow is imported late.)
+ImageSource: TypeAlias = Union[str, Path, bytes, "Image.Image"]
 
 # Larger ones are taken for decompression bombs. Few cameras give as much. The side has a limit of its own because
 # images are padded to squares.
@@ -33,7 +36,7 @@ METADATA_KEY = "mobileo-mlx"
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000")
 
 
-def load_image(source: str | Path | bytes | Image.Image, *, name: str = "the image") -> Image.Image:
+def load_image(source: ImageSource, *, name: str = "the image") -> Image.Image:
     """Opens an image of any usual kind as RGB, right side up.
 
     Alpha is dropped, not blended. Greyscale of 16 bits and more is scaled to 8. An animation gives its first frame.
@@ -66,6 +69,12 @@ def pad_to_square(image: Image.Image) -> Image.Image:
     square = Image.new("RGB", (side, side))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
+
+
+def load_images(sources: ImageSource | Sequence[ImageSource]) -> list[Image.Image]:
+    """One image or several; see `load_image`."""
+    several = sources if isinstance(sources, list | tuple) else [cast(ImageSource, sources)]
+    return [load_image(source) for source in several]
 
 
 def preprocess(image: Image.Image, size: int) -> mx.array:
@@ -196,7 +205,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(source: str | Path | bytes | Image.Image, label: str) -> Iterator[Image.Image]:
+def _opened(source: ImageSource, label: str) -> Iterator[Image.Image]:
     """Opens a source lazily. What goes wrong here or in the body, where pixels are decoded, is an ImageError."""
     from PIL import Image, UnidentifiedImageError
 

@@ -1,39 +1,60 @@
-"""The components of one model: loaded when they are needed, freed when nothing is kept."""
+"""The networks of one model: typed, loaded on first use, freed by phase."""
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .array_cache import ArrayCache, image_key
+from .array_cache import ArrayCache
 from .checkpoints.adapters import Adapter
-from .checkpoints.checkpoint import Checkpoint
+from .checkpoints.checkpoint import Checkpoint, named_parameters
 from .checkpoints.quantize import QuantizeSpec, resolve_bits
-from .models.mobileo import MobileOConfig
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from .models.dc_ae import Decoder, Encoder
+    from .models.fastvithd import FastViTHD, MMProjector
+    from .models.mcp import MobileConditioningProjector
+    from .models.mobileo import MobileOConfig
+    from .models.qwen2 import Qwen2Model
+    from .models.sana import SanaTransformer
+    from .tokenizer import Tokenizer
+
+# The networks that each phase of a task needs. Where parts are not kept, no other network is in memory while it runs.
+# `lm_head` comes first: where it is quantized while loading, the whole weight is not added to the language model.
+PHASES: dict[str, tuple[str, ...]] = {
+    "vision": ("vision_tower", "mm_projector"),  # images -> features for the language model
+    "answer": ("lm_head", "llm"),  # a prompt -> tokens
+    "condition": ("llm", "diffusion_connector"),  # a prompt -> what the DiT reads
+    "encode": ("vae_encoder",),  # an image -> latents, for edits with a strength
+    "denoise": ("dit",),  # noise -> latents
+    "decode": ("vae_decoder",),  # latents -> images
+}
 
 
-class Components:
-    """The networks of a checkpoint, each loaded on first use.
+class Parts:
+    """The networks of a checkpoint, each loaded on first use, by one thread at a time.
 
     Args:
         checkpoint: where the weights come from.
-        dtype: of the weights; by default what is fast, see `checkpoint.default_dtype`.
-        quantize: bits by component.
-        adapter: what changes the weights, if anything does.
-        keep_loaded: whether components stay in memory when a task has done with them; see `MobileO.load`.
+        dtype: of the weights; by default what is fast on the device, see `checkpoints.checkpoint.default_dtype`.
+        bits: by component; see `checkpoints.quantize.resolve_bits`.
+        adapter: applied to the components that it changes.
+        keep_loaded: whether networks stay in memory. If not, `enter` frees those that the next phase does not need.
 
     Attributes:
         config: dimensions of all networks.
-        recall: what was computed from images and prompts before; only while components are kept.
+        cache: what was computed from images and prompts before; filled only while networks are kept.
+        on_phase: called with the name of a phase when a task enters it, before anything is freed or loaded.
 
     Raises:
         CheckpointError: the adapter is for another model.
+        OptionError: an unknown component, or bits that MLX does not have.
     """
 
     def __init__(
@@ -41,92 +62,156 @@ class Components:
         checkpoint: Checkpoint,
         *,
         dtype: mx.Dtype | None = None,
-        quantize: Mapping[str, int] | None = None,
+        bits: Mapping[str, int] | None = None,
         adapter: Adapter | None = None,
         keep_loaded: bool = True,
     ):
         if adapter is not None:
             adapter.check(checkpoint)
         self.checkpoint = checkpoint
-        self.adapter = adapter
         self.config: MobileOConfig = checkpoint.config
-        self._dtype = dtype
-        self._bits = resolve_bits(quantize)
-        self._components: dict[str, nn.Module] = {}
-        self._phase: frozenset[str] = frozenset()
-        self.keep_loaded = keep_loaded
-        self.recall = ArrayCache()
+        self.dtype, self.bits, self.adapter, self.keep_loaded = dtype, resolve_bits(bits), adapter, keep_loaded
+        self.cache = ArrayCache()
+        self.on_phase: Callable[[str], None] | None = None
+        self._loaded: dict[str, nn.Module] = {}
+        self._versions: dict[str, _Version] = {}
+        self._phase = ""
+        self._lock = threading.RLock()
 
-    def require(self, *names: str) -> None:
-        """Checks from headers alone that these components can be loaded, so that no work starts that can't end.
-
-        Raises:
-            CheckpointError: components are missing or do not fit the configuration; all that is wrong is listed.
-        """
-        self.checkpoint.check(*(name for name in names if name not in self._components))
-
-    def component(self, name: str) -> Any:
-        """The network of that name in `mobileo_mlx.models.mobileo.COMPONENTS`, loaded on first use.
+    def __getitem__(self, name: str) -> nn.Module:
+        """The network of a component (`models.mobileo.COMPONENTS`), loaded on first use.
 
         Raises:
             CheckpointError: it is not in the checkpoint, or does not fit the configuration.
         """
-        if name not in self._components:
-            bits = self._bits.get(name)
-            spec = QuantizeSpec(bits) if bits is not None else None
-            self._components[name] = self.checkpoint.load(name, dtype=self._dtype, quantize=spec, adapter=self.adapter)
-        return self._components[name]
+        with self._lock:
+            if name not in self._loaded:
+                spec = QuantizeSpec(self.bits[name]) if name in self.bits else None
+                self._loaded[name] = self.checkpoint.load(name, dtype=self.dtype, quantize=spec, adapter=self.adapter)
+            return self._loaded[name]
 
-    def take(self, name: str) -> Any:
-        """A component for its last phase: where nothing is kept loaded, who asked for it alone holds it."""
-        component = self.component(name)
-        if not self.keep_loaded:
-            del self._components[name]
-        return component
+    @property
+    def loaded(self) -> frozenset[str]:
+        """The names of the networks that are in memory."""
+        return frozenset(self._loaded)
 
-    def release(self, *names: str) -> None:
-        """Frees the memory of components, all by default; they load again when they are needed.
+    @property
+    def vision_tower(self) -> FastViTHD:
+        return cast("FastViTHD", self["vision_tower"])
 
-        What is recalled of images and prompts goes too. Who changes the weights of a component in place calls this
-        (with any name) before the next task.
-        """
-        for name in names or tuple(self._components):
-            self._components.pop(name, None)
-        self.recall.clear()
-        mx.clear_cache()
+    @property
+    def mm_projector(self) -> MMProjector:
+        return cast("MMProjector", self["mm_projector"])
 
-    def stage(self, *names: str) -> None:
-        """Begins a phase of a task, which needs these components alone.
+    @property
+    def llm(self) -> Qwen2Model:
+        return cast("Qwen2Model", self["llm"])
 
-        Others go, unless they are kept loaded; and so does the scratch of the phase before, which has other sizes.
-        """
-        if not self.keep_loaded:
-            for name in self._components.keys() - set(names):
-                del self._components[name]
-        if self._phase != frozenset(names):
-            self._phase = frozenset(names)
-            mx.clear_cache()
-
+    @property
     def lm_head(self) -> Callable[[mx.array], mx.array]:
-        """The map from hidden states to logits; the transposed embedding where the checkpoint ties them.
+        """From hidden states to logits; the transposed embedding where the checkpoint ties the two."""
+        return self.llm.embed_tokens.as_linear if self.checkpoint.tied else self["lm_head"]
+
+    @property
+    def diffusion_connector(self) -> MobileConditioningProjector:
+        return cast("MobileConditioningProjector", self["diffusion_connector"])
+
+    @property
+    def dit(self) -> SanaTransformer:
+        return cast("SanaTransformer", self["dit"])
+
+    @property
+    def vae_encoder(self) -> Encoder:
+        return cast("Encoder", self["vae_encoder"])
+
+    @property
+    def vae_decoder(self) -> Decoder:
+        return cast("Decoder", self["vae_decoder"])
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, read on first use."""
+        return self.checkpoint.load_tokenizer()
+
+    def require(self, *phases: str) -> None:
+        """Checks from headers alone that what these phases need can be loaded, so that no work starts that can't end.
 
         Raises:
-            CheckpointError: the checkpoint does not tie them, and what is needed is missing or damaged.
+            CheckpointError: components are missing or do not fit the configuration; all that is wrong is listed.
         """
+        names = dict.fromkeys(name for phase in phases for name in PHASES[phase])
         if self.checkpoint.tied:
-            return self.component("llm").embed_tokens.as_linear
-        return self.component("lm_head")
+            names.pop("lm_head", None)
+        self.checkpoint.check(*(name for name in names if name not in self._loaded))
 
-    def image_keys(self, images: Sequence[Image.Image]) -> list[str]:
-        """What images are recalled by; nothing where nothing is kept."""
-        return [image_key(image) if self.keep_loaded else "" for image in images]
+    def enter(self, phase: str) -> None:
+        """Begins a phase of a task. Networks that it does not need are freed, unless they are kept.
 
-    def recalled(self, key: Hashable, compute: Callable[[], Sequence[mx.array]]) -> list[mx.array]:
-        """What was kept under the key, or else what `compute` gives, evaluated; that is kept if components are."""
-        if self.keep_loaded and (found := self.recall.get(key)) is not None:
+        MLX's buffer cache goes too: the phase before worked on arrays of other sizes. A network is freed only if
+        nothing else refers to it, so a task keeps none of them in a variable from one phase to the next.
+        """
+        if self.on_phase is not None:
+            self.on_phase(phase)
+        with self._lock:
+            if not self.keep_loaded:
+                for name in self._loaded.keys() - set(PHASES[phase]):
+                    del self._loaded[name]
+            if self._phase != phase:
+                self._phase = phase
+                mx.clear_cache()
+
+    def release(self, *names: str) -> None:
+        """Frees the memory of networks, all by default, and of what was cached; they load again when needed."""
+        with self._lock:
+            for name in names or tuple(self._loaded):
+                self._loaded.pop(name, None)
+            self.cache.clear()
+            mx.clear_cache()
+
+    def cached(self, key: Hashable, names: Sequence[str], compute: Callable[[], Sequence[mx.array]]) -> list[mx.array]:
+        """What `compute` gives, evaluated; where networks are kept, what it gave before for this key and these weights.
+
+        Args:
+            key: of the inputs.
+            names: the networks that `compute` uses.
+            compute: called where nothing is known.
+        """
+        if (found := self.find(key, names)) is not None:
             return found
         arrays = list(compute())
         mx.eval(arrays)  # nothing that they were computed from stays in memory
         if self.keep_loaded:
-            self.recall.keep(key, arrays)
+            self.cache.put((key, self._version(names)), arrays)
         return arrays
+
+    def find(self, key: Hashable, names: Sequence[str]) -> list[mx.array] | None:
+        """What `cached` has kept for this key and the present weights of these networks, or None."""
+        return self.cache.get((key, self._version(names))) if self.keep_loaded else None
+
+    def _version(self, names: Sequence[str]) -> tuple[int, ...]:
+        """A number for each network that changes whenever one of its weights is another array than before.
+
+        Training replaces arrays (`nn.Module.update`), and so does loading again. Not noticed is an array that is
+        changed in place (`weight[0] = 1`).
+        """
+        numbers = []
+        for name in names:
+            version = self._versions.setdefault(name, _Version())
+            if name in self._loaded:
+                version.look(list(named_parameters(self._loaded[name]).values()))
+            numbers.append(version.number)
+        return tuple(numbers)
+
+
+class _Version:
+    """Counts how often a network's arrays were found to be others. It keeps none of them in memory."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._seen: list[weakref.ref[mx.array]] = []
+
+    def look(self, arrays: Sequence[mx.array]) -> None:
+        same = len(arrays) == len(self._seen) and all(a is ref() for a, ref in zip(arrays, self._seen, strict=True))
+        if not same:
+            self.number += 1
+            self._seen = [weakref.ref(array) for array in arrays]

@@ -21,7 +21,7 @@ def adapted_modules(model: Path, config: LoRAConfig, full: Sequence[str] = ()) -
         full: components all of whose parameters were trained.
     """
     loaded = MobileO.load(model, dtype="float32")
-    modules = {name: loaded.component(name) for name in {*config.components, *full}}
+    modules = {name: loaded.parts[name] for name in {*config.components, *full}}
     for name, module in modules.items():
         if name not in full:
             module.freeze()

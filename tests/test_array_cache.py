@@ -8,28 +8,28 @@ from mobileo_mlx.prompts import IMAGE_TOKEN_INDEX
 
 
 def test_what_is_kept_is_found() -> None:
-    recall = ArrayCache()
-    assert recall.get("a") is None
-    recall.keep("a", [mx.ones(3)])
-    assert "a" in recall
-    (found,) = recall.get("a") or []
+    cache = ArrayCache()
+    assert cache.get("a") is None
+    cache.put("a", [mx.ones(3)])
+    assert "a" in cache
+    (found,) = cache.get("a") or []
     assert mx.array_equal(found, mx.ones(3))
-    recall.keep("a", [mx.zeros(5)])
-    assert recall.nbytes == 20
-    recall.clear()
-    assert (recall.get("a"), recall.nbytes) == (None, 0)
+    cache.put("a", [mx.zeros(5)])
+    assert cache.nbytes == 20
+    cache.clear()
+    assert (cache.get("a"), cache.nbytes) == (None, 0)
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    recall = ArrayCache(limit=100)
+    cache = ArrayCache(limit=100)
     for name in "ab":
-        recall.keep(name, [mx.zeros(5), mx.zeros(5)])
-    recall.get("a")
-    recall.keep("c", [mx.zeros(10)])
-    assert [name in recall for name in "abc"] == [True, False, True]
-    assert recall.nbytes == 80
-    recall.keep("d", [mx.zeros(26)])  # more than all that there is room for
-    assert recall.nbytes == 0
+        cache.put(name, [mx.zeros(5), mx.zeros(5)])
+    cache.get("a")
+    cache.put("c", [mx.zeros(10)])
+    assert [name in cache for name in "abc"] == [True, False, True]
+    assert cache.nbytes == 80
+    cache.put("d", [mx.zeros(26)])  # more than all that there is room for
+    assert cache.nbytes == 0
 
 
 def test_images_are_told_by_their_pixels() -> None:

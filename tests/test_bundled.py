@@ -125,5 +125,5 @@ def test_is_small_and_loads_at_once() -> None:
     begin = time.process_time()
     loaded = MobileO.load(MODEL, dtype="float32")
     for component in ("vision_tower", "mm_projector", "llm", "lm_head", "diffusion_connector", "dit", "vae_decoder"):
-        mx.eval(loaded.component(component).parameters())
+        mx.eval(loaded.parts[component].parameters())
     assert time.process_time() - begin < 1

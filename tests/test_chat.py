@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from mobileo_mlx.chat import Chat
-from mobileo_mlx.conditioning import splice
+from mobileo_mlx.conditioning import embed_prompts, encode_image
 from mobileo_mlx.decoding import decode
 from mobileo_mlx.errors import OptionError, PromptError
 from mobileo_mlx.models.qwen2 import DecoderLayer
+from mobileo_mlx.parts import Parts
 from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.prompts import encode_prompt, first_turn, next_turn
 from mobileo_mlx.tokenizer import IM_END
@@ -40,11 +41,11 @@ class Head:
     """Takes the place of the model's head: remembers logits, and can name a token or fail at a call, counted from 0."""
 
     def __init__(self, model: MobileO, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.real = model.lm_head()
+        self.real = model.parts.lm_head
         self.forced: dict[int, int] = {}
         self.fails_at: int | None = None
         self.logits: list[mx.array] = []
-        monkeypatch.setattr(model, "lm_head", lambda: self)
+        monkeypatch.setattr(Parts, "lm_head", property(lambda parts: self))
 
     def begin(self, *, forced: dict[int, int] | None = None, fails_at: int | None = None) -> None:
         """A new turn begins."""
@@ -97,9 +98,9 @@ class Script:
         first = self.head.logits[0].reshape(-1)
         assert answer.prompt_tokens == new + self.unread
 
-        llm = self.model.component("llm")
-        features = [self.model.encode_image(image)[0] for image in self.images]
-        embeds = splice(llm.embed_tokens, [self.ids], features).inputs_embeds
+        llm = self.model.parts.llm
+        features = [encode_image(self.model.parts, image)[0] for image in self.images]
+        embeds = embed_prompts(llm.embed_tokens, [self.ids], features).inputs_embeds
         anew = list(
             decode(
                 llm,
@@ -151,7 +152,7 @@ def test_after_an_answer_that_ended_by_itself(script: Script, head: Head, end: s
 def test_the_end_of_a_turn_ends_an_answer_that_the_configuration_lets_go_on(script: Script, head: Head) -> None:
     im_end = script.model.tokenizer.token_id(IM_END)
     others = tuple(token for token in script.model.config.eos_token_ids if token != im_end)
-    script.model.config = dataclasses.replace(script.model.config, eos_token_ids=others)
+    script.model.parts.config = dataclasses.replace(script.model.config, eos_token_ids=others)
     head.begin(forced={2: im_end})  # type: ignore[dict-item]
     assert script.chat.send(FIRST, max_tokens=20).finish_reason == "stop"
 
@@ -177,7 +178,7 @@ def test_after_an_answer_that_was_closed_early(script: Script, head: Head, count
 
 def failing_layer(model: MobileO, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupts the language model between its layers, when some have extended their cache and others have not."""
-    third, call = model.component("llm").layers[2], DecoderLayer.__call__
+    third, call = model.parts.llm.layers[2], DecoderLayer.__call__
 
     def interrupted(self: DecoderLayer, *arguments: Any) -> mx.array:
         if self is third:
@@ -269,7 +270,7 @@ def test_clear_forgets_an_open_turn_too(script: Script, picture: Image.Image, be
 def with_context(model: MobileO, positions: int) -> Chat:
     """A chat with the model as if its context had so many positions."""
     llm = dataclasses.replace(model.config.llm, max_position_embeddings=positions)
-    model.config = dataclasses.replace(model.config, llm=llm)
+    model.parts.config = dataclasses.replace(model.config, llm=llm)
     return model.chat()
 
 
@@ -305,7 +306,7 @@ def test_the_head_is_loaded_before_the_rest(tiny_model: Path, monkeypatch: pytes
     """Unquantized it is the largest weight: a peak that is not on top of the language model's."""
     model = MobileO.load(tiny_model, preset="small")
     loaded: list[str] = []
-    component = model.component
-    monkeypatch.setattr(model, "component", lambda name: loaded.append(name) or component(name))
+    load = Parts.__getitem__
+    monkeypatch.setattr(Parts, "__getitem__", lambda parts, name: loaded.append(name) or load(parts, name))
     model.chat().send("Hello", max_tokens=1)
     assert loaded.index("lm_head") < loaded.index("llm")

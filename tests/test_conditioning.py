@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mobileo_mlx.conditioning import IGNORED_LABEL, splice
+from mobileo_mlx.conditioning import IGNORED_LABEL, embed_prompts
 from mobileo_mlx.prompts import IMAGE_TOKEN_INDEX as IMAGE
 
 WIDTH = 3
@@ -25,7 +25,7 @@ def values(embeds: mx.array) -> list[list[float]]:
 
 
 def test_text_alone() -> None:
-    spliced = splice(embed, [[1, 2, 3], [4, 5, 6]])
+    spliced = embed_prompts(embed, [[1, 2, 3], [4, 5, 6]])
     assert values(spliced.inputs_embeds) == [[1, 2, 3], [4, 5, 6]]
     assert spliced.attention_mask.all()
     assert spliced.labels is None
@@ -41,12 +41,12 @@ def test_text_alone() -> None:
     ],
 )
 def test_an_image_takes_its_place(ids: list[int], expected: list[float]) -> None:
-    assert values(splice(embed, [ids], [image(2, 0.5)]).inputs_embeds) == [expected]
+    assert values(embed_prompts(embed, [ids], [image(2, 0.5)]).inputs_embeds) == [expected]
 
 
 def test_images_come_in_order() -> None:
     ids = [[IMAGE, 1, IMAGE], [2, 3, IMAGE]]
-    spliced = splice(embed, ids, [image(1, 0.1), image(2, 0.2), image(1, 0.3)])
+    spliced = embed_prompts(embed, ids, [image(1, 0.1), image(2, 0.2), image(1, 0.3)])
     assert np.allclose(values(spliced.inputs_embeds), [[0.1, 1, 0.2, 0.2], [2, 3, 0.3, 0]])
     assert spliced.attention_mask.tolist() == [[True] * 4, [True, True, True, False]]
 
@@ -55,7 +55,7 @@ def test_padding_goes_out_before_and_comes_back_after() -> None:
     ids = np.array([[1, IMAGE, 2, 9], [3, 9, 9, 9]])
     mask = np.array([[True, True, True, False], [True, False, False, False]])
     labels = np.array([[1, IMAGE, 2, 0], [3, 0, 0, 0]])
-    spliced = splice(embed, ids, [image(2, 0.5)], attention_mask=mask, labels=labels)
+    spliced = embed_prompts(embed, ids, [image(2, 0.5)], attention_mask=mask, labels=labels)
     assert values(spliced.inputs_embeds) == [[1, 0.5, 0.5, 2], [3, 0, 0, 0]]
     assert spliced.attention_mask.tolist() == [[True] * 4, [True, False, False, False]]
     assert spliced.labels is not None
@@ -65,4 +65,4 @@ def test_padding_goes_out_before_and_comes_back_after() -> None:
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_places_and_images_have_to_be_as_many(count: int) -> None:
     with pytest.raises(ValueError, match="images"):
-        splice(embed, [[1, IMAGE, 2, IMAGE]], [image(1, 0.5)] * count)
+        embed_prompts(embed, [[1, IMAGE, 2, IMAGE]], [image(1, 0.5)] * count)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import inspect
 import sys
 import time
 from pathlib import Path
+from typing import get_type_hints
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-import mobileo_mlx.chat as chat_module
+from mobileo_mlx import answering
 from mobileo_mlx.chat import Chat
 from mobileo_mlx.decoding import AnswerOptions, Sampling, decode
 from mobileo_mlx.errors import OptionError
@@ -175,10 +177,8 @@ def test_what_is_no_seed(seed: object) -> None:
 
 
 def test_the_options_of_all_ways_to_ask_are_the_same() -> None:
-    parameters = inspect.signature(Chat.stream).parameters
-    options = {name: p.annotation for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name != "images"}
-    assert options == {name: kind.__forward_arg__ for name, kind in AnswerOptions.__annotations__.items()}
-    for way in (Chat.send, MobileO.ask, MobileO.stream_ask):
+    assert {field.name for field in dataclasses.fields(Sampling)} | {"max_tokens"} == set(get_type_hints(AnswerOptions))
+    for way in (Chat.stream, Chat.send, MobileO.ask, MobileO.stream_ask):
         # What a type checker needs to find a misspelt option.
         assert inspect.signature(way).parameters["options"].annotation == "Unpack[AnswerOptions]"
 
@@ -197,7 +197,7 @@ def test_importing_mlx_lm_is_no_part_of_the_prefill(
 
     chat = MobileO.load(tiny_model).chat()
     monkeypatch.delitem(sys.modules, "mlx_lm.sample_utils", raising=False)
-    monkeypatch.setattr(chat_module, "time", Clock)
+    monkeypatch.setattr(answering, "time", Clock)
     chat.send("hello", max_tokens=2, **options)
     assert imported
     assert all(imported)

@@ -497,16 +497,17 @@ def fullsize(tiny_model: Path, tmp_path: Path) -> Path:
         return given[name].transpose(0, 2, 3, 1)
 
     model = MobileO.load(tiny_model, dtype="float32")
-    llm, dit = model.component("llm"), model.component("dit")
-    tokens = model.component("vision_tower")(channels_last("pixel_values"))
+    llm, dit = model.parts.llm, model.parts.dit
+    tokens = model.parts.vision_tower(channels_last("pixel_values"))
     states = llm.hidden_states(llm.embed_tokens(given["input_ids"]), len(llm.layers) + 1)
-    conditioning, _ = model.conditioning(states[-model.config.diffusion_connector.num_layers :], guided=True)
+    mixed = states[-model.config.diffusion_connector.num_layers :]
+    conditioning = model.parts.diffusion_connector([mx.concatenate([mx.zeros_like(x), x]) for x in mixed])
     noise = mx.concatenate([channels_last("noise")] * 2)
     velocity = dit(noise, mx.array([749.0, 749.0]), dit.encode_text(conditioning))
-    decoded = model.component("vae_decoder")(channels_last("latent"))
+    decoded = model.parts.vae_decoder(channels_last("latent"))
     goldens = {
         "vision_tokens_s": (tokens[:, ::2, ::3], "tokens[:, ::2, ::3]"),
-        "last_logits": (model.lm_head()(states[-1])[:, -1], "logits[:, -1]"),
+        "last_logits": (model.parts.lm_head(states[-1])[:, -1], "logits[:, -1]"),
         "dit_t749": (velocity.transpose(0, 3, 1, 2), "DiT([noise]*2, conditioning, t=749), no mask"),
         "decoded_s": (decoded.transpose(0, 3, 1, 2)[:, :, 3::8, 3::8], "vae.decode(latent)[:, :, 3::8, 3::8]"),
     }

@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mobileo_mlx import conditioning
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
+from mobileo_mlx.conditioning import encode_image
 from mobileo_mlx.diffusion import GenerationStep
 from mobileo_mlx.images import cover_crop, to_signed
+from mobileo_mlx.latents import decode_latents, encode_latents, noise
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.prompts import encode_prompt
@@ -247,15 +250,15 @@ def test_stages_change_no_answer(tiny_model: Path, model: MobileO, pictures: lis
     assert all(other.tokens == first.tokens for other in others)
 
 
-# What is recalled
+# What is cached
 
 
-def counted(monkeypatch: pytest.MonkeyPatch, model: MobileO) -> list[str]:
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the networks in the order in which they run from now on."""
     calls: list[str] = []
-    real_image, real_states = model.encode_image, model.hidden_states
-    monkeypatch.setattr(model, "encode_image", lambda image: calls.append("vision") or real_image(image))
-    monkeypatch.setattr(model, "hidden_states", lambda *given: calls.append("llm") or real_states(*given))
+    real_image, real_states = conditioning.encode_image, conditioning.hidden_states
+    monkeypatch.setattr(conditioning, "encode_image", lambda *given: calls.append("vision") or real_image(*given))
+    monkeypatch.setattr(conditioning, "hidden_states", lambda *given: calls.append("llm") or real_states(*given))
     return calls
 
 
@@ -263,7 +266,7 @@ def test_a_prompt_that_is_drawn_again_is_not_read_again(
     tiny_model: Path, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = MobileO.load(tiny_model)
-    calls = counted(monkeypatch, model)
+    calls = counted(monkeypatch)
     options: dict[str, Any] = {"steps": 1, **SMALL}
     first = model.generate("a cat", seed=3, **options)
     assert calls == ["llm"]
@@ -279,14 +282,21 @@ def test_a_prompt_that_is_drawn_again_is_not_read_again(
     assert calls == ["llm"] * 2 + ["vision", "llm", "llm", "vision", "llm"]
 
 
-def test_what_is_released_is_not_recalled(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_weights_need_no_word_to_the_cache(tiny_model: Path, pictures: list[Image.Image]) -> None:
+    """As in training, whose samples are drawn between steps that replace arrays."""
     model = MobileO.load(tiny_model)
     options: dict[str, Any] = {"steps": 1, **SMALL}
-    first = model.generate("a cat", **options)
-    llm = model.component("llm")
-    llm.norm.weight = llm.norm.weight * 2
-    model.release("vae_decoder")
+    first, answer = model.generate("a cat", **options), model.ask(pictures[0], "What?", max_tokens=3)
+    edited = model.edit(pictures[0], "redder", **options)
+    llm, projector = model.parts.llm, model.parts.mm_projector
+    llm.update({"norm": {"weight": llm.norm.weight * 2}})
     assert not mx.allclose(model.generate("a cat", **options).latents, first.latents, atol=1e-4)
+    assert model.ask(pictures[0], "What?", max_tokens=3).prompt_tokens == answer.prompt_tokens  # nothing was cached
+    llm.update({"norm": {"weight": llm.norm.weight / 2}})
+    assert mx.array_equal(model.generate("a cat", **options).latents, first.latents)
+    projector.layers[0].weight = projector.layers[0].weight * 2
+    assert mx.array_equal(model.generate("a cat", **options).latents, first.latents)  # no image is looked at
+    assert not mx.allclose(model.edit(pictures[0], "redder", **options).latents, edited.latents, atol=1e-4)
 
 
 def test_a_second_question_reads_its_own_words_alone(
@@ -295,7 +305,7 @@ def test_a_second_question_reads_its_own_words_alone(
     questions = ["What is this?", "Is there a circle?"]
     alone = [MobileO.load(tiny_model).ask(pictures, question, max_tokens=5) for question in questions]
     model = MobileO.load(tiny_model)
-    calls = counted(monkeypatch, model)
+    calls = counted(monkeypatch)
     together = [model.ask(pictures, question, max_tokens=5) for question in questions]
     assert calls == ["vision"] * 2
     assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
@@ -307,12 +317,10 @@ def test_a_second_question_reads_its_own_words_alone(
     assert model.chat(system_prompt="Be brief.").send("What?", images=pictures, max_tokens=1).prompt_tokens > words
     assert calls == ["vision"] * 2
     # Another question needs no vision tower at all.
-    model.release("vision_tower")
-    assert model.ask(pictures[0], questions[0], max_tokens=1)
-    assert "vision_tower" in model._components
-    del model._components["vision_tower"]
-    model.ask(pictures[0], questions[1], max_tokens=1)
-    assert "vision_tower" not in model._components
+    phases: list[str] = []
+    model.parts.on_phase = phases.append
+    model.ask(pictures, questions[0], max_tokens=1)
+    assert phases == ["answer"]
 
 
 # Editing
@@ -322,10 +330,10 @@ def test_latents_are_scaled(model: MobileO, pictures: list[Image.Image]) -> None
     factor = model.config.vae.scaling_factor
     assert factor != 1
     image = cover_crop(pictures[0], 64, 32)
-    latents = model.encode_latents(image)
-    assert mx.allclose(latents, model.component("vae_encoder")(to_signed(image)) * factor, atol=1e-5)
-    decoded = model.component("vae_decoder")(latents / factor)
-    assert mx.allclose(model.decode_array(latents), decoded, atol=1e-4)
+    latents = encode_latents(model.parts, image)
+    assert mx.allclose(latents, model.parts.vae_encoder(to_signed(image)) * factor, atol=1e-5)
+    decoded = model.parts.vae_decoder(latents / factor)
+    assert mx.allclose(decode_latents(model.parts, latents), decoded, atol=1e-4)
 
 
 @pytest.mark.parametrize("scheduler", ["dpm++", "euler"])
@@ -350,16 +358,16 @@ def test_strength_starts_between_the_image_and_noise(
     assert [step.steps for step in steps] == [len(noise_levels)] * len(steps)
     assert [step.sigma for step in steps] == [*noise_levels[1:], 0.0]
     sigma = noise_levels[0]
-    source = model.encode_latents(cover_crop(pictures[0], 64, 32))
-    noise = mx.concatenate([model.noise(seed, 64, 32) for seed in (5, 6)])
+    source = encode_latents(model.parts, cover_crop(pictures[0], 64, 32))
+    start = mx.concatenate([noise(model.config, seed, 64, 32) for seed in (5, 6)])
     # Both samplers predict the clean latents as x - sigma velocity.
     first = steps[0].denoised + sigma * steps[0].velocity
-    assert mx.allclose(first, (1 - sigma) * source + sigma * noise, atol=1e-4)
+    assert mx.allclose(first, (1 - sigma) * source + sigma * start, atol=1e-4)
 
 
 def test_little_strength_keeps_the_image(model: MobileO, pictures: list[Image.Image]) -> None:
     for picture in pictures:
-        (decoded,) = model.decode_latents(model.encode_latents(cover_crop(picture, 64, 32)))
+        (decoded,) = model.decode_latents(encode_latents(model.parts, cover_crop(picture, 64, 32)))
         options: dict[str, Any] = {"steps": 400, "flow_shift": 1.0, **SMALL}
         little = model.edit(picture, "redder", strength=0.003, **options)
         assert distance(little.images[0], decoded) < 3
@@ -374,9 +382,9 @@ def test_an_edit_without_strength_sees_the_image_through_the_language_model_alon
     first, second = (model.edit(picture, "redder", **options) for picture in pictures)
     assert not mx.allclose(first.latents, second.latents, atol=1e-2)
     with_strength = [model.edit(picture, "redder", strength=0.99, **options) for picture in pictures]
-    features = model.encode_image(pictures[0])
+    features = encode_image(model.parts, pictures[0])
     model.release()  # what was read of the second picture too
-    monkeypatch.setattr(model, "encode_image", lambda image: features)
+    monkeypatch.setattr(conditioning, "encode_image", lambda parts, image: features)
     blind = model.edit(pictures[1], "redder", **options)
     assert mx.array_equal(blind.latents, first.latents)
     # With strength the pixels do count, whatever the language model sees.
@@ -398,5 +406,5 @@ def test_a_seed_gives_the_same_edit_alone_and_in_a_batch(
 
 
 def test_the_largest_seed(model: MobileO) -> None:
-    largest, before = (model.noise(seed, 32, 32) for seed in (2**64 - 1, 2**64 - 2))
+    largest, before = (noise(model.config, seed, 32, 32) for seed in (2**64 - 1, 2**64 - 2))
     assert not mx.allclose(largest, before, atol=0.1)

@@ -17,9 +17,12 @@ import numpy as np
 
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.checkpoints.tensor_files import read_tensors
+from mobileo_mlx.conditioning import text_input, unconditional_input
 from mobileo_mlx.diffusion import denoise
+from mobileo_mlx.latents import decode_latents
 from mobileo_mlx.models.mobileo import component_of
-from mobileo_mlx.ops.bands import joined
+from mobileo_mlx.models.sana_cross_attention import TextInput
+from mobileo_mlx.parts import Parts
 from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.schedulers import make_scheduler
 
@@ -53,7 +56,7 @@ def run_fullsize(reference: Reference, checkpoint: Path, say: Say) -> Report:
     Raises:
         MobileOError: goldens or checkpoint are missing, damaged, or do not belong together.
     """
-    model = MobileO(Checkpoint.open(checkpoint), dtype=mx.float32)
+    model = MobileO(Parts(Checkpoint.open(checkpoint), dtype=mx.float32))
     goldens = _matching(reference, model.checkpoint)
     say(f"{goldens.component}: the first weights are those of the goldens")
     given = _inputs(reference.path / "fullsize" / "fullsize_inputs.py")
@@ -125,44 +128,48 @@ def _inputs(path: Path) -> dict[str, np.ndarray]:
 
 def _stages(case: Case, model: MobileO, given: dict[str, np.ndarray], say: Say) -> Iterator[tuple[str, Outputs]]:
     """Each part of the model, with its full outputs by the names of the index, less the `_s` of samples."""
-    tokens = model.component("vision_tower").in_turn(nhwc(given["pixel_values"]))
-    projected = model.component("mm_projector")(tokens)
+    tokens = model.parts.vision_tower.encode(nhwc(given["pixel_values"]))
+    projected = model.parts.mm_projector(tokens)
     yield "vision", {"vision_tokens": _done(tokens), "projected": _done(projected)}
     model.release()
 
-    llm = model.component("llm")
+    llm = model.parts.llm
     states = llm.hidden_states(llm.embed_tokens(mx.array(given["input_ids"])), len(llm.layers) + 1)
-    logits = model.lm_head()(states[-1][:, -1:])
+    logits = model.parts.lm_head(states[-1][:, -1:])
     yield "language model", {"hidden_states": _done(mx.stack(states)), "last_logits": _done(logits)}
     states = states[-model.config.diffusion_connector.num_layers :]
     del llm, logits
     model.release()
 
-    conditioning, _ = model.conditioning(states, guided=True)
-    yield "connector", {"conditioning": _done(conditioning)}
+    texts = unconditional_input(model.parts, states), text_input(model.parts, states)
+    yield "connector", {"conditioning": _done(mx.concatenate([text.states for text in texts]))}
     model.release()
 
-    yield from _denoising(case, model, nhwc(given["noise"]), conditioning, say)
+    yield from _denoising(case, model, nhwc(given["noise"]), *texts, say)
     model.release()
 
-    decoded = joined(model.component("vae_decoder").stream(nhwc(given["latent"])))
+    decoded = model.parts.vae_decoder.decode(nhwc(given["latent"]))
     yield "decoder", {"decoded": _done(nchw(decoded))}
     model.release()
 
-    encoded = joined(model.component("vae_encoder").stream(nhwc(given["image"])))
+    encoded = model.parts.vae_encoder.encode(nhwc(given["image"]))
     yield "encoder", {"encoded": _done(nchw(encoded))}
     model.release()
 
 
 def _denoising(
-    case: Case, model: MobileO, noise: mx.array, conditioning: mx.array, say: Say
+    case: Case, model: MobileO, noise: mx.array, unconditional: TextInput, text: TextInput, say: Say
 ) -> Iterator[tuple[str, Outputs]]:
     """Single forward passes, then whole drawings; their settings are in the goldens' names and descriptions."""
-    dit = model.component("dit")
+    dit = model.parts.dit
     for name in case.expected:
         if (found := re.fullmatch(r"dit_t(\d+)", name)) is not None:
             timestep = mx.full((2,), float(found[1]))
-            sample = dit(mx.concatenate([noise, noise]), timestep, dit.encode_text(conditioning))
+            sample = dit(
+                mx.concatenate([noise, noise]),
+                timestep,
+                dit.encode_text(mx.concatenate([unconditional.states, text.states])),
+            )
             yield name, {name: _done(nchw(sample))}
     described = case.expected.get("generate_final_latents", {}).get("description", "")
     settings = re.search(r"CFG ([\d.]+), (\d+) steps", described)
@@ -171,13 +178,12 @@ def _denoising(
     guidance, count = float(settings[1]), int(settings[2])
     scheduler = make_scheduler("dpm++", count, model.config.flow_shift, model.config.num_train_timesteps)
     latents = []
-    edge = model.component("diffusion_connector").reach
-    for step in denoise(dit, scheduler, noise, conditioning, guidance_scale=guidance, edge=edge):
+    for step in denoise(dit, scheduler, noise, text, unconditional=unconditional, guidance_scale=guidance):
         latents.append(step.latents)
         say(f"denoising step {step.step} of {step.steps}")
     del dit
     model.release()
-    image = mx.clip(model.decode_array(latents[-1]) / 2 + 0.5, 0, 1)
+    image = mx.clip(decode_latents(model.parts, latents[-1]) / 2 + 0.5, 0, 1)
     stack = _done(mx.stack([nchw(x) for x in latents]))
     yield (
         "generation",

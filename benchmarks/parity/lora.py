@@ -10,6 +10,7 @@ import numpy as np
 
 from mobileo_mlx.checkpoints.adapters import Adapter
 from mobileo_mlx.checkpoints.checkpoint import named_parameters
+from mobileo_mlx.parts import Parts
 from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.training.lora import load_lora
 
@@ -28,10 +29,10 @@ def lora(goldens: Goldens, model: MobileO) -> Iterator[Check]:
         MobileOError: the adapter is not beside the goldens, or is damaged.
     """
     adapter = Adapter.open(goldens.folder / _FOLDER)
-    merged = MobileO(model.checkpoint, dtype=mx.float32, adapter=adapter)
-    beside = MobileO(model.checkpoint, dtype=mx.float32)
-    load_lora({"llm": beside.component("llm")}, adapter)
-    weights = {_PREFIX + name: array for name, array in named_parameters(merged.component("llm")).items()}
+    merged = MobileO(Parts(model.checkpoint, dtype=mx.float32, adapter=adapter))
+    beside = MobileO(Parts(model.checkpoint, dtype=mx.float32))
+    load_lora({"llm": beside.parts.llm}, adapter)
+    weights = {_PREFIX + name: array for name, array in named_parameters(merged.parts.llm).items()}
     for case in goldens.cases():
         outputs: Outputs = dict(weights)
         for name, variant in (("base", model), ("adapter", beside), ("merged", merged)):
@@ -57,7 +58,7 @@ def lora(goldens: Goldens, model: MobileO) -> Iterator[Check]:
 def _forward(case: Case, model: MobileO) -> Outputs:
     if "input_ids" not in case.inputs:
         return {}
-    network = model.component("llm")
+    network = model.parts.llm
     embeds = network.embed_tokens(mx.array(case.inputs["input_ids"]))
     states = network.hidden_states(embeds, len(network.layers) + 1)
-    return {"hidden_states": mx.stack(states), "logits": model.lm_head()(states[-1])}
+    return {"hidden_states": mx.stack(states), "logits": model.parts.lm_head(states[-1])}

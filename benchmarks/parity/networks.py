@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mobileo_mlx.conditioning import splice
+from mobileo_mlx.conditioning import embed_prompts, encode_image
 from mobileo_mlx.decoding import Sampling, decode
 from mobileo_mlx.pipeline import MobileO
 
@@ -35,18 +35,18 @@ def vision(case: Case, model: MobileO) -> Outputs:
     if "pixel_values" not in case.inputs:
         return {}
     pixels = nhwc(case.inputs["pixel_values"])
-    tower = model.component("vision_tower")
+    tower = model.parts.vision_tower
     paths = {name: name for name in case.expected if re.fullmatch(r"network\.\d+", name)}
     paths |= {"stem": "patch_embed", "image_embeddings": "conv_exp"}
     with taps(tower, paths) as seen:
-        projected = model.encode_image(pixels)
+        projected = encode_image(model.parts, pixels)
     return {**{name: nchw(x) for name, x in seen.items()}, "tokens": tower(pixels), "projected": projected}
 
 
 def mcp(case: Case, model: MobileO) -> Outputs:
     if "hidden_states" not in case.inputs or "temperature" not in case.params:
         return {}
-    connector = model.component("diffusion_connector")
+    connector = model.parts.diffusion_connector
     stored = connector.temperature
     connector.temperature = mx.array(case.params["temperature"], mx.float32)
     paths = {"input_compress": "input_compress"}
@@ -80,7 +80,7 @@ def dit(case: Case, model: MobileO) -> Outputs:
     if "keep" in case.params:
         keep = slice(case.params["keep"])
         text, mask = text[:, keep], None if mask is None else mask[:, keep]
-    network = model.component("dit")
+    network = model.parts.dit
     paths = {name: name for name in ("patch_embed", "time_embed", "caption_norm")} | {
         "block_last": "transformer_blocks"
     }
@@ -104,7 +104,7 @@ def vae(case: Case, model: MobileO) -> Outputs:
         source, part, blocks = "latent", "vae_decoder", {"up": "up_blocks"}
     else:
         return {}
-    network = model.component(part)
+    network = model.parts[part]
     paths = {"conv_in": "conv_in"}
     for name in case.expected:
         if (found := re.fullmatch(r"(down|up)(\d+)", name)) is not None and found[1] in blocks:
@@ -117,14 +117,16 @@ def vae(case: Case, model: MobileO) -> Outputs:
 def llm(case: Case, model: MobileO) -> Outputs:
     if "input_ids" not in case.inputs:
         return {}
-    features = list(model.encode_image(nhwc(case.inputs["pixel_values"]))) if "pixel_values" in case.inputs else []
+    features = (
+        list(encode_image(model.parts, nhwc(case.inputs["pixel_values"]))) if "pixel_values" in case.inputs else []
+    )
     if "max_new_tokens" in case.params:
         return _greedy(case, model, features)
     if "prompt" in case.params and "steps" in case.params:
         return _cached(case, model)
     if any(name.startswith("out_") for name in case.expected):
-        spliced = splice(
-            model.component("llm").embed_tokens,
+        spliced = embed_prompts(
+            model.parts.llm.embed_tokens,
             case.inputs["input_ids"],
             features,
             attention_mask=case.inputs.get("attention_mask"),
@@ -132,11 +134,11 @@ def llm(case: Case, model: MobileO) -> Outputs:
         )
         outputs: Outputs = {"inputs_embeds": spliced.inputs_embeds, "out_attention_mask": spliced.attention_mask}
         return outputs if spliced.labels is None else {**outputs, "out_labels": spliced.labels}
-    network = model.component("llm")
-    embeds = splice(network.embed_tokens, case.inputs["input_ids"], features).inputs_embeds
+    network = model.parts.llm
+    embeds = embed_prompts(network.embed_tokens, case.inputs["input_ids"], features).inputs_embeds
     mask = mx.array(case.inputs["attention_mask"]) if "attention_mask" in case.inputs else None
     states = network.hidden_states(embeds, len(network.layers) + 1, attention_mask=mask)
-    return {"inputs_embeds": embeds, "hidden_states": mx.stack(states), "logits": model.lm_head()(states[-1])}
+    return {"inputs_embeds": embeds, "hidden_states": mx.stack(states), "logits": model.parts.lm_head(states[-1])}
 
 
 def kept(case: Case, name: str) -> np.ndarray | None:
@@ -150,7 +152,7 @@ def kept(case: Case, name: str) -> np.ndarray | None:
 
 
 def _cached(case: Case, model: MobileO) -> Outputs:
-    network, lm_head = model.component("llm"), model.lm_head()
+    network, lm_head = model.parts.llm, model.parts.lm_head
     embeds = network.embed_tokens(mx.array(case.inputs["input_ids"]))
     cache, start = network.make_cache(), case.params["prompt"]
     parts = [embeds[:, :start], *(embeds[:, i : i + 1] for i in range(start, start + case.params["steps"]))]
@@ -158,20 +160,18 @@ def _cached(case: Case, model: MobileO) -> Outputs:
     outputs: Outputs = {"cached_logits": mx.concatenate(logits, axis=1), "full_logits": lm_head(network(embeds))}
     for name in case.expected:
         if (found := re.fullmatch(r"layer(\d+)_(keys|values)", name)) is not None and int(found[1]) < len(cache):
-            layer = cache[int(found[1])]
-            buffer = layer.keys if found[2] == "keys" else layer.values
-            outputs[name] = buffer[..., : layer.offset, :]
+            outputs[name] = cache[int(found[1])].state[("keys", "values").index(found[2])]
     return outputs
 
 
 def _greedy(case: Case, model: MobileO, features: Sequence[mx.array]) -> Outputs:
-    network, params = model.component("llm"), case.params
+    network, params = model.parts.llm, case.params
     end = params.get("eos_token_id")
     tokens = list(
         decode(
             network,
-            model.lm_head(),
-            splice(network.embed_tokens, case.inputs["input_ids"], features).inputs_embeds,
+            model.parts.lm_head,
+            embed_prompts(network.embed_tokens, case.inputs["input_ids"], features).inputs_embeds,
             network.make_cache(),
             max_tokens=params["max_new_tokens"],
             eos_token_ids=() if end is None else tuple(np.atleast_1d(end).tolist()),

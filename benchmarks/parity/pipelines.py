@@ -9,8 +9,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mobileo_mlx.conditioning import embed_prompts, encode_image, hidden_states, text_input, unconditional_input
 from mobileo_mlx.diffusion import denoise
 from mobileo_mlx.images import cover_crop, load_image, pad_to_square, preprocess, to_signed
+from mobileo_mlx.latents import decode_latents
 from mobileo_mlx.models.mcp import annealed_temperature
 from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.schedulers import Scheduler, make_scheduler
@@ -28,29 +30,36 @@ def drawing(case: Case, model: MobileO) -> Outputs:
         return {}
     guidance = case.params["guidance_scale"]
     guidance = 1.0 if guidance is None else float(guidance)
-    features = list(model.encode_image(nhwc(case.inputs["pixel_values"]))) if "pixel_values" in case.inputs else []
-    states = model.hidden_states(case.inputs["input_ids"].tolist(), features)
-    conditioning, mask = model.conditioning(states, guided=guidance != 1)
+    features = (
+        list(encode_image(model.parts, nhwc(case.inputs["pixel_values"]))) if "pixel_values" in case.inputs else []
+    )
+    states = hidden_states(
+        model.parts, embed_prompts(model.parts.llm.embed_tokens, case.inputs["input_ids"].tolist(), features)
+    )
+    text = text_input(model.parts, states)
+    unconditional = None if guidance == 1 else unconditional_input(model.parts, states)
+    halves = [text.states]
+    if unconditional is not None:
+        halves.insert(0, mx.broadcast_to(unconditional.states, text.states.shape))
     config = model.config
     scheduler = make_scheduler("dpm++", case.params["steps"], config.flow_shift, config.num_train_timesteps)
     steps = list(
         denoise(
-            model.component("dit"),
+            model.parts.dit,
             scheduler,
             nhwc(case.inputs["noise"]),
-            conditioning,
+            text,
+            unconditional=unconditional,
             guidance_scale=guidance,
-            attention_mask=mask,
-            edge=model.component("diffusion_connector").reach,
         )
     )
     final = steps[-1].latents
     return {
-        "conditioning": conditioning,
+        "conditioning": mx.concatenate(halves),
         "latents": mx.stack([nchw(step.latents) for step in steps]),
         "model_outputs": mx.stack([nchw(step.velocity) for step in steps]),
         "final_latents": nchw(final),
-        "image": mx.clip(model.decode_array(final) / 2 + 0.5, 0, 1),
+        "image": mx.clip(decode_latents(model.parts, final) / 2 + 0.5, 0, 1),
         "image_u8": np.stack([np.asarray(image) for image in model.decode_latents(final)]),
     }
 
@@ -152,7 +161,7 @@ def annealing(goldens: Goldens, model: MobileO) -> list[Check]:
         mixed = model.config.diffusion_connector.num_layers
         checks.append(equal(component, "checkpoint", "num_layers", mixed, goldens.index["num_layers"]))
     if "stored_temperature" in goldens.index:
-        temperature = np.array(model.component("diffusion_connector").temperature)
+        temperature = np.array(model.parts.diffusion_connector.temperature)
         stored = np.array(goldens.index["stored_temperature"])
         checks.append(compare(component, "checkpoint", "temperature", temperature, stored, Tolerance("absolute", 0)))
     return checks

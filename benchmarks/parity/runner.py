@@ -10,6 +10,7 @@ import numpy as np
 
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.errors import MobileOError
+from mobileo_mlx.parts import Parts
 from mobileo_mlx.pipeline import MobileO
 
 from .compare import Check, compare, tolerance, unexercised
@@ -88,7 +89,7 @@ def run(reference: Reference, only: Collection[str] = ()) -> Report:
 
 def open_model(reference: Reference) -> MobileO:
     """The tiny model in float32, whatever the device."""
-    return MobileO(Checkpoint.open(reference.checkpoint, partial=True), dtype=mx.float32)
+    return MobileO(Parts(Checkpoint.open(reference.checkpoint, partial=True), dtype=mx.float32))
 
 
 def _component(goldens: Goldens, reference: Reference) -> Iterator[Check]:

@@ -12,7 +12,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mobileo_mlx.conditioning import IGNORED_LABEL
+from mobileo_mlx.conditioning import IGNORED_LABEL, hidden_states, text_input
 from mobileo_mlx.models.mobileo import component_of, sanitize
 from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.training.losses import flow_matching_loss, noised, upstream_sigmas
@@ -101,7 +101,7 @@ def _allowed(name: str, expected: np.ndarray) -> Tolerance:
 
 
 def _network(model: MobileO) -> TrainableModel:
-    return TrainableModel({name: model.component(name) for name in _COMPONENTS})
+    return TrainableModel({name: model.parts[name] for name in _COMPONENTS})
 
 
 def _batch(inputs: dict[str, np.ndarray], model: MobileO, *, answers: bool) -> Batch:
@@ -117,7 +117,7 @@ def _batch(inputs: dict[str, np.ndarray], model: MobileO, *, answers: bool) -> B
         pixels=nhwc(inputs["und_image"]) if answers else None,
         padding=None if answers or not len(padding) else int(padding[0]),
     )
-    encoder = model.component("vae_encoder")
+    encoder = model.parts.vae_encoder
     return Batch(
         drawing=sequences,
         answers=sequences if answers else None,
@@ -139,20 +139,21 @@ def _case(case: Case, model: MobileO) -> tuple[Outputs, dict[str, Any]]:
     timesteps = model.config.num_train_timesteps * batch.sigmas
 
     # The original ran each case twice, once for what is seen inside; BatchNorm's statistics show it.
-    states, spliced = network.hidden_states(batch.drawing, upstream=True)
-    conditioning = network.conditioning(states, spliced, batch.dropped, upstream=True)
-    mask = mx.array(spliced.attention_mask)
+    inputs = network.inputs(batch.drawing)
+    states = hidden_states(network, inputs, mask_padding=True)
+    mask = mx.array(inputs.attention_mask)
+    text = text_input(network, states, mask=mask, dropped=batch.dropped, connect_padding=True)
     with taps(network, {"dit": "dit"}) as seen:
-        flow_matching_loss(network.dit, batch.latents, batch.noise, batch.sigmas, conditioning, mask)
+        flow_matching_loss(network.dit, batch.latents, batch.noise, batch.sigmas, text.states, mask)
     outputs: Outputs = {
         "latents": nchw(batch.latents),
         "noisy_latents": nchw(noised(batch.latents, batch.noise, batch.sigmas)),
         "timesteps": timesteps,
-        "conditioning": conditioning,
-        "dit_mask": spliced.attention_mask,
+        "conditioning": text.states,
+        "dit_mask": inputs.attention_mask,
         "diffusion_pred": nchw(seen["dit"]),
         "logits": network.logits(states[-1]),
-        "spliced_labels": spliced.labels,
+        "spliced_labels": inputs.labels,
     }
     (loss, parts), grads = nn.value_and_grad(network, objective)(network, batch, _KEY)
     gradients = dict(tree_flatten(grads))

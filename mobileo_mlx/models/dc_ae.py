@@ -276,6 +276,9 @@ class Encoder(nn.Module):
         """All blocks in order."""
         return [self.conv_in, *(b for stage in self.down_blocks for b in stage), self._out]
 
+    def encode(self, image: mx.array) -> mx.array:
+        return joined(self.stream(image.astype(self.conv_out.weight.dtype)))
+
     def stream(self, image: mx.array) -> Strips:
         """The strips of the latents, computed strip by strip; see `Decoder.stream`."""
         strips = self.conv_in.stream(split(image))
@@ -325,6 +328,9 @@ class Decoder(nn.Module):
     def blocks(self) -> list[Callable[[mx.array], mx.array]]:
         """All blocks in order."""
         return [self._in, *(b for stage in reversed(self.up_blocks) for b in stage), self._out]
+
+    def decode(self, latents: mx.array) -> mx.array:
+        return joined(self.stream(latents.astype(self.conv_in.weight.dtype)))
 
     def stream(self, latents: mx.array) -> Strips:
         """The strips of the image, from top to bottom, each computed before the next one begins.

@@ -288,6 +288,9 @@ class FastViTHD(nn.Module):
             x = block(x)
         return x.flatten(1, 2)
 
+    def encode(self, pixel_values: mx.array) -> mx.array:
+        return self.in_turn(pixel_values.astype(self.patch_embed[0].reparam_conv.weight.dtype))
+
     def in_turn(self, pixel_values: mx.array) -> mx.array:
         """The same for inference, block after block, so that only one block's intermediates are in memory.
 

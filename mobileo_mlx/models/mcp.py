@@ -97,7 +97,7 @@ class MobileConditioningProjector(nn.Module):
         self.freeze(keys=["temperature"], recurse=False)
 
     @property
-    def reach(self) -> int:
+    def halo(self) -> int:
         """From how many positions at each end of a sequence the convolutions see beyond it.
 
         Where all hidden states of a row are equal, as those of the unconditional half are, so is the result, but for

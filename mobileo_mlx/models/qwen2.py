@@ -40,6 +40,9 @@ class Cache(Protocol):
 
     offset: int
 
+    @property
+    def state(self) -> Any: ...
+
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]: ...
 
 
@@ -63,8 +66,9 @@ class KVCache:
         cache.keys, cache.values, cache.offset = keys, values, keys.shape[2]
         return cache
 
-    def fetch(self) -> tuple[mx.array, mx.array]:
-        """All that is cached so far; there has to be something."""
+    @property
+    def state(self) -> tuple[mx.array, mx.array]:
+        """Keys and values of all positions so far; there has to be one."""
         if self.keys is None or self.values is None:
             raise ValueError("nothing is cached yet")
         return self.keys[..., : self.offset, :], self.values[..., : self.offset, :]
@@ -77,7 +81,7 @@ class KVCache:
         self.keys[..., start:end, :] = keys
         self.values[..., start:end, :] = values
         self.offset = end
-        return self.fetch()
+        return self.state
 
 
 def _grown(buffer: mx.array | None, new: mx.array, start: int, end: int, step: int) -> mx.array:

@@ -12,6 +12,15 @@ from .sana import CrossAttention
 
 
 @dataclass(frozen=True)
+class TextInput:
+    """interim"""
+
+    states: mx.array
+    mask: mx.array | None = None
+    halo: int | None = None
+
+
+@dataclass(frozen=True)
 class Text:
     """What some rows of a step read.
 

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..images import cover_crop, preprocess, to_signed
+from ..latents import encode_latents
 from ..pipeline import MobileO
 from ..tokenizer import END_OF_TEXT
 from .data import ImageRef, Problem, Sample
@@ -251,7 +252,7 @@ class Batches:
         return self._cache.get(("tower", picture), lambda: self._features(self._pixels(picture)))
 
     def _features(self, pixels: mx.array) -> mx.array:
-        tower = self.model.component("vision_tower")
+        tower = self.model.parts.vision_tower
         return tower.in_turn(pixels.astype(tower.patch_embed[0].reparam_conv.weight.dtype))
 
     def _pixels(self, picture: ImageRef) -> mx.array:
@@ -262,7 +263,7 @@ class Batches:
 
     def _latents(self, picture: ImageRef) -> mx.array:
         def encode() -> mx.array:
-            return self.model.encode_latents(cover_crop(picture.open(), *self.model.config.default_size))
+            return encode_latents(self.model.parts, cover_crop(picture.open(), *self.model.config.default_size))
 
         return self._cache.get(("latents", picture), encode)
 

@@ -42,7 +42,7 @@ def write_samples(model: MobileO, samples: Sequence[Sample], folder: Path, step:
             answer = model.ask(sample.seen.open(), qa.question, max_tokens=_MAX_TOKENS).text
             entry |= {"question": qa.question, "answer": answer, "expected": qa.answer}
         told.append(entry)
-    model.release("vae_decoder")
+    model.parts.release("vae_decoder")
     folder.mkdir(exist_ok=True)
     sheet = folder / f"{step:07d}.png"
     save_png(contact_sheet(pictures, 2), sheet, overwrite=True)

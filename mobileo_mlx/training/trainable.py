@@ -12,7 +12,11 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
-from ..conditioning import IGNORED_LABEL, Spliced, splice
+from ..conditioning import IGNORED_LABEL, MultimodalInputs, embed_prompts, hidden_states, text_input
+from ..models.fastvithd import FastViTHD, MMProjector
+from ..models.mcp import MobileConditioningProjector
+from ..models.qwen2 import Qwen2Model
+from ..models.sana import SanaTransformer
 from .lora import set_dropout_key
 from .losses import answer_losses, flow_matching_loss
 
@@ -27,7 +31,7 @@ class TokenBatch:
         input_ids: B rows, each of its own length.
         labels: of the same lengths.
         pixels: what the vision tower sees, (images, H, W, 3); None where `features` are given or there is no image.
-        features: what a frozen tower says of them, (images, tokens, channels).
+        features: instead of pixels the output of a frozen tower, (images, tokens, channels).
         padding: the token that short rows end in, as upstream's where no row has an image; zeros by default.
     """
 
@@ -101,26 +105,31 @@ class JointLoss:
             network.update(masters)
 
     def _loss(self, network: TrainableModel, batch: Batch) -> tuple[mx.array, dict[str, mx.array]]:
-        states, spliced = network.hidden_states(batch.drawing, upstream=self.upstream)
+        inputs = network.inputs(batch.drawing)
+        states = hidden_states(network, inputs, mask_padding=self.upstream)
+        mask = mx.array(inputs.attention_mask) if self.upstream else inputs.padding_mask
+        text = text_input(network, states, mask=mask, dropped=batch.dropped, connect_padding=self.upstream)
         diffusion = flow_matching_loss(
-            network.dit,
-            batch.latents,
-            batch.noise,
-            batch.sigmas,
-            network.conditioning(states, spliced, batch.dropped, upstream=self.upstream),
-            mx.array(spliced.attention_mask) if self.upstream or not spliced.attention_mask.all() else None,
+            network.dit, batch.latents, batch.noise, batch.sigmas, text.states, attention_mask=text.mask
         )
         if batch.answers is None:
             return diffusion, {"diffusion_loss": diffusion}
         if batch.answers is not batch.drawing:
-            states, spliced = network.hidden_states(batch.answers, last=1, upstream=self.upstream)
-        assert spliced.labels is not None
-        answer = answer_losses(network.logits, states[-1], spliced.labels).sum() / batch.answer_tokens
+            inputs = network.inputs(batch.answers)
+            states = hidden_states(network, inputs, last=1, mask_padding=self.upstream)
+        assert inputs.labels is not None
+        answer = answer_losses(network.logits, states[-1], inputs.labels).sum() / batch.answer_tokens
         return diffusion + self.answer_weight * answer, {"diffusion_loss": diffusion, "answer_loss": answer}
 
 
 class TrainableModel(nn.Module):
     """Some of the model's components, each under its name in `mobileo_mlx.models.mobileo.COMPONENTS`."""
+
+    vision_tower: FastViTHD
+    mm_projector: MMProjector
+    llm: Qwen2Model
+    diffusion_connector: MobileConditioningProjector
+    dit: SanaTransformer
 
     def __init__(self, components: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -133,50 +142,25 @@ class TrainableModel(nn.Module):
 
     def image_features(self, rows: TokenBatch) -> list[mx.array]:
         """Each image's features for the language model, (tokens, hidden_size)."""
-        features = rows.features
-        if rows.pixels is not None:
-            weight = self.vision_tower.patch_embed[0].reparam_conv.weight
-            features = self.vision_tower(rows.pixels.astype(weight.dtype))
+        features = rows.features if rows.pixels is None else self.vision_tower(rows.pixels)
         return [] if features is None else list(self.mm_projector(features))
 
-    def hidden_states(
-        self, rows: TokenBatch, *, last: int | None = None, upstream: bool = False
-    ) -> tuple[list[mx.array], Spliced]:
-        """The language model's last hidden states, oldest first, and the sequences with images in their places.
-
-        Args:
-            last: how many; by default those that the connector mixes.
-            upstream: what is padding is hidden from padding too. It makes no difference to the rest: attention
-                looks back only.
-        """
-        spliced = self._spliced(rows)
-        mask = mx.array(spliced.attention_mask) if upstream else None
-        count = last or self.diffusion_connector.layer_weights.shape[0]
-        return self.llm.hidden_states(spliced.inputs_embeds, count, attention_mask=mask), spliced
-
-    def _spliced(self, rows: TokenBatch) -> Spliced:
+    def inputs(self, rows: TokenBatch) -> MultimodalInputs:
+        """The embeddings of sequences, with images in their places."""
         ids, labels = list(rows.input_ids), list(rows.labels)
         lengths = [len(row) for row in ids]
         if rows.padding is not None:
-            room = [max(lengths) - length for length in lengths]
-            ids = [[*row, *[rows.padding] * n] for row, n in zip(ids, room, strict=True)]
-            labels = [[*row, *[IGNORED_LABEL] * n] for row, n in zip(labels, room, strict=True)]
-        spliced = splice(self.llm.embed_tokens, ids, self.image_features(rows), labels=labels)
+            missing = [max(lengths) - length for length in lengths]
+            ids = [[*row, *[rows.padding] * n] for row, n in zip(ids, missing, strict=True)]
+            labels = [[*row, *[IGNORED_LABEL] * n] for row, n in zip(labels, missing, strict=True)]
+        inputs = embed_prompts(self.llm.embed_tokens, ids, self.image_features(rows), labels=labels)
         if rows.padding is not None:
             mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
             # The padding token's embedding is not trained.
-            embeds = spliced.inputs_embeds
+            embeds = inputs.inputs_embeds
             embeds = mx.where(mx.array(mask)[..., None], embeds, mx.stop_gradient(embeds))
-            spliced = Spliced(embeds, mask, spliced.labels)
-        return spliced
-
-    def conditioning(
-        self, states: list[mx.array], spliced: Spliced, dropped: mx.array, *, upstream: bool = False
-    ) -> mx.array:
-        """What the DiT reads, (B, N, caption_channels); see `Batch.dropped` and `JointLoss.upstream`."""
-        keep = mx.logical_not(dropped)[:, None, None]
-        mask = None if upstream or spliced.attention_mask.all() else mx.array(spliced.attention_mask)
-        return self.diffusion_connector([state * keep.astype(state.dtype) for state in states], mask)
+            inputs = MultimodalInputs(embeds, mask, inputs.labels)
+        return inputs
 
 
 class _Recomputed:

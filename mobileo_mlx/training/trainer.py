@@ -203,7 +203,7 @@ class FinetuneRun:
             names += ["vision_tower", "mm_projector"]
         if stage.questions and self.model.checkpoint.has("lm_head"):
             names.append("lm_head")
-        network = TrainableModel({name: self.model.component(name) for name in names})
+        network = TrainableModel({name: self.model.parts[name] for name in names})
         dtype = network.llm.embed_tokens.weight.dtype
         set_trainable(network, stage)
         # The optimizer's steps are too small for half precision.

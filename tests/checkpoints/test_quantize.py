@@ -69,7 +69,7 @@ def test_presets_are_bits_of_components():
 
 def test_a_preset_loads_and_converts(ours, tmp_path):
     model = MobileO.load(ours, preset="small", quantize={"dit": 6})
-    assert (model.component("llm").layers[0].mlp.up_proj.bits, model.lm_head().bits) == (4, 4)
+    assert (model.parts.llm.layers[0].mlp.up_proj.bits, model.parts.lm_head.bits) == (4, 4)
     assert model.generate("a cat", steps=1).quantize == {"llm": 4, "lm_head": 4, "dit": 6}
     convert(ours, tmp_path / "small", preset="small")
     assert {name: spec.bits for name, spec in Checkpoint.open(tmp_path / "small").quantization.items()} == {
@@ -140,10 +140,10 @@ def test_logits_do_not_depend_on_the_path(ours, monkeypatch):
     def logits(many: int) -> mx.array:
         monkeypatch.setattr(quantize_module, "MANY_ROWS_CPU", many)
         monkeypatch.setattr(quantize_module, "MANY_ROWS_GPU", many)
-        return model.lm_head()(model.component("llm")(embeds))
+        return model.parts.lm_head(model.parts.llm(embeds))
 
     model = MobileO.load(ours, quantize={"llm": 4, "lm_head": 4})
-    embeds = model.component("llm").embed_tokens(mx.arange(40)[None])
+    embeds = model.parts.llm.embed_tokens(mx.arange(40)[None])
     few, many = logits(10**9), logits(1)
     assert mx.abs(few - many).max().item() < 1e-3
 

@@ -16,8 +16,8 @@ from mobileo_mlx.images import read_metadata
 from mobileo_mlx.training.lora import LoRAConfig
 
 from .conftest import Run
-from .test_app import modules_after
 from .test_generate import pixels
+from .test_main import modules_after
 
 Refused = Callable[..., str]
 

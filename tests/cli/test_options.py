@@ -103,9 +103,9 @@ def test_what_stays_loaded(
     load = options.load
     monkeypatch.setattr(options, "load", lambda *a, **k: models.append(load(*a, **k)) or models[-1])
     assert here(command, *given[command], "-m", tiny_model, *arguments).status == 0
-    assert [model.keep_loaded for model in models] == [kept]
+    assert [model.parts.keep_loaded for model in models] == [kept]
     if not kept:
-        assert len(models[0]._components) <= 2
+        assert len(models[0].parts.loaded) <= 2
 
 
 def test_presets_are_bits() -> None:

@@ -55,7 +55,7 @@ def test_the_last_position_alone(model: Qwen2Model, embeds: mx.array, pieces: tu
         assert last.shape == (2, 1, 32)
         assert mx.allclose(last, expected, rtol=0, atol=1e-6)
     for ours, theirs in zip(some, whole, strict=True):
-        assert all(mx.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(ours.fetch(), theirs.fetch(), strict=True))
+        assert all(mx.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(ours.state, theirs.state, strict=True))
     assert mx.allclose(model(embeds, last_only=True), model(embeds)[:, -1:], rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="padded"):
         model(embeds, attention_mask=mx.ones((2, 11), mx.bool_), last_only=True)
@@ -64,7 +64,7 @@ def test_the_last_position_alone(model: Qwen2Model, embeds: mx.array, pieces: tu
 def test_a_cache_that_holds_something_leaves_it_as_it_is(model: Qwen2Model, embeds: mx.array) -> None:
     cache = model.make_cache()
     model(embeds[:, :6], cache=cache)
-    kept = [tuple(mx.contiguous(x) for x in layer.fetch()) for layer in cache]
+    kept = [tuple(mx.contiguous(x) for x in layer.state) for layer in cache]
     before = [mx.array(keys) for keys, _ in kept]
     expected = model(embeds[:, 6:], cache=cache)
     for _ in range(2):
@@ -72,7 +72,7 @@ def test_a_cache_that_holds_something_leaves_it_as_it_is(model: Qwen2Model, embe
         assert mx.allclose(model(embeds[:, 6:], cache=again), expected, rtol=0, atol=1e-6)
     assert all(mx.array_equal(keys, old) for (keys, _), old in zip(kept, before, strict=True))
     with pytest.raises(ValueError, match="nothing"):
-        KVCache().fetch()
+        _ = KVCache().state
 
 
 @pytest.mark.parametrize("pieces", [(11,), (6, 1, 1, 1, 1, 1), (1,) * 11, (4, 3, 4)])

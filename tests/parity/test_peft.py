@@ -56,7 +56,7 @@ def assert_same_weights(adapted: MobileO, theirs: Any) -> None:
         found = part(state, PREFIXES[component])
         state = {name: tensor for name, tensor in state.items() if not name.startswith(PREFIXES[component])}
         expected = sanitize(component, {k: mx.array(v.numpy()) for k, v in found.items()}, adapted.config)
-        ours = named_parameters(adapted.component(component))
+        ours = named_parameters(adapted.parts[component])
         assert ours.keys() == expected.keys()
         for name, array in ours.items():
             assert mx.allclose(array, expected[name], rtol=1e-5, atol=1e-6), name
@@ -65,7 +65,7 @@ def assert_same_weights(adapted: MobileO, theirs: Any) -> None:
 def changed(model: MobileO, base: Path) -> dict[str, int]:
     """How many tensors of each part are not those of the model without adapter."""
     plain = MobileO.load(base)
-    pairs = {name: [named_parameters(m.component(name)) for m in (model, plain)] for name in PARTS}
+    pairs = {name: [named_parameters(m.parts[name]) for m in (model, plain)] for name in PARTS}
     return {name: sum(not mx.array_equal(a[key], b[key]) for key in a) for name, (a, b) in pairs.items()}
 
 

@@ -21,6 +21,7 @@ from mobileo_mlx.checkpoints.checkpoint import Checkpoint, named_parameters
 from mobileo_mlx.checkpoints.convert import convert, describe, fuse
 from mobileo_mlx.errors import CheckpointError, OptionError, OutputError
 from mobileo_mlx.models.mobileo import build
+from mobileo_mlx.parts import Parts
 from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.training.lora import Dropout, LoRAConfig, add_lora, load_lora, set_dropout_key, write_adapter
 
@@ -95,7 +96,7 @@ def test_settings_that_cannot_be(values: dict[str, Any], reason: str) -> None:
 
 def test_an_update_begins_as_nothing(tiny_model: Path) -> None:
     model = MobileO.load(tiny_model, dtype="float32")
-    llm, dit = model.component("llm"), model.component("dit")
+    llm, dit = model.parts.llm, model.parts.dit
     before = states(llm), velocity(dit)
     for module in (llm, dit):
         module.freeze()
@@ -179,19 +180,19 @@ def test_merged_is_what_was_trained(tiny_model: Path, tmp_path: Path, config: Lo
     base = MobileO.load(tiny_model)
     model = MobileO.load(tiny_model, adapter=tmp_path / "adapter")
     for name, output in (("llm", states), ("dit", velocity)):
-        merged = model.component(name)
-        assert named_parameters(merged).keys() == named_parameters(base.component(name)).keys()
+        merged = model.parts[name]
+        assert named_parameters(merged).keys() == named_parameters(base.parts[name]).keys()
         if name in config.components:
             assert error(output(merged), output(trained[name])) < 1e-5
-            assert error(output(merged), output(base.component(name))) > 0.01
+            assert error(output(merged), output(base.parts[name])) > 0.01
         else:
-            assert same(merged, base.component(name))
+            assert same(merged, base.parts[name])
 
 
 def test_an_adapter_can_be_trained_further(tiny_model: Path, tmp_path: Path) -> None:
     trained = write_random_adapter(tmp_path / "adapter", tiny_model, BOTH)
     loaded = MobileO.load(tiny_model, dtype="float32")
-    modules = {name: loaded.component(name) for name in BOTH.components}
+    modules = {name: loaded.parts[name] for name in BOTH.components}
     load_lora(modules, Adapter.open(tmp_path / "adapter"))
     assert all(same(modules[name], trained[name]) for name in modules)
 
@@ -206,9 +207,9 @@ def test_the_scale_goes_from_the_model_to_the_adapter(tiny_model: Path, tmp_path
     base = MobileO.load(tiny_model)
     none, half, whole = load(0), load(0.5), load(1)
     for name in ("llm", "diffusion_connector"):
-        assert same(none.component(name), base.component(name))
-        ends = [named_parameters(model.component(name)) for model in (base, whole)]
-        for key, value in named_parameters(half.component(name)).items():
+        assert same(none.parts[name], base.parts[name])
+        ends = [named_parameters(model.parts[name]) for model in (base, whole)]
+        for key, value in named_parameters(half.parts[name]).items():
             assert mx.allclose(value, (ends[0][key] + ends[1][key]) / 2, atol=1e-6)
     with pytest.raises(OptionError, match="scale is nan"):
         load(float("nan"))
@@ -229,12 +230,12 @@ def test_only_what_is_used_is_loaded(tiny_model: Path, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("component", ["vision_tower", "mm_projector", "diffusion_connector", "dit", "llm", "lm_head"])
 def test_parts_trained_in_full(tiny_model: Path, tmp_path: Path, component: str) -> None:
-    loaded = MobileO.load(tiny_model, dtype="float32").component(component)
+    loaded = MobileO.load(tiny_model, dtype="float32").parts[component]
     loaded.apply(lambda x: 1.25 * x)
     write_adapter(tmp_path, {component: loaded}, None, base_model=tiny_model)
     assert [path.name for path in tmp_path.iterdir()] == [TRAINED_FILE]
     assert load_file(tmp_path / TRAINED_FILE).keys() == {f"{component}.{name}" for name in named_parameters(loaded)}
-    assert same(MobileO.load(tiny_model, adapter=tmp_path).component(component), loaded)
+    assert same(MobileO.load(tiny_model, adapter=tmp_path).parts[component], loaded)
 
 
 def test_updates_beside_layers_trained_in_full(tiny_model: Path, tmp_path: Path) -> None:
@@ -242,7 +243,7 @@ def test_updates_beside_layers_trained_in_full(tiny_model: Path, tmp_path: Path)
     assert not any(
         "linear" in name or "lora" in name for name in load_file(tmp_path / "adapter" / TRAINED_FILE) if "attn" in name
     )
-    dit = MobileO.load(tiny_model, adapter=tmp_path / "adapter").component("dit")
+    dit = MobileO.load(tiny_model, adapter=tmp_path / "adapter").parts.dit
     assert error(velocity(dit), velocity(trained)) < 1e-5
 
 
@@ -261,8 +262,8 @@ def test_files_that_are_not_needed_any_more_go(tiny_model: Path, tmp_path: Path)
 
 def test_half_precision_is_rounded_once(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
     convert(tiny_model, tmp_path / "half", dtype="bfloat16")
-    exact = MobileO.load(tmp_path / "half", dtype="float32", adapter=adapter).component("llm")
-    half = MobileO.load(tmp_path / "half", dtype="bfloat16", adapter=adapter).component("llm")
+    exact = MobileO.load(tmp_path / "half", dtype="float32", adapter=adapter).parts.llm
+    half = MobileO.load(tmp_path / "half", dtype="bfloat16", adapter=adapter).parts.llm
     weight = half.layers[1].mlp.up_proj.weight
     assert weight.dtype == mx.bfloat16
     assert mx.array_equal(weight, exact.layers[1].mlp.up_proj.weight.astype(mx.bfloat16))
@@ -276,10 +277,10 @@ def test_beside_quantized_weights_the_update_is_exact(tiny_model: Path, adapter:
     base = MobileO.load(tiny_model, dtype="float32", quantize=bits)
     model = MobileO.load(tiny_model, dtype="float32", quantize=bits, adapter=adapter)
     updates = MobileO.load(tiny_model, dtype="float32")
-    trained = {name: updates.component(name) for name in bits}
+    trained = {name: updates.parts[name] for name in bits}
     load_lora(trained, Adapter.open(adapter))
     for name, path in (("llm", "layers.2.self_attn.q_proj"), ("dit", "transformer_blocks.1.ff.conv_point")):
-        layer, plain, lora = (at(m, path) for m in (model.component(name), base.component(name), trained[name]))
+        layer, plain, lora = (at(m, path) for m in (model.parts[name], base.parts[name], trained[name]))
         assert isinstance(layer, AdaptedLinear)
         for rows in (1, 50):
             x = mx.random.normal((rows, lora.lora_a.shape[0]), key=mx.random.key(rows))
@@ -294,7 +295,7 @@ def at(module: Any, path: str) -> Any:
 
 def test_updates_beside_quantized_weights_learn(tiny_model: Path, tmp_path: Path) -> None:
     bits, config = {"llm": 8}, LoRAConfig(rank=2, dropout=0)
-    llm = MobileO.load(tiny_model, dtype="float32", quantize=bits).component("llm")
+    llm = MobileO.load(tiny_model, dtype="float32", quantize=bits).parts.llm
     llm.freeze()
     add_lora({"llm": llm}, config, key=mx.random.key(0))
     loss, before = nn.value_and_grad(llm, lambda module: (states(module) ** 2).mean()), states(llm)
@@ -303,7 +304,7 @@ def test_updates_beside_quantized_weights_learn(tiny_model: Path, tmp_path: Path
     llm.update(tree_map(lambda w, g: w - 0.3 * g, llm.trainable_parameters(), gradient))
     assert loss(llm)[0] < first
     write_adapter(tmp_path, {"llm": llm}, config, base_model=tiny_model)
-    adapted = states(MobileO.load(tiny_model, dtype="float32", quantize=bits, adapter=tmp_path).component("llm"))
+    adapted = states(MobileO.load(tiny_model, dtype="float32", quantize=bits, adapter=tmp_path).parts.llm)
     assert error(adapted, states(llm)) < 1e-5
     assert error(before, states(llm)) > 1e-3
 
@@ -316,16 +317,16 @@ def test_quantized_while_loading_or_before_is_the_same(tiny_model: Path, tmp_pat
         a = MobileO.load(tmp_path / "small", adapter=folder, adapter_scale=scale)
         b = MobileO.load(tiny_model, quantize=bits, adapter=folder, adapter_scale=scale)
         for name in bits:
-            assert same(a.component(name), b.component(name))
+            assert same(a.parts[name], b.parts[name])
 
 
 def test_a_part_trained_in_full_is_quantized_as_the_model_is(tiny_model: Path, tmp_path: Path) -> None:
-    loaded = MobileO.load(tiny_model, dtype="float32").component("dit")
+    loaded = MobileO.load(tiny_model, dtype="float32").parts.dit
     loaded.apply(lambda x: x + 0.1)
     write_adapter(tmp_path, {"dit": loaded}, None, base_model=tiny_model)
     fuse(tiny_model, tmp_path, tmp_path / "fused")
-    adapted = MobileO.load(tiny_model, quantize={"dit": 4}, adapter=tmp_path).component("dit")
-    assert same(adapted, MobileO.load(tmp_path / "fused", quantize={"dit": 4}).component("dit"))
+    adapted = MobileO.load(tiny_model, quantize={"dit": 4}, adapter=tmp_path).parts.dit
+    assert same(adapted, MobileO.load(tmp_path / "fused", quantize={"dit": 4}).parts.dit)
 
 
 # Fused
@@ -340,7 +341,7 @@ def test_fused_is_the_same_as_adapted(tiny_model: Path, tmp_path: Path) -> None:
     assert info.parameters == describe(tiny_model).parameters
     adapted, fused = MobileO.load(tiny_model, adapter=folder, adapter_scale=0.7), MobileO.load(tmp_path / "fused")
     for part in info.components:
-        assert same(adapted.component(part.name), fused.component(part.name))
+        assert same(adapted.parts[part.name], fused.parts[part.name])
     assert written == [part.name for part in info.components]
 
 
@@ -407,7 +408,7 @@ def test_a_configuration_of_another_kind(spoilt, tiny_model: Path, config: dict[
 def test_an_adapter_of_another_size_lists_all(adapter: Path, tmp_path: Path, tiny_model: Path, reference: Path) -> None:
     checkpoint = Checkpoint.open(reference / "tiny" / "checkpoint", partial=True)
     with pytest.raises(CheckpointError) as caught:
-        MobileO(checkpoint, adapter=Adapter.open(adapter))
+        Parts(checkpoint, adapter=Adapter.open(adapter))
     text = str(caught.value)
     assert f"is for another model than '{checkpoint.name}' (it was made for '{tiny_model}')" in text
     assert "dit.transformer_blocks.0.ff.conv_point.lora_B.weight (64, 4, 1, 1) instead of (96, 4)" in text

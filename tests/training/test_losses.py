@@ -9,7 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
-from mobileo_mlx.conditioning import IGNORED_LABEL
+from mobileo_mlx.conditioning import IGNORED_LABEL, hidden_states, text_input
 from mobileo_mlx.prompts import IMAGE_TOKEN_INDEX
 from mobileo_mlx.training.losses import (
     answer_loss,
@@ -127,14 +127,18 @@ def test_parts_add_up_to_the_whole(network: TrainableModel) -> None:
         assert np.allclose(total, grads[name], atol=1e-5 * float(mx.abs(grads[name]).max()) + 1e-7)
 
 
+def conditioned(network: TrainableModel, rows: TokenBatch, dropped: mx.array) -> mx.array:
+    inputs = network.inputs(rows)
+    return text_input(network, hidden_states(network, inputs), mask=inputs.padding_mask, dropped=dropped).states
+
+
 def test_padding_changes_nothing(network: TrainableModel) -> None:
     set_mode(network, STAGES["lora"], training=False)
     padded = rows((7, 30), image=False)
     kept = mx.zeros(2, mx.bool_)
-    states, spliced = network.hidden_states(padded)
-    conditioning = network.conditioning(states, spliced, kept)[:1, :7]
-    states, spliced = network.hidden_states(TokenBatch(padded.input_ids[:1], padded.labels[:1]))
-    assert np.allclose(conditioning, network.conditioning(states, spliced, kept[:1]), atol=1e-5)
+    together = conditioned(network, padded, kept)[:1, :7]
+    alone = conditioned(network, TokenBatch(padded.input_ids[:1], padded.labels[:1]), kept[:1])
+    assert np.allclose(together, alone, atol=1e-5)
 
 
 def test_dropped_samples_do_not_read_their_prompt(network: TrainableModel) -> None:
@@ -142,8 +146,7 @@ def test_dropped_samples_do_not_read_their_prompt(network: TrainableModel) -> No
     dropped = mx.array([True, False])
     found = []
     for seed in (0, 5):
-        states, spliced = network.hidden_states(rows((8, 8), image=False, seed=seed))
-        found.append(network.conditioning(states, spliced, dropped))
+        found.append(conditioned(network, rows((8, 8), image=False, seed=seed), dropped))
     assert np.allclose(found[0][0], found[1][0])
     assert not np.allclose(found[0][1], found[1][1])
 

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from PIL import Image
 
 from mobileo_mlx import MobileO
+from mobileo_mlx.conditioning import encode_image
 from mobileo_mlx.errors import CheckpointError, OptionError, OutputError, TrainingError
 from mobileo_mlx.training.batches import Cache
 from mobileo_mlx.training.data import DataError
@@ -77,7 +78,7 @@ def test_the_adapter_is_the_trained_model(
     list(run.start(tmp_path / "out"))
     adapted = MobileO.load(tiny_model, adapter=tmp_path / "out")
     image = run.data.samples[0].seen.open()
-    assert np.allclose(run.model.encode_image(image), adapted.encode_image(image), atol=1e-4)
+    assert np.allclose(encode_image(run.model.parts, image), encode_image(adapted.parts, image), atol=1e-4)
     ours, theirs = (model.generate("a cat", seed=1, steps=2).latents for model in (run.model, adapted))
     assert np.allclose(ours, theirs, atol=1e-3)
 
@@ -210,9 +211,9 @@ def test_upstream_sees_images_of_half_the_side(prepared: Callable[..., FinetuneR
     assert kept.answers is not None
     assert kept.answers.pixels is None
     assert kept.answers.features is not None
-    features = run.model.component("mm_projector")(kept.answers.features)
+    features = run.model.parts.mm_projector(kept.answers.features)
     picture = next(s for s in run.data.samples if s.name == kept.names[0]).seen
-    assert np.allclose(features[0], run.model.encode_image(picture.open())[0], atol=1e-4)
+    assert np.allclose(features[0], encode_image(run.model.parts, picture.open())[0], atol=1e-4)
 
 
 def test_previews_show_what_is_read(prepared: Callable[..., FinetuneRun]) -> None:

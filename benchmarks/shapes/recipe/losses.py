@@ -8,13 +8,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mobileo_mlx.conditioning import MultimodalInputs, embed_prompts, hidden_states, text_input
 from mobileo_mlx.models.mobileo import MobileOConfig, build
-from mobileo_mlx.prompts import IMAGE_TOKEN_INDEX
 from mobileo_mlx.tokenizer import Tokenizer
-from mobileo_mlx.training.losses import answer_loss, flow_matching_loss, logit_normal_sigmas
+from mobileo_mlx.training.losses import answer_losses, flow_matching_loss, logit_normal_sigmas
 
 from ..world import Scene
-from .batches import Sequences, symbols
+from .curriculum import Sequences, symbols
 
 Batch = dict[str, Any]
 CONDITIONING_DROPOUT = 0.1  # shares of the texts replaced by zeros, for guidance
@@ -29,30 +29,6 @@ class Student(nn.Module):
             setattr(self, name, build(name, config))
 
 
-def embed(model: Any, ids: mx.array, features: mx.array | None) -> mx.array:
-    """Embeddings of prompts that all have their image, if any, in the same place.
-
-    Args:
-        ids: (B, T).
-        features: (B, N, hidden_size), what stands for the image; None where the prompts have no image.
-    """
-    words = model.llm.embed_tokens(mx.maximum(ids, 0))
-    if features is None:
-        return words
-    place = int(mx.argmax(ids[0] == IMAGE_TOKEN_INDEX))
-    return mx.concatenate([words[:, :place], features, words[:, place + 1 :]], axis=1)
-
-
-def with_image(values: np.ndarray, ids: np.ndarray, tokens: int, filling: Any) -> np.ndarray:
-    """Makes room for an image's `tokens` in what goes with `ids`, such as labels (B, T)."""
-    places = np.flatnonzero(ids[0] == IMAGE_TOKEN_INDEX)
-    if not len(places):
-        return values
-    place = int(places[0])
-    room = np.full((len(values), tokens), filling, values.dtype)
-    return np.concatenate([values[:, :place], room, values[:, place + 1 :]], axis=1)
-
-
 def symbol_features(model: Any, symbol_ids: mx.array) -> mx.array:
     """What an ideal vision tower would say, (B, N, hidden_size): the sum of the words of each image token."""
     return model.llm.embed_tokens(symbol_ids).sum(axis=2)
@@ -63,18 +39,28 @@ def symbol_ids(scenes: list[Scene], tokenizer: Tokenizer) -> mx.array:
     return mx.array(np.stack([symbols(scene, tokenizer) for scene in scenes]))
 
 
-def sequence_arrays(sequences: Sequences, tokens: int) -> Batch:
-    """Ids as they are; mask and labels with room for the image."""
-    return {
-        "ids": mx.array(sequences.ids),
-        "mask": mx.array(with_image(sequences.mask, sequences.ids, tokens, True)),
-        "labels": mx.array(with_image(sequences.labels, sequences.ids, tokens, -100)),
-    }
+def sequence_arrays(sequences: Sequences) -> Batch:
+    """Token ids, labels and mask."""
+    return {"ids": sequences.ids, "mask": sequences.mask, "labels": sequences.labels}
+
+
+def _inputs(model: Any, batch: Batch, features: mx.array | None) -> MultimodalInputs:
+    """The embeddings of a batch.
+
+    Args:
+        features: (B, N, hidden_size), what stands for the image; None where the prompts have no image.
+    """
+    images = [] if features is None else list(features)
+    return embed_prompts(
+        model.llm.embed_tokens, batch["ids"], images, attention_mask=batch["mask"], labels=batch["labels"]
+    )
 
 
 def question_loss(model: Any, batch: Batch, features: mx.array) -> mx.array:
     """Cross-entropy of the answers. Padding is on the right, so causal attention needs no mask."""
-    return answer_loss(model.lm_head, model.llm(embed(model, batch["ids"], features)), batch["labels"])
+    inputs = _inputs(model, batch, features)
+    assert inputs.labels is not None
+    return answer_losses(model.lm_head, model.llm(inputs.inputs_embeds), inputs.labels).mean()
 
 
 def drawing_loss(
@@ -82,15 +68,14 @@ def drawing_loss(
 ) -> mx.array:
     """Flow matching, conditioned as inference conditions."""
     noise_key, sigma_key, drop_key = mx.random.split(key, 3)
-    connector = model.diffusion_connector
-    states = model.llm.hidden_states(embed(model, batch["ids"], features), connector.layer_weights.shape[0])
-    keep = mx.random.uniform(shape=(latents.shape[0], 1, 1), key=drop_key) >= CONDITIONING_DROPOUT
-    conditioning = connector([state * keep for state in states], batch["mask"])
+    inputs = _inputs(model, batch, features)
+    dropped = mx.random.uniform(shape=(latents.shape[0],), key=drop_key) < CONDITIONING_DROPOUT
+    text = text_input(model, hidden_states(model, inputs), mask=inputs.padding_mask, dropped=dropped)
     return flow_matching_loss(
         model.dit,
         latents,
         mx.random.normal(latents.shape, key=noise_key),
         logit_normal_sigmas(sigma_key, latents.shape[0], shift),
-        conditioning,
-        batch["mask"],
+        text.states,
+        text.mask,
     )

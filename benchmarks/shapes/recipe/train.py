@@ -177,7 +177,7 @@ def _questions(school: Workspace, stage: Stage) -> Setup:
         kinds = curriculum.kinds_at(step / stage.steps)
         sequences = curriculum.questions(rng, school.tokenizer, stage.questions, kinds)
         return {
-            **sequence_arrays(sequences, school.tokens()),
+            **sequence_arrays(sequences),
             "symbols": symbol_ids(sequences.seen, school.tokenizer),
         }
 
@@ -277,7 +277,7 @@ def _lessons(school: Workspace, stage: Stage, *, pictures: bool = False) -> Call
         sequences = curriculum.Sequences(
             arrays["ids"][chosen, :length], arrays["mask"][chosen, :length], arrays["labels"][chosen, :length], [], []
         )
-        batch = sequence_arrays(sequences, school.tokens())
+        batch = sequence_arrays(sequences)
         batch["latents"] = mx.array(arrays["latents"][chosen].astype(np.float32))
         if scenes:
             batch["seen"] = shown([scenes[i] for i in chosen])
@@ -289,7 +289,7 @@ def _lessons(school: Workspace, stage: Stage, *, pictures: bool = False) -> Call
         return {
             "captions": drawn("captions", rng, stage.captions),
             "edits": drawn("edits", rng, stage.edits),
-            "questions": {**sequence_arrays(asked, school.tokens()), "seen": shown(asked.seen)},
+            "questions": {**sequence_arrays(asked), "seen": shown(asked.seen)},
         }
 
     return batches

@@ -1,0 +1,45 @@
+"""Latents: noise from a seed, and the way from images to latents and back through the autoencoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from .images import to_signed
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .models.mobileo import MobileOConfig
+    from .parts import Parts
+
+
+def noise(config: MobileOConfig, seed: int, width: int, height: int) -> mx.array:
+    """The initial latents of a seed for an image of a size in pixels, (1, h, w, latent_channels) float32."""
+    factor = config.vae.factor
+    shape = (1, height // factor, width // factor, config.vae.latent_channels)
+    return mx.random.normal(shape, key=mx.random.key(seed))
+
+
+def encode_latents(parts: Parts, image: Image.Image) -> mx.array:
+    """Scaled latents of an image, (1, h, w, latent_channels) float32."""
+    return parts.vae_encoder.encode(to_signed(image)).astype(mx.float32) * parts.config.vae.scaling_factor
+
+
+def decode_latents(parts: Parts, latents: mx.array) -> mx.array:
+    """The images of scaled latents (B, h, w, latent_channels): (B, H, W, 3) float32, about [-1, 1]."""
+    # One after the other: at full resolution a single image fills hundreds of megabytes.
+    decoder, scaled = parts.vae_decoder, latents / parts.config.vae.scaling_factor
+    return mx.concatenate([decoder.decode(latent[None]).astype(mx.float32) for latent in scaled])
+
+
+def noised(latents: mx.array, noise: mx.array, sigmas: mx.array | float) -> mx.array:
+    """Flow matching's path x_t = (1 - sigma) latents + sigma noise (SANA, arXiv 2410.10629, section 3.1).
+
+    Args:
+        latents, noise: (B, h, w, C).
+        sigmas: (B,) in [0, 1], or one number for all.
+    """
+    s = sigmas[:, None, None, None] if isinstance(sigmas, mx.array) else sigmas
+    return (1 - s) * latents + s * noise
