@@ -8,17 +8,17 @@ import inspect
 import sys
 import time
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from mobileo_mlx import answering
+from mobileo_mlx import answering, decoding
 from mobileo_mlx.chat import Chat
-from mobileo_mlx.decoding import AnswerOptions, Sampling, decode
+from mobileo_mlx.decoding import AnswerOptions, Sampling, decode, prefill
 from mobileo_mlx.errors import OptionError
-from mobileo_mlx.models.qwen2 import KVCache
+from mobileo_mlx.models.qwen2 import KVCache, Qwen2Model
 from mobileo_mlx.pipeline import MobileO
 
 VOCABULARY = 8
@@ -55,6 +55,29 @@ def run(head: object = successor, model: Successor | None = None, **options: obj
     prompt = model.embed_tokens(mx.array([[3, 1, 2]]))
     options = {"max_tokens": 6, **options}
     return [(step.token, step.finish_reason) for step in decode(model, head, prompt, [KVCache()], **options)]
+
+
+@pytest.mark.parametrize(("length", "lengths"), [(8, [8]), (9, [8, 1]), (16, [8, 8]), (21, [8, 8, 5])])
+def test_long_prompts_are_read_in_chunks(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, length: int, lengths: list[int]
+) -> None:
+    llm = MobileO.load(tiny_model).parts.llm
+    embeds = llm.embed_tokens(mx.arange(length)[None])
+    whole, chunked = llm.make_cache(), llm.make_cache()
+    expected = prefill(llm, embeds, whole)
+    seen: list[int] = []
+    call = Qwen2Model.__call__
+
+    def watched(self: Qwen2Model, inputs_embeds: mx.array, **options: Any) -> mx.array:
+        seen.append(inputs_embeds.shape[1])
+        return call(self, inputs_embeds, **options)
+
+    monkeypatch.setattr(decoding, "PREFILL_STEP", 8)
+    monkeypatch.setattr(Qwen2Model, "__call__", watched)
+    assert mx.allclose(prefill(llm, embeds, chunked), expected, atol=1e-5)
+    assert seen == lengths
+    for ours, theirs in zip(chunked, whole, strict=True):
+        assert all(mx.allclose(a, b, atol=1e-5) for a, b in zip(ours.state, theirs.state, strict=True))
 
 
 def test_the_limit_ends_it() -> None:

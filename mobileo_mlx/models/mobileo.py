@@ -1,4 +1,4 @@
-"""Mobile-O (arXiv 2602.20161) put together: which networks it has, their configurations, and whose each tensor is.
+"""Mobile-O (arXiv 2602.20161) put together: its networks, their configurations, and which tensor belongs to which.
 
 The networks are eight components, each of which can be stored, loaded and dropped by itself: asking needs neither
 `dit` nor `vae_*`; drawing needs neither `vision_tower` nor `lm_head` nor `vae_encoder`.
@@ -71,6 +71,8 @@ _PUBLISHED_DITS = {
 
 @dataclass(frozen=True)
 class MobileOConfig(Config):
+    """The dimensions of all networks, and what the tasks need to know beside them."""
+
     vision_tower: FastViTHDConfig
     mm_projector: MMProjectorConfig
     llm: Qwen2Config

@@ -20,15 +20,17 @@ from ..ops.cpu.causal_attention import BLOCK, causal_attention
 
 @dataclass(frozen=True)
 class Qwen2Config(Config):
-    hidden_size: int
-    intermediate_size: int
+    """The language model's dimensions; keys as in transformers' Qwen2Config, defaults of the 0.5B model."""
+
+    hidden_size: int  # channels of the stream
+    intermediate_size: int  # channels inside the MLP
     num_hidden_layers: int
     num_attention_heads: int
-    num_key_value_heads: int
+    num_key_value_heads: int  # each serves num_attention_heads / num_key_value_heads heads
     vocab_size: int
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1_000_000.0
-    max_position_embeddings: int = 32768
+    max_position_embeddings: int = 32768  # positions of the context
 
     @property
     def head_dim(self) -> int:
@@ -36,7 +38,10 @@ class Qwen2Config(Config):
 
 
 class Cache(Protocol):
-    """What the attention asks of a key-value cache; `mlx_lm.models.cache.KVCache` has it too."""
+    """What attention asks of a key-value cache of one layer; `mlx_lm.models.cache.KVCache` has it too.
+
+    `offset` is the number of positions in it, and `state` their keys and values.
+    """
 
     offset: int
 
@@ -89,11 +94,13 @@ def _grown(buffer: mx.array | None, new: mx.array, start: int, end: int, step: i
         return buffer
     batch, heads, _, dim = new.shape
     extra = -(-(end - start) // step) * step
-    room = mx.zeros((batch, heads, extra, dim), new.dtype)
-    return room if buffer is None else mx.concatenate([buffer[..., :start, :], room], axis=2)
+    added = mx.zeros((batch, heads, extra, dim), new.dtype)
+    return added if buffer is None else mx.concatenate([buffer[..., :start, :], added], axis=2)
 
 
 class Attention(nn.Module):
+    """Grouped-query attention with rotary positions (section 2.2.1); q, k and v have biases, the output has none."""
+
     def __init__(self, config: Qwen2Config):
         super().__init__()
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -134,6 +141,8 @@ def _blockwise(q: mx.array) -> bool:
 
 
 class MLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x)), on (..., hidden_size)."""
+
     def __init__(self, config: Qwen2Config):
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -145,6 +154,8 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    """Attention, then the MLP, each behind an RMSNorm and added to the stream."""
+
     def __init__(self, config: Qwen2Config):
         super().__init__()
         self.self_attn = Attention(config)
@@ -161,7 +172,11 @@ class DecoderLayer(nn.Module):
 
 
 class Qwen2Model(nn.Module):
-    """The transformer without `lm_head`, which drawing never needs."""
+    """The transformer without `lm_head`, which drawing never needs.
+
+    Unlike other implementations it takes embeddings (B, T, hidden_size), not ids, and returns hidden states, not
+    logits.
+    """
 
     def __init__(self, config: Qwen2Config):
         super().__init__()
