@@ -92,7 +92,7 @@ ARROWS = read_arrows()
 
 def layer_of(module: str) -> str | None:
     """The layer of a module: that of the longest name in the table that it is or is inside of."""
-    names = {name: layer for layer, listed in LAYERS.items() for name in listed if f"{module}.".startswith(f"{name}.")}
+    names = {name: layer for layer, inside in LAYERS.items() for name in inside if f"{module}.".startswith(f"{name}.")}
     return names[max(names, key=len)] if names else None
 
 
