@@ -142,7 +142,7 @@ def operations(config: MobileOConfig, job: Job, *, backend: str = "metal") -> Co
         def count(*trees: Any) -> None:
             text = io.StringIO()
             arrays: list[tuple[str, mx.array]] = tree_flatten(list(trees))  # type: ignore[assignment]
-            mx.export_to_dot(text, *(array for _, array in arrays))
+            mx.export_to_dot(text, *(array for _, array in arrays if isinstance(array, mx.array)))
             names.update(re.findall(r'label ="(\w+)", shape=rectangle', text.getvalue()))
             evaluate(*trees)
 

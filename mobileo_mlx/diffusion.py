@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from .models.sana import SanaTransformer
-from .models.sana_cross_attention import Text, TextInput, distinct
+from .models.sana_cross_attention import TextInput
 from .models.sana_prepared import PreparedSana
 from .schedulers import Scheduler
 
@@ -20,7 +20,7 @@ class GenerationStep:
     Attributes:
         step: 1 for the first step that is run.
         steps: how many are run.
-        timestep: what the network was told, 1000 (noise) to 0.
+        timestep: the network's, 1000 (noise) to 0.
         sigma: the noise level of `latents`; 0 after the last step.
         latents: the latents after this step.
         velocity: the network's prediction, after guidance.
@@ -62,49 +62,41 @@ def denoise(
 ) -> Iterator[GenerationStep]:
     """Runs the sampler from `latents` to the end, a step each time the caller asks for one.
 
+    Nothing holds the network once the last step is taken or the generator is closed.
+
     Args:
         dit: the diffusion transformer.
         scheduler: of any number of steps.
         latents: (B, h, w, latent_channels), noise at sigmas[start].
-        conditioning: the connector's output. Without guidance (R, N, caption_channels); with guidance (2 R, N,
-            caption_channels), the unconditional half first, as in the original. The latents are split evenly and in
-            order among the R: 1 is one prompt for all, B a prompt for each.
+        text: what the image shows, 1 for all latents or one for each.
+        unconditional: what guidance leads away from: zero hidden states through the connector or a negative prompt. It
+            may have another length than `text`. Needed where a step is guided, and else not read.
         guidance_scale: 1 means none, and one pass of the network a step instead of two.
-        guidance_interval: see `guided_steps`. Outside of it the velocity is the conditional half's, and nothing else
-            is computed.
-        attention_mask: (R or 2 R, N) bool, where rows of the conditioning have been padded.
-        edge: where the unconditional half is that of zero hidden states, the connector's `reach`: all its positions
-            are equal but for so many at each end, and are read once. By default nothing is known of it.
+        guidance_interval: see `guided_steps`. Outside of it the velocity is that of `text`, and nothing else is
+            computed.
         start: the first step to run; earlier ones are left out.
-        consume: whether `dit` may be taken apart to save memory; see `PreparedSana`.
+
+    Raises:
+        ValueError: a step is guided, and there is no `unconditional`.
     """
     guided = guided_steps(scheduler, guidance_scale, guidance_interval)
-    texts = [Text(text.states, text.mask)]
-    if guidance_scale != 1.0:
-        assert unconditional is not None
-        if unconditional.halo is not None:
-            texts.insert(0, distinct(unconditional.states, unconditional.halo))
-        else:
-            texts.insert(0, Text(unconditional.states, unconditional.mask))
     if not any(guided[start:]):
-        texts = texts[-1:]
-    timesteps = mx.array(scheduler.timesteps[start:], mx.float32)
-    network = PreparedSana(dit, texts, len(texts), timesteps, latents.shape, consume=False)
-    del dit  # the prepared network alone holds it
-    conditional_alone = network.alone(-1) if any(guided[start:]) else network
+        unconditional = None
+    elif unconditional is None:
+        raise ValueError("Guidance needs an unconditional text.")
+    network = PreparedSana(dit, mx.array(scheduler.timesteps[start:], mx.float32), text, unconditional)
+    del dit  # the prepared network alone holds it, and goes with this generator
     latents = latents.astype(mx.float32)
-    previous: mx.array | None = None
-    earlier: mx.array | None = None
+    x0_history: tuple[mx.array, ...] = ()
     steps = len(scheduler.timesteps) - start
     for index in range(start, start + steps):
-        run = network if guided[index] else conditional_alone
-        velocity = run(index - start, latents).astype(mx.float32)
+        velocity = network(index - start, latents, guided=guided[index]).astype(mx.float32)
         if guided[index]:
-            without, conditional = mx.split(velocity, 2)
-            velocity = without + guidance_scale * (conditional - without)
-        latents, denoised = scheduler.step(index, latents, velocity, previous, earlier)
+            without, with_text = mx.split(velocity, 2)
+            velocity = without + guidance_scale * (with_text - without)
+        latents, denoised = scheduler.step(index, latents, velocity, x0_history)
         mx.eval(latents, denoised)
-        previous, earlier = denoised, previous
+        x0_history = (denoised, *x0_history[:1])
         yield GenerationStep(
             step=index - start + 1,
             steps=steps,

@@ -2,25 +2,33 @@
 
 On the straight path x_t = (1 - sigma) x_0 + sigma noise the network predicts the velocity noise - x_0, so that
 x_0 = x_t - sigma velocity. All samplers return that prediction; those that need the ones of the steps before get them
-as arguments, and none keeps state.
+as an argument, and none keeps state.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 import mlx.core as mx
 import numpy as np
 
 from .errors import OptionError
 
+Sigmas = TypeVar("Sigmas", float, np.ndarray, mx.array)
+
+
+def shift(sigmas: Sigmas, flow_shift: float) -> Sigmas:
+    """Noise levels in [0, 1] moved towards 1 where `flow_shift` is above 1; 0 and 1 stay (arXiv 2403.03206, 5.3.2)."""
+    return flow_shift * sigmas / (1 + (flow_shift - 1) * sigmas)
+
 
 class Scheduler(Protocol):
     """What the denoising loop asks of a sampler of n steps.
 
     Attributes:
-        timesteps: (n,), what the network is told, descending from about 1000.
+        timesteps: (n,), what the network gets, descending from about 1000.
         sigmas: (n + 1,) float32, the noise level before each step, and 0.
     """
 
@@ -28,12 +36,7 @@ class Scheduler(Protocol):
     sigmas: np.ndarray
 
     def step(
-        self,
-        index: int,
-        x_t: mx.array,
-        velocity: mx.array,
-        previous: mx.array | None,
-        earlier: mx.array | None = None,
+        self, index: int, x_t: mx.array, velocity: mx.array, x0_history: Sequence[mx.array] = ()
     ) -> tuple[mx.array, mx.array]:
         """One step.
 
@@ -41,8 +44,8 @@ class Scheduler(Protocol):
             index: 0 to n - 1.
             x_t: the latents at sigmas[index], float32.
             velocity: the network's prediction there.
-            previous: the x_0 that the step before returned; None at the first.
-            earlier: the x_0 of the step before that one; None at the first two.
+            x0_history: the x_0 that the steps before returned, the newest first. The samplers here read two at most;
+                with fewer, as at the first steps, a step is of lower order.
 
         Returns:
             The latents at sigmas[index + 1], and the prediction of x_0.
@@ -55,25 +58,20 @@ class FlowMatchEuler:
 
     Args:
         steps: number of steps, 1 or more.
-        flow_shift: above 1 more of the steps are spent at high noise: s -> shift s / (1 + (shift - 1) s).
+        flow_shift: above 1 more of the steps are spent at high noise; see `shift`.
         num_train_timesteps: the timestep at sigma 1.
     """
 
     def __init__(self, steps: int, flow_shift: float = 3.0, num_train_timesteps: int = 1000):
         n = num_train_timesteps
         # The end points are shifted when the range is made and again with all the others, as diffusers does it.
-        low, high = _shifted(np.float64(1 / n), flow_shift), _shifted(np.float64(1.0), flow_shift)
-        sigmas = _shifted(np.linspace(high * n, low * n, steps) / n, flow_shift).astype(np.float32)
+        low, high = shift(1 / n, flow_shift), shift(1.0, flow_shift)
+        sigmas = shift(np.linspace(high * n, low * n, steps) / n, flow_shift).astype(np.float32)
         self.timesteps = sigmas * n
         self.sigmas = np.append(sigmas, np.float32(0))
 
     def step(
-        self,
-        index: int,
-        x_t: mx.array,
-        velocity: mx.array,
-        previous: mx.array | None,
-        earlier: mx.array | None = None,
+        self, index: int, x_t: mx.array, velocity: mx.array, x0_history: Sequence[mx.array] = ()
     ) -> tuple[mx.array, mx.array]:
         sigma, sigma_next = float(self.sigmas[index]), float(self.sigmas[index + 1])
         return x_t + (sigma_next - sigma) * velocity, x_t - sigma * velocity
@@ -93,17 +91,12 @@ class DPMSolverMultistep:
 
     def __init__(self, steps: int, flow_shift: float = 3.0, num_train_timesteps: int = 1000):
         sigmas = 1 - np.linspace(1, 1 / num_train_timesteps, steps + 1)
-        sigmas = _shifted(sigmas, flow_shift)[:0:-1]
+        sigmas = shift(sigmas, flow_shift)[:0:-1]
         self.timesteps = (sigmas * num_train_timesteps).astype(np.int64)
         self.sigmas = np.append(sigmas, 0).astype(np.float32)
 
     def step(
-        self,
-        index: int,
-        x_t: mx.array,
-        velocity: mx.array,
-        previous: mx.array | None,
-        earlier: mx.array | None = None,
+        self, index: int, x_t: mx.array, velocity: mx.array, x0_history: Sequence[mx.array] = ()
     ) -> tuple[mx.array, mx.array]:
         sigma_s, sigma_t = float(self.sigmas[index]), float(self.sigmas[index + 1])
         x_0 = x_t - sigma_s * velocity
@@ -112,9 +105,9 @@ class DPMSolverMultistep:
         alpha_t = 1 - sigma_t
         h = self._log_snr(index + 1) - self._log_snr(index)
         x_next = (sigma_t / sigma_s) * x_t - alpha_t * math.expm1(-h) * x_0
-        if previous is not None:
-            h_previous = self._log_snr(index) - self._log_snr(index - 1)
-            difference = (x_0 - previous) * (h / h_previous)
+        if x0_history:
+            h_0 = self._log_snr(index) - self._log_snr(index - 1)
+            difference = (x_0 - x0_history[0]) * (h / h_0)
             x_next = x_next - 0.5 * alpha_t * math.expm1(-h) * difference
         return x_next, x_0
 
@@ -142,29 +135,21 @@ class DPMSolverMultistep3(DPMSolverMultistep):
     """
 
     def step(
-        self,
-        index: int,
-        x_t: mx.array,
-        velocity: mx.array,
-        previous: mx.array | None,
-        earlier: mx.array | None = None,
+        self, index: int, x_t: mx.array, velocity: mx.array, x0_history: Sequence[mx.array] = ()
     ) -> tuple[mx.array, mx.array]:
         left = len(self.timesteps) - 1 - index
-        if previous is None or earlier is None or left == 0 or (left == 1 and len(self.timesteps) < 15):
-            return super().step(index, x_t, velocity, previous)
+        if len(x0_history) < 2 or left == 0 or (left == 1 and len(self.timesteps) < 15):
+            return super().step(index, x_t, velocity, x0_history)
         sigma_s, sigma_t = float(self.sigmas[index]), float(self.sigmas[index + 1])
         x_0 = x_t - sigma_s * velocity
         h, h_0, h_1 = (self._log_snr(i + 1) - self._log_snr(i) for i in (index, index - 1, index - 2))
         r, q = h_0 / h, h_1 / h
-        a, b = (x_0 - previous) / r, (previous - earlier) / q
+        x_1, x_2 = x0_history[:2]
+        a, b = (x_0 - x_1) / r, (x_1 - x_2) / q
         d_1, d_2 = a + r * (a - b) / (r + q), (a - b) / (r + q)
         e = math.expm1(-h)
         change = e * x_0 - (e / h + 1) * d_1 + ((e + h) / h**2 - 0.5) * d_2
         return (sigma_t / sigma_s) * x_t - (1 - sigma_t) * change, x_0
-
-
-def _shifted(sigma: np.ndarray | np.float64, shift: float) -> np.ndarray:
-    return np.asarray(shift * sigma / (1 + (shift - 1) * sigma))
 
 
 SCHEDULERS: dict[str, type[FlowMatchEuler] | type[DPMSolverMultistep]] = {

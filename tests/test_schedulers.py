@@ -5,25 +5,25 @@ import numpy as np
 import pytest
 
 from mobileo_mlx.errors import OptionError
-from mobileo_mlx.schedulers import SCHEDULERS, Scheduler, make_scheduler
+from mobileo_mlx.schedulers import SCHEDULERS, Scheduler, make_scheduler, shift
 
 NAMES = tuple(SCHEDULERS)
 
 
 def denoised(scheduler: Scheduler, velocity: object, start: mx.array) -> mx.array:
-    x, previous, earlier = start, None, None
+    x, history = start, []
     for index, timestep in enumerate(scheduler.timesteps):
-        x, x_0 = scheduler.step(index, x, velocity(x, float(scheduler.sigmas[index])), previous, earlier)
-        previous, earlier = x_0, previous
+        x, x_0 = scheduler.step(index, x, velocity(x, float(scheduler.sigmas[index])), history)
+        history = [x_0, *history]
         assert timestep >= 0
     return x
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("steps", [1, 2, 3, 20, 50, 1000])
-@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 6.0])
-def test_tables(name: str, steps: int, shift: float) -> None:
-    scheduler = make_scheduler(name, steps, shift)
+@pytest.mark.parametrize("flow_shift", [0.5, 1.0, 3.0, 6.0])
+def test_tables(name: str, steps: int, flow_shift: float) -> None:
+    scheduler = make_scheduler(name, steps, flow_shift)
     assert len(scheduler.timesteps) == steps
     assert scheduler.sigmas.shape == (steps + 1,)
     assert scheduler.sigmas.dtype == np.float32
@@ -34,9 +34,18 @@ def test_tables(name: str, steps: int, shift: float) -> None:
     assert np.abs(scheduler.timesteps - 1000 * scheduler.sigmas[:-1]).max() < 1.001
 
 
+def test_the_shift_keeps_the_ends_and_works_on_numbers_and_arrays() -> None:
+    expected = [0.0, 0.5, 0.75, 1.0]  # 3 s / (1 + 2 s)
+    levels = [0.0, 0.25, 0.5, 1.0]
+    assert [shift(level, 3.0) for level in levels] == expected
+    assert shift(np.array(levels), 3.0).tolist() == expected
+    assert np.allclose(np.array(shift(mx.array(levels), 3.0)), expected, rtol=0, atol=1e-7)
+    assert shift(0.3, 1.0) == 0.3
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_higher_shift_spends_more_steps_at_high_noise(name: str) -> None:
-    middle = [make_scheduler(name, 20, shift).sigmas[10] for shift in (1.0, 3.0, 6.0)]
+    middle = [make_scheduler(name, 20, flow_shift).sigmas[10] for flow_shift in (1.0, 3.0, 6.0)]
     assert middle == sorted(middle)
     assert middle[0] < middle[-1] - 0.2
 
@@ -56,12 +65,12 @@ def test_a_known_image_is_found_again(name: str, steps: int) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_step_predicts_the_image(name: str) -> None:
     scheduler = make_scheduler(name, 5)
-    x, velocity, previous = mx.ones((1, 2, 2, 1)), mx.full((1, 2, 2, 1), 0.25), None
+    x, velocity, history = mx.ones((1, 2, 2, 1)), mx.full((1, 2, 2, 1), 0.25), []
     for index in range(5):
         sigma = float(scheduler.sigmas[index])
-        x_next, x_0 = scheduler.step(index, x, velocity, previous)
+        x_next, x_0 = scheduler.step(index, x, velocity, history)
         assert mx.allclose(x_0, x - sigma * velocity, atol=1e-6)
-        x, previous = x_next, x_0
+        x, history = x_next, [x_0]
     assert mx.allclose(x, x_0, atol=1e-6)  # the last step goes all the way
 
 
@@ -82,22 +91,22 @@ def test_the_second_order_is_more_accurate() -> None:
 def test_the_second_order_needs_the_previous_prediction(name: str) -> None:
     scheduler = make_scheduler(name, 4)
     x, velocity = mx.ones((2, 2)), mx.full((2, 2), 0.5)
-    first, _ = scheduler.step(1, x, velocity, None)
-    same, _ = scheduler.step(1, x, velocity, x - float(scheduler.sigmas[1]) * velocity)
-    other, _ = scheduler.step(1, x, velocity, mx.zeros((2, 2)))
+    first, _ = scheduler.step(1, x, velocity)
+    same, _ = scheduler.step(1, x, velocity, [x - float(scheduler.sigmas[1]) * velocity])
+    other, _ = scheduler.step(1, x, velocity, [mx.zeros((2, 2))])
     assert mx.allclose(first, same, atol=1e-6)
     assert not mx.allclose(first, other, atol=1e-3)
 
 
-def test_the_third_order_needs_two_of_them_and_room() -> None:
-    x, velocity, previous = mx.ones((2, 2)), mx.full((2, 2), 0.5), mx.full((2, 2), 0.4)
+def test_the_third_order_needs_two_of_them_and_a_step_after_it() -> None:
+    x, velocity, x_1 = mx.ones((2, 2)), mx.full((2, 2), 0.5), mx.full((2, 2), 0.4)
     second, third = make_scheduler("dpm++", 5), make_scheduler("dpm++3", 5)
 
-    def change(index: int, earlier: mx.array | None) -> float:
-        ours, plain = (s.step(index, x, velocity, previous, earlier)[0] for s in (third, second))
+    def change(index: int, *older: mx.array) -> float:
+        ours, plain = (s.step(index, x, velocity, [x_1, *older])[0] for s in (third, second))
         return float(mx.abs(ours - plain).max())
 
-    assert change(2, None) == 0
+    assert change(2) == 0
     assert change(2, mx.zeros((2, 2))) > 1e-3
     assert change(3, mx.zeros((2, 2))) == change(4, mx.zeros((2, 2))) == 0  # the end of few steps is of lower order
 

@@ -84,11 +84,12 @@ def schedulers(case: Case, goldens: Goldens) -> Outputs:
 
 
 def _trajectory(scheduler: Scheduler, inputs: dict[str, mx.array]) -> Outputs:
-    x, previous = inputs["x_T"], None
+    x, history = inputs["x_T"], list[mx.array]()
     samples, velocities = [], []
     for index, timestep in enumerate(scheduler.timesteps.tolist()):
         velocities.append(mx.tanh(inputs["a"] * x + inputs["b"] * (timestep / 1000) + inputs["c"]))
-        x, previous = scheduler.step(index, x, velocities[-1], previous)
+        x, x_0 = scheduler.step(index, x, velocities[-1], history)
+        history = [x_0]
         samples.append(x)
     return {"samples": mx.stack(samples), "velocities": mx.stack(velocities)}
 

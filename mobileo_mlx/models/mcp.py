@@ -1,8 +1,9 @@
-"""The Mobile Conditioning Projector (Mobile-O, section 3.1): from the language model's states to the DiT's text.
+"""The Mobile Conditioning Projector (Mobile-O, arXiv 2602.20161, section 3.1): from hidden states to the DiT's text.
 
-A learned, temperature-scaled mixture of the last hidden states, then two refinements by depthwise-separable
-convolution and channel attention. Both look at all positions: where rows are padded, only a mask keeps the result what
-it is for each row alone.
+A learned, temperature-scaled mixture of the language model's last hidden states, then two refinements by
+depthwise-separable convolution and channel attention. There are no query tokens and no attention between positions: a
+text has as many positions as the prompt. The convolution sees neighbours and the channel attention the mean of all
+positions: where rows are padded, only a mask keeps the result what it is for each row alone.
 """
 
 from __future__ import annotations
@@ -17,21 +18,25 @@ import mlx.nn as nn
 from ..config import Config
 from ..ops.conv import conv_weight, pointwise_weight
 
-# 1e-6, SANA's and Qwen2's epsilon, would differ by less than a careless tolerance; the original has 1e-5.
+# The original's. 1e-6, which SANA and Qwen2 have, changes the result so little that a loose tolerance would pass it.
 LAYER_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
 class MCPConfig(Config):
+    """Dimensions; all but the number of layers are read from the shapes of a checkpoint's tensors."""
+
     hidden_size: int  # width of the language model
-    hidden_dim: int = 512
+    hidden_dim: int = 512  # width of the refinements
     output_dim: int = 2304  # the DiT's caption_channels
     num_layers: int = 4  # hidden states that are mixed; upstream's vlm_num_layers
     num_refinement_blocks: int = 2
-    kernel_size: int = 3
+    kernel_size: int = 3  # positions that a convolution sees, odd
 
 
 class SeparableConv1d(nn.Module):
+    """Depthwise convolution over the positions, 1x1 convolution, norm, hard swish: (B, N, dim) to (B, N, dim)."""
+
     def __init__(self, dim: int, kernel_size: int):
         super().__init__()
         self.depthwise = nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=False)
@@ -43,6 +48,11 @@ class SeparableConv1d(nn.Module):
 
 
 class ChannelAttention(nn.Module):
+    """Each channel times a gate in [0, 1], computed from the mean over the positions (squeeze-and-excitation).
+
+    x is (B, N, dim); the mask (B, N, 1), 1 where a position counts and 0 where it is padded, or None.
+    """
+
     def __init__(self, dim: int):
         super().__init__()
         inner = max(dim // 4, 8)
@@ -59,6 +69,8 @@ class ChannelAttention(nn.Module):
 
 
 class SequenceRefiner(nn.Module):
+    """norm(x + channel attention(convolution(x))), (B, N, dim) to (B, N, dim); mask as in `ChannelAttention`."""
+
     def __init__(self, dim: int, kernel_size: int):
         super().__init__()
         self.conv = SeparableConv1d(dim, kernel_size)
@@ -66,17 +78,23 @@ class SequenceRefiner(nn.Module):
         self.norm = nn.LayerNorm(dim, LAYER_NORM_EPS)
 
     @property
-    def reach(self) -> int:
-        """How far it looks to each side."""
+    def halo(self) -> int:
+        """How many positions it sees to each side."""
         return self.conv.depthwise.weight.shape[1] // 2
 
     def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
-        # What is padded is zero for the convolution, as the room beyond the end of a row is.
+        # Padded positions are zero for the convolution, as its own padding beyond the end of a row is.
         y = self.conv(x if mask is None else x * mask)
         return self.norm(x + self.channel_attn(y, mask))
 
 
 class MobileConditioningProjector(nn.Module):
+    """Hidden states of the language model to what the DiT's cross-attentions read; see the top of the file.
+
+    The parameters are `layer_weights` (num_layers,), whose softmax at `temperature` mixes the hidden states, and the
+    layers, in the order of `__call__`.
+    """
+
     def __init__(self, config: MCPConfig):
         super().__init__()
         self.layer_weights = mx.ones((config.num_layers,))
@@ -98,12 +116,12 @@ class MobileConditioningProjector(nn.Module):
 
     @property
     def halo(self) -> int:
-        """From how many positions at each end of a sequence the convolutions see beyond it.
+        """How many positions at each end of a sequence the zeros beyond it can reach, through the convolutions.
 
-        Where all hidden states of a row are equal, as those of the unconditional half are, so is the result, but for
-        these positions: the rest of the network treats every position alike.
+        Where all hidden states of a row are equal, as the zeros of the unconditional text are, so is the result, but
+        for these positions: the rest of the network treats every position alike.
         """
-        return sum(refiner.reach for refiner in self.sequence_refiners)
+        return sum(refiner.halo for refiner in self.sequence_refiners)
 
     def fusion_weights(self) -> mx.array:
         """softmax(layer_weights / temperature), (num_layers,) float32."""

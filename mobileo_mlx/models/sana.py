@@ -1,13 +1,24 @@
-"""SANA (arXiv 2410.10629): a diffusion transformer with linear attention and a convolutional feed-forward.
+"""SANA (arXiv 2410.10629, section 2): the diffusion transformer that predicts the velocity of flow matching.
 
-The text enters through cross-attention alone, and its keys and values depend on neither the latents nor the
-timestep: `encode_text` computes them once an image, and every step reads them.
+What is unusual in it:
+
+- Self-attention is linear in the number of tokens (ReLU kernels in place of softmax), and the feed-forward network is
+  convolutional (Mix-FFN). Its 3x3 convolutions say where a token is: there are no position embeddings.
+- The autoencoder divides each side by 32, so that a patch is one latent pixel and 512x512 pixels are 256 tokens.
+- The text enters through cross-attention alone, which reads the residual stream without a norm.
+- The timestep enters through one modulation for all blocks, to which each block adds a table of its own
+  (PixArt-alpha, arXiv 2310.00426, section 2.3).
+
+Keys and values of the text depend on neither the latents nor the timestep: `SanaTransformer.encode_text` makes them.
+What the steps of one drawing have in common is in `sana_prepared.py`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,21 +35,21 @@ MASKED = -10000.0  # added to the scores of masked text, as diffusers does
 
 @dataclass(frozen=True)
 class SanaConfig(Config):
-    """Keys as in diffusers' SanaTransformer2DModel; `attention_eps` is ours."""
+    """Dimensions; keys as in diffusers' SanaTransformer2DModel, and `attention_eps`, which is ours."""
 
-    num_layers: int
-    num_attention_heads: int
-    attention_head_dim: int
+    num_layers: int  # transformer blocks
+    num_attention_heads: int  # of the self-attention
+    attention_head_dim: int  # channels of each; the product is the width of the model
     num_cross_attention_heads: int
     cross_attention_head_dim: int
-    caption_channels: int
-    in_channels: int = 32
-    out_channels: int | None = 32
-    mlp_ratio: float = 2.5
-    patch_size: int = 1
-    sample_size: int = 16  # side of the default latents
+    caption_channels: int  # of the text, the connector's output_dim
+    in_channels: int = 32  # of the latents
+    out_channels: int | None = 32  # of the velocity; None: in_channels
+    mlp_ratio: float = 2.5  # hidden channels of the feed-forward network / width
+    patch_size: int = 1  # latent pixels on a patch's side
+    sample_size: int = 16  # latent pixels on the side of a default image
     norm_eps: float = 1e-6
-    attention_bias: bool = False
+    attention_bias: bool = False  # of the self-attention's queries, keys and values
     interpolation_scale: float | None = None  # sine-cosine positions; the published checkpoints have none
     attention_eps: float = 1e-15  # of the linear attention's normaliser
 
@@ -47,16 +58,34 @@ class SanaConfig(Config):
         return self.num_attention_heads * self.attention_head_dim
 
 
-@dataclass(frozen=True)
-class TextContext:
-    """What the cross-attentions read: for each block keys and values, (B, heads, N, head_dim)."""
+class BlockText(Protocol):
+    """A text as the cross-attention of one block reads it."""
 
-    keys: tuple[mx.array, ...]
-    values: tuple[mx.array, ...]
-    bias: mx.array | None  # (B, 1, 1, N), added to the scores
+    def attend(self, attention: CrossAttention, x: mx.array) -> mx.array:
+        """The residual stream (B, T, dim) plus what the attention reads in the text."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextKV:
+    """A text for one block as keys and values, (R, heads, N, head_dim); the rows are split evenly among the R.
+
+    Attributes:
+        bias: (R, 1, 1, N), added to the scores; None for nothing.
+    """
+
+    keys: mx.array
+    values: mx.array
+    bias: mx.array | None = None
+
+    def attend(self, attention: CrossAttention, x: mx.array) -> mx.array:
+        queries = x.reshape(self.keys.shape[0], -1, x.shape[-1])  # those of one text side by side
+        return x + attention(queries, self.keys, self.values, self.bias).reshape(x.shape)
 
 
 class TimestepEmbedder(nn.Module):
+    """From the features of timesteps, (..., TIMESTEP_CHANNELS), to (..., dim)."""
+
     def __init__(self, dim: int):
         super().__init__()
         self.linear_1 = nn.Linear(TIMESTEP_CHANNELS, dim)
@@ -67,6 +96,8 @@ class TimestepEmbedder(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
+    """Cosines and sines of timesteps (S,), 0 to 1000, through two linear layers: (S, dim)."""
+
     def __init__(self, dim: int):
         super().__init__()
         self.timestep_embedder = TimestepEmbedder(dim)
@@ -81,7 +112,10 @@ class TimestepEmbedding(nn.Module):
 
 
 class AdaLayerNormSingle(nn.Module):
-    """One modulation vector for all blocks (PixArt-alpha, arXiv 2310.00426, section 2.3)."""
+    """One modulation for all blocks (PixArt-alpha, arXiv 2310.00426, section 2.3).
+
+    From timesteps (S,) to the modulation (S, 6 dim) and the embedding (S, dim), which the output layer uses.
+    """
 
     def __init__(self, dim: int):
         super().__init__()
@@ -94,6 +128,8 @@ class AdaLayerNormSingle(nn.Module):
 
 
 class CaptionProjection(nn.Module):
+    """From the text (R, N, caption_channels) to the width of the model, (R, N, dim)."""
+
     def __init__(self, caption_channels: int, dim: int):
         super().__init__()
         self.linear_1 = nn.Linear(caption_channels, dim)
@@ -104,7 +140,10 @@ class CaptionProjection(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """A linear layer over each patch and, where the configuration asks for them, positions."""
+    """A linear layer over each patch and, where the configuration asks for them, positions.
+
+    From latents (B, h, w, in_channels) to tokens (B, T, dim), row by row.
+    """
 
     def __init__(self, config: SanaConfig):
         super().__init__()
@@ -138,7 +177,7 @@ class PatchEmbed(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Self-attention with ReLU kernels."""
+    """Self-attention with ReLU kernels (section 2.2), (B, T, dim) to (B, T, dim); see `relu_linear_attention`."""
 
     def __init__(self, config: SanaConfig):
         super().__init__()
@@ -155,6 +194,12 @@ class LinearAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
+    """Softmax attention from the latents' tokens to the text.
+
+    Queries (R, T, dim) are read from the residual stream as it is, without a norm, and without a norm of queries and
+    keys; the result has the same shape. Heads and their width are not those of the self-attention.
+    """
+
     def __init__(self, config: SanaConfig):
         super().__init__()
         dim = config.dim
@@ -166,6 +211,7 @@ class CrossAttention(nn.Module):
         self.to_out = [nn.Linear(inner, dim)]
 
     def keys_values(self, text: mx.array) -> tuple[mx.array, mx.array]:
+        """Of a projected text (R, N, dim): each (R, heads, N, head_dim)."""
         return split_heads(self.to_k(text), self.head_dim), split_heads(self.to_v(text), self.head_dim)
 
     def __call__(self, x: mx.array, keys: mx.array, values: mx.array, bias: mx.array | None) -> mx.array:
@@ -200,6 +246,11 @@ def merge_heads(x: mx.array) -> mx.array:
 
 
 class TransformerBlock(nn.Module):
+    """Linear self-attention, cross-attention to the text and Mix-FFN (section 2.2), each added to the stream.
+
+    The first and the last are modulated by the timestep: norm, scale and shift before, a gate after.
+    """
+
     def __init__(self, config: SanaConfig):
         super().__init__()
         self.eps = config.norm_eps
@@ -209,29 +260,43 @@ class TransformerBlock(nn.Module):
         self.scale_shift_table = mx.random.normal((6, config.dim)) * config.dim**-0.5
 
     def __call__(
-        self,
-        x: mx.array,
-        modulation: mx.array,
-        keys: mx.array,
-        values: mx.array,
-        bias: mx.array | None,
-        size: tuple[int, int],
+        self, x: mx.array, modulation: mx.array, texts: Sequence[BlockText], size: tuple[int, int]
     ) -> mx.array:
-        batch, length, dim = x.shape
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = mx.split(
-            self.scale_shift_table + modulation, 6, axis=1
-        )  # each (B, 1, dim)
-        x = x + gate_1 * self.attn1(modulate(x, shift_1, scale_1, self.eps))
-        x = x + self.attn2(x, keys, values, bias)  # reads the stream without a norm
-        y = modulate(x, shift_2, scale_2, self.eps).reshape(batch, *size, dim)
-        return x + gate_2 * self.ff(y).reshape(batch, length, dim)
+        """The residual stream after the block.
+
+        Args:
+            x: (B, T, dim).
+            modulation: of `modulations`, (B, 6, dim), or (6, dim) where all rows have one timestep.
+            texts: what the rows read, an equal share of them in order each.
+            size: (rows, columns) of the T patches.
+        """
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = mx.split(modulation, 6, axis=-2)  # each (..., 1, dim)
+        x = x + gate_1 * self.attn1(modulated_norm(x, scale_1, shift_1, self.eps))
+        parts = mx.split(x, len(texts)) if len(texts) > 1 else [x]
+        read = [text.attend(self.attn2, part) for text, part in zip(texts, parts, strict=True)]
+        x = mx.concatenate(read) if len(read) > 1 else read[0]
+        y = modulated_norm(x, scale_2, shift_2, self.eps).reshape(-1, *size, x.shape[-1])
+        return x + gate_2 * self.ff(y).reshape(x.shape)
 
 
-def modulate(x: mx.array, shift: mx.array, scale: mx.array, eps: float) -> mx.array:
-    return mx.fast.layer_norm(x, None, None, eps) * (1 + scale) + shift
+def modulated_norm(x: mx.array, scale: mx.array, shift: mx.array, eps: float) -> mx.array:
+    """scale norm(x) + shift over the channels of x (B, T, dim).
+
+    Args:
+        scale, shift: (B, 1, dim); or (1, dim) for all rows, which then are weight and bias of the norm.
+    """
+    if scale.ndim == 2:
+        return mx.fast.layer_norm(x, scale.squeeze(0), shift.squeeze(0), eps)
+    return mx.fast.layer_norm(x, None, None, eps) * scale + shift
 
 
 class SanaTransformer(nn.Module):
+    """The whole network: latents, timestep and text to the velocity, noise - clean latents.
+
+    There is one timestep and one text for each row of a batch. Training and the comparisons with the reference use
+    this form; `sana_prepared.PreparedSana` runs the same blocks for all steps of one drawing in less work.
+    """
+
     def __init__(self, config: SanaConfig):
         super().__init__()
         self.config = config
@@ -243,40 +308,60 @@ class SanaTransformer(nn.Module):
         self.scale_shift_table = mx.random.normal((2, config.dim)) * config.dim**-0.5
         self.proj_out = nn.Linear(config.dim, config.patch_size**2 * (config.out_channels or config.in_channels))
 
-    def encode_text(self, encoder_hidden_states: mx.array, attention_mask: mx.array | None = None) -> TextContext:
-        """What a prompt contributes to every step.
+    def encode_text(self, encoder_hidden_states: mx.array, attention_mask: mx.array | None = None) -> list[TextKV]:
+        """What each block reads of a text, in every step.
 
         Args:
             encoder_hidden_states: the connector's output, (B, N, caption_channels).
             attention_mask: (B, N) bool, True where a position is to be seen; all of them by default.
         """
         text = self.project_text(encoder_hidden_states)
-        pairs = [block.attn2.keys_values(text) for block in self.transformer_blocks]
         bias = text_bias(text.dtype, attention_mask)
-        return TextContext(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), bias)
+        return [TextKV(*block.attn2.keys_values(text), bias) for block in self.transformer_blocks]
 
     def project_text(self, encoder_hidden_states: mx.array) -> mx.array:
         """What the keys and values of all blocks are made of, (B, N, dim)."""
         return self.caption_norm(self.caption_projection(encoder_hidden_states))
 
-    def __call__(self, latents: mx.array, timestep: mx.array, context: TextContext) -> mx.array:
-        """The velocity, noise - clean latents: (B, h, w, out_channels).
+    def modulations(self, timesteps: mx.array, dtype: mx.Dtype) -> tuple[list[mx.array], mx.array]:
+        """What timesteps (S,), 0 to 1000, do in the network; 1 is added to the scales.
+
+        Args:
+            dtype: of the tokens.
+
+        Returns:
+            for each block shift, scale and gate of the self-attention, then of the feed-forward network, (S, 6, dim);
+            and shift and scale of the output layer, (S, 2, dim).
+        """
+        modulation, embedded = self.time_embed(timesteps, dtype)
+        modulation = modulation.reshape(len(timesteps), 6, -1)
+        one = mx.array([0, 1, 0, 0, 1, 0], dtype)[:, None]
+        blocks = [block.scale_shift_table + modulation + one for block in self.transformer_blocks]
+        return blocks, self.scale_shift_table + embedded[:, None] + one[:2]
+
+    def __call__(self, latents: mx.array, timestep: mx.array, texts: Sequence[BlockText]) -> mx.array:
+        """The velocity: (B, h, w, out_channels).
 
         Args:
             latents: (B, h, w, in_channels); any h and w that are multiples of patch_size.
             timestep: (B,), 0 to 1000.
-            context: of `encode_text`, for the same B.
+            texts: of `encode_text`, for the same B.
         """
-        batch, height, width, _ = latents.shape
-        p = self.config.patch_size
-        size = (height // p, width // p)
         x = self.patch_embed(latents)
-        modulation, embedded = self.time_embed(timestep, x.dtype)
-        modulation = modulation.reshape(batch, 6, -1)
-        for block, keys, values in zip(self.transformer_blocks, context.keys, context.values, strict=True):
-            x = block(x, modulation, keys, values, context.bias, size)
-        shift, scale = mx.split(self.scale_shift_table + embedded[:, None], 2, axis=1)
-        return self.unpatch(self.proj_out(modulate(x, shift, scale, OUTPUT_NORM_EPS)), size)
+        size = (latents.shape[1] // self.config.patch_size, latents.shape[2] // self.config.patch_size)
+        modulations, output = self.modulations(timestep, x.dtype)
+        for block, modulation, text in zip(self.transformer_blocks, modulations, texts, strict=True):
+            x = block(x, modulation, [text], size)
+        return self.velocity(x, output, size)
+
+    def velocity(self, x: mx.array, modulation: mx.array, size: tuple[int, int]) -> mx.array:
+        """The output layer: from tokens (B, T, dim) of `size` = (rows, columns) to (B, h, w, out_channels).
+
+        Args:
+            modulation: of `modulations`, (B, 2, dim), or (2, dim) where all rows have one timestep.
+        """
+        shift, scale = mx.split(modulation, 2, axis=-2)
+        return self.unpatch(self.proj_out(modulated_norm(x, scale, shift, OUTPUT_NORM_EPS)), size)
 
     def unpatch(self, x: mx.array, size: tuple[int, int]) -> mx.array:
         """From patches (B, rows * columns, p p C), `size` = (rows, columns), to (B, rows p, columns p, C)."""

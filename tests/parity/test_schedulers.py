@@ -75,7 +75,7 @@ def test_trajectories(name: str, shift: float) -> None:
     start, a, b, c = (normal(1, 4, 3, 2, seed=seed) for seed in range(4))
     for steps in STEPS:
         theirs, ours = PAIRS[name](steps, shift)
-        x, y, previous, earlier = torch.from_numpy(start), mx.array(start), None, None
+        x, y, history = torch.from_numpy(start), mx.array(start), []
         for index, timestep in enumerate(theirs.timesteps):
             velocity = torch.tanh(
                 torch.from_numpy(a) * x + torch.from_numpy(b) * (timestep / 1000) + torch.from_numpy(c)
@@ -83,8 +83,8 @@ def test_trajectories(name: str, shift: float) -> None:
             x = theirs.step(velocity, timestep, x).prev_sample
             moment = ours.timesteps[index].item() / 1000
             ours_velocity = mx.tanh(mx.array(a) * y + mx.array(b) * moment + mx.array(c))
-            y, x_0 = ours.step(index, y, ours_velocity, previous, earlier)
-            previous, earlier = x_0, previous
+            y, x_0 = ours.step(index, y, ours_velocity, history)
+            history = [x_0, *history]
         assert_close(y, x)
 
 
