@@ -13,9 +13,10 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mobileo_mlx.conditioning import IGNORED_LABEL, hidden_states, text_input
+from mobileo_mlx.latents import noised
 from mobileo_mlx.models.mobileo import component_of, sanitize
 from mobileo_mlx.pipeline import MobileO
-from mobileo_mlx.training.losses import flow_matching_loss, noised, upstream_sigmas
+from mobileo_mlx.training.losses import flow_matching_loss, upstream_sigmas
 from mobileo_mlx.training.stages import STAGES, Group, make_optimizer, parameter_groups
 from mobileo_mlx.training.trainable import Batch, JointLoss, TokenBatch, TrainableModel
 

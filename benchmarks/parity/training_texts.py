@@ -10,7 +10,7 @@ from mobileo_mlx.conditioning import IGNORED_LABEL
 from mobileo_mlx.prompts import EDIT_PREFIX, GENERATE_PREFIX, IMAGE_TOKEN
 from mobileo_mlx.tokenizer import END_OF_TEXT, Tokenizer
 from mobileo_mlx.training.sequences import TokenSequence, upstream_pair_sequence, upstream_sequence
-from mobileo_mlx.training.webdataset import CATEGORIES, STAND_IN, parse_qna
+from mobileo_mlx.training.webdataset import CATEGORIES, DEFAULT_QUESTION, parse_qna
 
 from .compare import Check, equal, unexercised
 from .goldens import read_json
@@ -42,7 +42,7 @@ def training_tokens(path: Path, tokenizer_folder: Path) -> Iterator[Check]:
 
 def _post_training(sample: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     edit = CATEGORIES[sample["category"]]
-    qa = (parse_qna(sample["qna"]) or [STAND_IN])[0]
+    qa = (parse_qna(sample["qna"]) or [DEFAULT_QUESTION])[0]
     sequence = upstream_sequence(tokenizer, sample["gen_prompt"], qa.question, qa.answer, edit=edit)
     request = (EDIT_PREFIX if edit else GENERATE_PREFIX) + sample["gen_prompt"] + IMAGE_TOKEN
     turns = [("human", request), ("gpt", ""), ("human", qa.question), ("gpt", qa.answer)]

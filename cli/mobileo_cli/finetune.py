@@ -207,14 +207,14 @@ def leading() -> bool:
 
 def _prepare(data: Path, model: str, chosen: Options) -> FinetuneRun:
     """The run, with data that was checked. What is wrong with them is listed before the error is raised."""
-    from mobileo_mlx.training.data import DataError
+    from mobileo_mlx.training.quadruplets import DataError
     from mobileo_mlx.training.trainer import FinetuneRun
 
     if leading():
         printing.note(f"reading {data}")
     with printing.Progress() as progress:
         try:
-            return FinetuneRun(
+            return FinetuneRun.prepare(
                 data,
                 model,
                 chosen,
@@ -236,8 +236,8 @@ def _describe(run: FinetuneRun) -> None:
         f"{len(data.samples)} samples: {len(data.samples) - data.edits} drawings, {data.edits} edits, "
         f"{data.questions} questions; {held_out} held out"
     )
-    if data.stand_ins:
-        printing.out(f"{data.stand_ins} of the samples have no question; upstream's own takes its place")
+    if data.default_questions:
+        printing.out(f"{data.default_questions} of the samples have no question; upstream's own takes its place")
     printing.out(f"{run.steps} steps of {stage.batch_size} samples, {stage.name}, {run.options.layout} layout")
     for title, text in run.previews():
         printing.out(f"\n--- {title}\n{text}")
@@ -286,6 +286,8 @@ class _Log:
         elif isinstance(event, Finished):
             if event.step < event.steps:
                 printing.note(f"stopped at step {event.step} of {event.steps}; --resume continues")
+            if event.plot is None:
+                printing.note("metrics.jsonl has the losses; for a plot of them, pip install 'mobileo-mlx[bench]'")
         elif event.step == event.steps or time.monotonic() >= self._last + 1:
             self._last = time.monotonic()
             left = (event.steps - event.step) * self._batch_size / event.samples_per_second

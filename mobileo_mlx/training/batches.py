@@ -1,10 +1,14 @@
-"""From samples to what a step sees. Everything is a function of the seed and the step, so that resuming is exact."""
+"""From samples to batches. A batch is a function of the options and the step alone, so that resuming is exact.
+
+Sample --- sequences ---> TokenSequence   what the language model reads: token ids and labels
+       --- latents -----> what the DiT learns to generate, encoded once
+       --- position ----> question, noise, noise level and dropout, from a generator of this position's own
+and some of these together are a `Batch`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import mlx.core as mx
 import numpy as np
@@ -12,143 +16,110 @@ import numpy as np
 from ..images import cover_crop, preprocess, to_signed
 from ..latents import encode_latents
 from ..pipeline import MobileO
+from ..schedulers import shift
 from ..tokenizer import END_OF_TEXT
-from .data import ImageRef, Problem, Sample
 from .losses import upstream_sigmas
-from .sequences import (
-    TokenSequence,
-    answer_sequence,
-    drawing_sequence,
-    upstream_pair_sequence,
-    upstream_sequence,
-)
+from .options import Options
+from .quadruplets import ImageRef, Problem, Sample
+from .sequences import TokenSequence, answer_sequence, drawing_sequence, upstream_pair_sequence, upstream_sequence
 from .trainable import Batch, TokenBatch
 
-Layout = Literal["inference", "upstream"]
-LAYOUTS = ("inference", "upstream")
 CACHE_BYTES = 2**30
-_ORDER, _DRAW, _HELD_OUT = range(3)  # streams of random numbers
+_ORDER, _TRAINED, _HELD_OUT = range(3)  # streams of random numbers
+
+Choices = tuple[Sample, np.random.Generator]  # a sample, and what all choices for it are taken from
 
 
-@dataclass(frozen=True)
-class BatchConfig:
-    """How samples become batches.
+class EpochCache:
+    """Keeps what is costly to compute, first come, up to a number of bytes; the rest is computed every time.
 
-    Attributes:
-        layout: "inference": two sequences a sample, as when the model is used. "upstream": one, with upstream's images.
-        questions: whether answers are trained.
-        batch_size: samples in a step.
-        parts: that a step is computed in, over all processes.
-        seed: of the order of the samples, the noise and all choices.
-        cond_dropout: share of the samples that are drawn from zero hidden states.
-        flow_shift: of the noise levels; 1 leaves them uniform.
-        pixels: whether batches hold the images themselves, for a tower that is trained, or what the tower says of them.
+    Every epoch asks for everything once. So what is kept is found in each, whereas dropping the least recently used
+    would find next to nothing.
     """
 
-    layout: Layout
-    questions: bool
-    batch_size: int
-    parts: int
-    seed: int
-    cond_dropout: float
-    flow_shift: float
-    pixels: bool
-
-
-class Cache:
-    """Keeps what is costly to compute, up to a number of bytes; what comes later is computed every time."""
-
     def __init__(self, limit: int = CACHE_BYTES) -> None:
-        self._room = limit
+        self._bytes_left = limit
         self._kept: dict[Hashable, mx.array] = {}
 
     def get(self, key: Hashable, compute: Callable[[], mx.array]) -> mx.array:
+        """The array of a key, evaluated."""
         if key in self._kept:
             return self._kept[key]
         value = compute()
         mx.eval(value)
-        if value.nbytes <= self._room:
+        if value.nbytes <= self._bytes_left:
             self._kept[key] = value
-            self._room -= value.nbytes
+            self._bytes_left -= value.nbytes
         return value
-
-
-@dataclass(frozen=True)
-class _NoisySample:
-    """One sample as one step sees it."""
-
-    sample: Sample
-    drawing: TokenSequence
-    answer: TokenSequence | None
-    noise: np.ndarray
-    u: float
-    dropped: bool
 
 
 class Batches:
     """Batches for `mobileo_mlx.training.loop.TrainingLoop`.
 
     Args:
-        samples: at least one.
+        samples: to train on, at least one.
         model: whose tokenizer, autoencoder and, where it is frozen, vision tower are used.
-        recipe: see `BatchConfig`.
+        options: see `Options`.
+        micro_batches: that a step is computed in, over all processes.
     """
 
-    def __init__(self, samples: Sequence[Sample], model: MobileO, recipe: BatchConfig) -> None:
-        self.samples, self.model, self.recipe = samples, model, recipe
+    def __init__(self, samples: Sequence[Sample], model: MobileO, options: Options, micro_batches: int = 1) -> None:
+        self.samples, self.model, self.options, self.micro_batches = samples, model, options, micro_batches
+        self._questions = options.stage.questions
+        # A tower that is trained sees the images themselves; what a frozen one makes of them is computed once.
+        self._tower_trained = options.stage.vision == "full"
         self._sequences: dict[tuple[str, int], tuple[TokenSequence, TokenSequence | None]] = {}
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
-        self._cache = Cache()
+        self._cache = EpochCache()
 
-    def __call__(self, step: int, part: int) -> Batch:
-        """The samples of one part of a step (0 for the first of both)."""
+    def __call__(self, step: int, index: int) -> Batch:
+        """One micro-batch of a step; both count from 0."""
         positions = self._positions(step)
-        size = len(positions) // self.recipe.parts
-        # The token count is that of the whole step, so that its parts add up to one mean; see `Batch.answer_tokens`.
-        tokens = sum(self._predicted(position) for position in positions) / self.recipe.parts
-        return self._batch([self._drawn(p) for p in positions[part * size : (part + 1) * size]], tokens)
+        size = len(positions) // self.micro_batches
+        # The mean over the micro-batches, so that their mean is that over all tokens; see `Batch.answer_tokens`.
+        tokens = sum(self._predicted(position) for position in positions) / self.micro_batches
+        return self._batch([self._at(p) for p in positions[index * size : (index + 1) * size]], answer_tokens=tokens)
 
     def one_by_one(self, step: int) -> Iterator[Batch]:
         """The samples of a step, each alone."""
         for position in self._positions(step):
-            yield self._batch([self._drawn(position)], self._predicted(position))
+            yield self._batch([self._at(position)])
 
     def names(self, step: int) -> list[str]:
         """The samples of a step, for messages."""
-        return [self._at(position).name for position in self._positions(step)]
+        return [self._at(position)[0].name for position in self._positions(step)]
 
     def held_out(self, samples: Sequence[Sample], size: int) -> Iterator[Batch]:
         """Batches of other samples, always with the same noise and with nothing dropped."""
         for start in range(0, len(samples), size):
-            drawn = [
-                self._draw(sample, np.random.default_rng([self.recipe.seed, _HELD_OUT, start + i]), drop=False)
-                for i, sample in enumerate(samples[start : start + size])
-            ]
-            yield self._batch(drawn, sum(one.answer.predicted for one in drawn if one.answer is not None))
+            yield self._batch(
+                [
+                    (sample, np.random.default_rng([self.options.seed, _HELD_OUT, start + i]))
+                    for i, sample in enumerate(samples[start : start + size])
+                ],
+                drop=False,
+            )
 
     def sequences(self, sample: Sample, choice: int) -> tuple[TokenSequence, TokenSequence | None]:
-        """The sequence that conditions the drawing, and that whose labels are predicted; may be one and the same.
+        """The sequence that conditions the image, and that whose labels are predicted; may be one and the same.
 
         Args:
             choice: which of the sample's questions.
         """
         key = (sample.name, choice)
         if key not in self._sequences:
-            self._sequences[key] = self._encoded(sample, choice)
+            self._sequences[key] = self._encode(sample, choice)
         return self._sequences[key]
 
-    def too_long(self) -> list[Problem]:
+    def too_long(self, samples: Sequence[Sample]) -> list[Problem]:
         """The samples that the model's context can't hold, or the layout has no place for."""
         context = self.model.config.llm.max_position_embeddings
         problems = []
-        for sample in self.samples:
-            if self.recipe.layout == "upstream" and not self.recipe.questions and sample.source_image is not None:
+        for sample in samples:
+            if self.options.upstream and not self._questions and sample.source_image is not None:
                 problems.append(Problem(sample.name, "is an edit, and upstream's pairs have no place for its image"))
-            longest = 0
-            for choice in range(max(1, len(sample.qa))):
-                for sequence in self.sequences(sample, choice):
-                    if sequence is not None:
-                        longest = max(longest, sequence.positions(self.image_tokens))
+            pairs = [self.sequences(sample, choice) for choice in range(max(1, len(sample.qa)))]
+            longest = max(s.positions(self.image_tokens) for pair in pairs for s in pair if s is not None)
             if longest > context:
                 reason = f"takes {longest} positions, and the model's context has {context}"
                 problems.append(Problem(sample.name, reason))
@@ -157,117 +128,111 @@ class Batches:
     @property
     def image_tokens(self) -> int:
         """Positions of one image; upstream trains with images of half the side."""
-        return self.model.config.image_tokens // (4 if self.recipe.layout == "upstream" else 1)
+        return self.model.config.image_tokens // (4 if self.options.upstream else 1)
 
-    def _encoded(self, sample: Sample, choice: int) -> tuple[TokenSequence, TokenSequence | None]:
+    def _encode(self, sample: Sample, choice: int) -> tuple[TokenSequence, TokenSequence | None]:
         tokenizer, edit = self.model.tokenizer, sample.source_image is not None
-        if self.recipe.layout == "inference":
+        qa = sample.qa[choice] if self._questions else None
+        if not self.options.upstream:
             drawing = drawing_sequence(tokenizer, sample.prompt, edit=edit)
-            if not self.recipe.questions:
-                return drawing, None
-            qa = sample.qa[choice]
-            return drawing, answer_sequence(tokenizer, qa.question, qa.answer)
-        if not self.recipe.questions:
+            return drawing, None if qa is None else answer_sequence(tokenizer, qa.question, qa.answer)
+        if qa is None:
             return upstream_pair_sequence(tokenizer, sample.prompt), None
-        qa = sample.qa[choice]
         both = upstream_sequence(tokenizer, sample.prompt, qa.question, qa.answer, edit=edit)
         return both, both
 
-    def _at(self, position: int) -> Sample:
-        """The sample at a position of the run; every epoch has an order of its own."""
-        epoch, index = divmod(position, len(self.samples))
-        if self._order[0] != epoch:
-            rng = np.random.default_rng([self.recipe.seed, _ORDER, epoch])
-            self._order = (epoch, rng.permutation(len(self.samples)))
-        return self.samples[self._order[1][index]]
-
     def _positions(self, step: int) -> range:
-        return range(step * self.recipe.batch_size, (step + 1) * self.recipe.batch_size)
+        size = self.options.stage.batch_size
+        return range(step * size, (step + 1) * size)
 
-    def _rng(self, position: int) -> np.random.Generator:
-        """A generator for each position: what is drawn for a sample does not depend on how a step is divided."""
-        return np.random.default_rng([self.recipe.seed, _DRAW, position])
+    def _at(self, position: int) -> Choices:
+        """The sample at a position of the run; every epoch has an order of its own.
+
+        So does each position have a generator: what is chosen for a sample does not depend on how a step is divided.
+        """
+        epoch, index = divmod(position, len(self.samples))
+        seed = self.options.seed
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng([seed, _ORDER, epoch]).permutation(len(self.samples)))
+        return self.samples[self._order[1][index]], np.random.default_rng([seed, _TRAINED, position])
 
     def _predicted(self, position: int) -> int:
-        sample = self._at(position)
-        answer = self.sequences(sample, _choice(sample, self._rng(position)))[1]
+        answer = self._chosen_sequences(*self._at(position))[1]
         return 0 if answer is None else answer.predicted
 
-    def _drawn(self, position: int) -> _NoisySample:
-        return self._draw(self._at(position), self._rng(position), drop=True)
+    def _chosen_sequences(self, sample: Sample, rng: np.random.Generator) -> tuple[TokenSequence, TokenSequence | None]:
+        """The sequences with one of the sample's questions, which is the first choice of all."""
+        return self.sequences(sample, int(rng.integers(max(1, len(sample.qa)))))
 
-    def _draw(self, sample: Sample, rng: np.random.Generator, *, drop: bool) -> _NoisySample:
-        config = self.model.config
+    def _batch(self, chosen: Sequence[Choices], *, answer_tokens: float | None = None, drop: bool = True) -> Batch:
+        """Samples and their choices, in the order question, noise, noise level, dropout.
+
+        Args:
+            answer_tokens: by default those of these samples.
+            drop: whether some conditioning is dropped.
+        """
+        config, options = self.model.config, self.options
+        samples, rngs = zip(*chosen, strict=True)
+        sequences = [self._chosen_sequences(sample, rng) for sample, rng in chosen]
         width, height = (side // config.vae.factor for side in config.default_size)
-        drawing, answer = self.sequences(sample, _choice(sample, rng))
-        noise = rng.standard_normal((height, width, config.dit.in_channels), np.float32)
-        u = float(rng.random(dtype=np.float32))
-        return _NoisySample(sample, drawing, answer, noise, u, drop and bool(rng.random() < self.recipe.cond_dropout))
+        noise = [rng.standard_normal((height, width, config.dit.in_channels), np.float32) for rng in rngs]
+        u = mx.array([rng.random(dtype=np.float32) for rng in rngs])
+        dropped = [drop and rng.random() < (options.cond_dropout or 0.0) for rng in rngs]
 
-    def _batch(self, drawn: Sequence[_NoisySample], answer_tokens: float) -> Batch:
-        upstream = self.recipe.layout == "upstream"
-        u = mx.array([one.u for one in drawn])
-        if upstream:
-            sigmas = upstream_sigmas(u, self.model.config.num_train_timesteps)
+        if options.upstream:
+            conditioned = [sample.source_image or sample.question_image for sample in samples]
         else:
-            sigmas = self.recipe.flow_shift * u / (1 + (self.recipe.flow_shift - 1) * u)
-        seen = [(one.sample.source_image or one.sample.seen) if upstream else one.sample.source_image for one in drawn]
-        drawing = self._rows([one.drawing for one in drawn], seen)
+            conditioned = [sample.source_image for sample in samples]
+        drawing = self._token_batch([drawing for drawing, _ in sequences], conditioned)
+        predicted = [answer for _, answer in sequences if answer is not None]
         answers = None
-        if self.recipe.questions:
-            sequences = [one.answer for one in drawn if one.answer is not None]
-            answers = drawing if upstream else self._rows(sequences, [one.sample.seen for one in drawn])
+        if predicted:
+            shared = options.upstream
+            answers = drawing if shared else self._token_batch(predicted, [sample.question_image for sample in samples])
+        if answer_tokens is None:
+            answer_tokens = sum(answer.predicted for answer in predicted)
         return Batch(
             drawing=drawing,
             answers=answers,
-            latents=mx.concatenate([self._latents(one.sample.image) for one in drawn]),
-            noise=mx.array(np.stack([one.noise for one in drawn])),
-            sigmas=sigmas,
-            dropped=mx.array([one.dropped for one in drawn]),
+            latents=mx.concatenate([self._latents(sample.image) for sample in samples]),
+            noise=mx.array(np.stack(noise)),
+            sigmas=upstream_sigmas(u, config.num_train_timesteps) if options.upstream else shift(u, options.flow_shift),
+            dropped=mx.array(dropped),
             answer_tokens=answer_tokens,
-            names=tuple(one.sample.name for one in drawn),
+            names=tuple(sample.name for sample in samples),
         )
 
-    def _rows(self, sequences: Sequence[TokenSequence], pictures: Sequence[ImageRef | None]) -> TokenBatch:
-        """TokenBatch of a batch, and the images of those that have a place for one."""
-        images = [
-            self._tower_input(picture)
-            for sequence, picture in zip(sequences, pictures, strict=True)
-            if sequence.images and picture is not None
+    def _token_batch(self, sequences: Sequence[TokenSequence], images: Sequence[ImageRef | None]) -> TokenBatch:
+        """The sequences, and the images of those that have a place for one."""
+        tower_inputs = [
+            self._tower_input(image)
+            for sequence, image in zip(sequences, images, strict=True)
+            if sequence.images and image is not None
         ]
-        joined = mx.concatenate(images) if images else None
-        pairs = self.recipe.layout == "upstream" and not self.recipe.questions
+        joined = mx.concatenate(tower_inputs) if tower_inputs else None
+        upstream_pairs = self.options.upstream and not self._questions
         return TokenBatch(
             [sequence.input_ids for sequence in sequences],
             [sequence.labels for sequence in sequences],
-            pixels=joined if self.recipe.pixels else None,
-            features=None if self.recipe.pixels else joined,
-            padding=self.model.tokenizer.token_id(END_OF_TEXT) if pairs else None,
+            pixels=joined if self._tower_trained else None,
+            features=None if self._tower_trained else joined,
+            padding=self.model.tokenizer.token_id(END_OF_TEXT) if upstream_pairs else None,
         )
 
-    def _tower_input(self, picture: ImageRef) -> mx.array:
-        """An image for the tower, (1, H, W, 3), or what a frozen tower says of it, (1, tokens, channels)."""
-        if self.recipe.pixels:
-            return self._pixels(picture)
-        return self._cache.get(("tower", picture), lambda: self._features(self._pixels(picture)))
+    def _tower_input(self, image: ImageRef) -> mx.array:
+        """The pixels for a tower that is trained, (1, H, W, 3), or a frozen one's output, (1, tokens, channels)."""
+        if self._tower_trained:
+            return self._pixels(image)
+        return self._cache.get(("tower", image), lambda: self.model.parts.vision_tower.encode(self._pixels(image)))
 
-    def _features(self, pixels: mx.array) -> mx.array:
-        tower = self.model.parts.vision_tower
-        return tower.in_turn(pixels.astype(tower.patch_embed[0].reparam_conv.weight.dtype))
-
-    def _pixels(self, picture: ImageRef) -> mx.array:
+    def _pixels(self, image: ImageRef) -> mx.array:
         side = self.model.config.image_size
-        if self.recipe.layout == "inference":
-            return preprocess(picture.open(), side)
-        return to_signed(cover_crop(picture.open(), side // 2, side // 2))
+        if self.options.upstream:
+            return to_signed(cover_crop(image.open(), side // 2, side // 2))
+        return preprocess(image.open(), side)
 
-    def _latents(self, picture: ImageRef) -> mx.array:
-        def encode() -> mx.array:
-            return encode_latents(self.model.parts, cover_crop(picture.open(), *self.model.config.default_size))
-
-        return self._cache.get(("latents", picture), encode)
-
-
-def _choice(sample: Sample, rng: np.random.Generator) -> int:
-    """Which of a sample's questions is asked; the first thing that is drawn."""
-    return int(rng.integers(max(1, len(sample.qa))))
+    def _latents(self, image: ImageRef) -> mx.array:
+        size = self.model.config.default_size
+        return self._cache.get(
+            ("latents", image), lambda: encode_latents(self.model.parts, cover_crop(image.open(), *size))
+        )

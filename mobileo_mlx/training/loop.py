@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from ..errors import TrainingError
 from .run_state import append_metrics, checkpoints, clean, read_checkpoint, write_checkpoint
 
-_MEMORY = 0.95  # of the running mean of the loss
+_LOSS_DECAY = 0.95  # of the running mean of the loss
 
 
 @dataclass(frozen=True)
@@ -55,26 +56,28 @@ class StepReport:
 
 @dataclass
 class TrainingLoop:
-    """Everything of a run that does not change while it runs.
+    """One run: what is trained and how, and the step at which it stands.
 
     Attributes:
         model: its trainable parameters are trained.
         loss: (model, batch, key) to the loss and a dictionary of scalars to report.
-        batches: step and part of the accumulation to a batch; a pure function, so that resuming is exact.
+        batches: step and index of the micro-batch to a batch; a pure function, so that resuming is exact.
         optimizer: of MLX, with its schedule.
         steps: optimizer steps of the whole run.
         batch_size: samples that one step sees in all, for the rate that is reported.
         seed: of the random keys.
         clip: the largest norm of the gradient; longer ones are scaled to it.
-        accumulate: parts that a step is computed in.
+        accumulate: micro-batches of each process in one step.
         ema: decay of a running mean of the parameters; None for none.
         folder: of checkpoints and metrics.jsonl; None keeps nothing.
         save_every: steps between checkpoints.
-        describe: what to keep in checkpoints and to compare when resuming.
+        settings: what a run has to have in common with the one that it resumes; kept in checkpoints.
         tolerance: how many times its smallest value the running mean of the loss may be, before the run is stopped.
         before_step: called with the step (0 for the first) before it, for what changes on a schedule.
         stop: asked after each step; a True ends the run there, with a checkpoint.
-        suspects: the step (0 for the first) to the names of the samples that may have made its loss infinite.
+        bad_samples: the step (0 for the first) to the names of the samples that may have made its loss infinite.
+        step: optimizer steps that are done.
+        averages: the running mean of the parameters by name, where there is one.
     """
 
     model: nn.Module
@@ -89,14 +92,14 @@ class TrainingLoop:
     ema: float | None = None
     folder: Path | None = None
     save_every: int = 500
-    describe: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     tolerance: float = math.inf
     before_step: Callable[[int], None] | None = None
     stop: Callable[[], bool] | None = None
-    suspects: Callable[[int], str] | None = None
+    bad_samples: Callable[[int], str] | None = None
 
     step: int = field(default=0, init=False)
-    averages: dict[str, mx.array] | None = field(default=None, init=False)
+    averages: dict[str, mx.array] = field(default_factory=dict, init=False)
 
     def run(self) -> Iterator[StepReport]:
         """Trains from where the last checkpoint in `folder` stands, yielding each step.
@@ -112,37 +115,31 @@ class TrainingLoop:
         world = mx.distributed.init()
         self.optimizer.init(self.model.trainable_parameters())
         if self.ema is not None:
-            self.averages = _flat(self.model.trainable_parameters())
+            self.averages = _by_name(self.model.trainable_parameters())
         self.resume()
         gradient = nn.value_and_grad(self.model, self.loss)
+        update = self._compiled_update()
         busy, first = 0.0, self.step
-        mean = _RunningMean()
+        mean = RunningMean()
         stopped = False
         while self.step < self.steps and not stopped:
             begin = time.perf_counter()
             if self.before_step is not None:
                 self.before_step(self.step)
-            losses, metrics, grads = self._accumulated(gradient, world)
+            mean_loss, metrics, grads = self._mean_gradient(gradient, world)
             grads, norm = optim.clip_grad_norm(grads, self.clip or math.inf)
-            loss, grad_norm = float(losses), float(norm)
-            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                raise self._failure(f"the loss is {loss} and the gradient's norm {grad_norm}")
-            if mean.add(loss) > self.tolerance * mean.lowest:
-                raise self._failure(f"the loss grows, from {mean.lowest:.3g} to {mean.value:.3g} in the mean")
-            self.optimizer.update(self.model, grads)
+            loss, grad_norm = float(mean_loss), float(norm)
+            self._check(loss, grad_norm, mean)
+            self.model.update(update(grads, self.model.trainable_parameters()))
             self.step += 1
-            if self.averages is not None and self.ema is not None:
-                # Early on a long memory would hold little but the start.
-                decay = min(self.ema, (1 + self.step) / (10 + self.step))
-                current = _flat(self.model.trainable_parameters())
-                self.averages = {k: decay * v + (1 - decay) * current[k] for k, v in self.averages.items()}
-            mx.eval(self.model.parameters(), self.optimizer.state, self.averages or {})
+            self._average()
+            mx.eval(self.model.parameters(), self.optimizer.state, self.averages)
             busy += time.perf_counter() - begin
             report = StepReport(
                 step=self.step,
                 steps=self.steps,
                 loss=loss,
-                metrics={k: float(v) for k, v in metrics.items()},
+                metrics={name: float(value) for name, value in metrics.items()},
                 grad_norm=grad_norm,
                 learning_rate=_learning_rate(self.optimizer),
                 samples_per_second=(self.step - first) * self.batch_size / busy,
@@ -154,24 +151,9 @@ class TrainingLoop:
                     self.save()
             yield report
 
-    def _stopped(self, world: mx.distributed.Group) -> bool:
-        """Whether one of the processes is to stop: then all do, at the same step."""
-        stopped = self.stop is not None and self.stop()
-        if world.size() > 1:
-            stopped = bool(mx.distributed.all_sum(mx.array(stopped, mx.float32)) > 0)
-        return stopped
-
-    def _failure(self, what: str) -> TrainingError:
-        samples = "the samples of this step" if self.suspects is None else self.suspects(self.step)
-        return TrainingError(
-            f"At step {self.step + 1} {what}; lower the learning rate, and look at {samples}: the last checkpoint is "
-            "kept."
-        )
-
-    def _accumulated(self, gradient: Callable, world: mx.distributed.Group) -> tuple[mx.array, dict, Any]:
-        """Loss, metrics and gradient of one step: means over the parts of this process and over all processes."""
+    def _mean_gradient(self, gradient: Callable, world: mx.distributed.Group) -> tuple[mx.array, dict, Any]:
+        """Loss, metrics and gradient of one step: means over the micro-batches of all processes."""
         total: Any = None
-        parts = self.accumulate * world.size()
         for part in range(self.accumulate):
             index = part * world.size() + world.rank()
             key = mx.random.key(int(np.random.SeedSequence([self.seed, self.step, index]).generate_state(1)[0]))
@@ -179,9 +161,50 @@ class TrainingLoop:
             found = (loss, metrics, grads)
             total = found if total is None else tree_map(lambda a, b: a + b, total, found)
             mx.eval(total)
+        return nn.average_gradients(tree_map(lambda x: x / self.accumulate, total), world)
+
+    def _compiled_update(self) -> Callable[[Any, Any], Any]:
+        """The optimizer's step as a function from the gradient and the parameters to new parameters.
+
+        It is compiled, which fuses the optimizer's many small operations on each parameter into a few. The loss is
+        not: nearly every batch has lengths of its own, and tracing it for each costs more than it saves.
+        """
+        state = [self.optimizer.state]
+        return partial(mx.compile, inputs=state, outputs=state)(self.optimizer.apply_gradients)
+
+    def _average(self) -> None:
+        """Takes the parameters into their running mean."""
+        if self.ema is None:
+            return
+        # At first the parameters change fast, and a mean over many steps would hold little but the start.
+        decay = min(self.ema, (1 + self.step) / (10 + self.step))
+        current = _by_name(self.model.trainable_parameters())
+        self.averages = {name: decay * old + (1 - decay) * current[name] for name, old in self.averages.items()}
+
+    def _check(self, loss: float, norm: float, mean: RunningMean) -> None:
+        """Stops a run that makes no sense to continue, before the parameters change.
+
+        Raises:
+            TrainingError: see `run`.
+        """
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self._failure(f"the loss is {loss} and the gradient's norm {norm}")
+        if mean.add(loss) > self.tolerance * mean.lowest:
+            raise self._failure(f"the loss grows, from {mean.lowest:.3g} to {mean.value:.3g} in the mean")
+
+    def _failure(self, what: str) -> TrainingError:
+        samples = "the samples of this step" if self.bad_samples is None else self.bad_samples(self.step)
+        return TrainingError(
+            f"At step {self.step + 1} {what}; lower the learning rate, and look at {samples}: the last checkpoint is "
+            "kept."
+        )
+
+    def _stopped(self, world: mx.distributed.Group) -> bool:
+        """Whether one of the processes is to stop: then all do, at the same step."""
+        stopped = self.stop is not None and self.stop()
         if world.size() > 1:
-            total = _summed(total, world)
-        return tree_map(lambda x: x / parts, total)
+            stopped = bool(mx.distributed.all_sum(mx.array(stopped, mx.float32)) > 0)
+        return stopped
 
     def save(self) -> None:
         """Writes a checkpoint of this step into `folder`, whole or not at all, and removes old ones.
@@ -190,26 +213,10 @@ class TrainingLoop:
             OutputError: the disk is full, or the folder can't be written.
         """
         assert self.folder is not None
-        write_checkpoint(self.folder, self.step, self._arrays(), {"steps": self.steps, **self._settings()})
-
-    def _arrays(self) -> dict[str, dict[str, mx.array]]:
-        arrays = {"model": self._changing(), "optimizer": _flat(self.optimizer.state)}
-        return arrays if self.averages is None else {**arrays, "ema": self.averages}
-
-    def _settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, "describe": self.describe}
-
-    def _changing(self) -> dict[str, mx.array]:
-        """What training changes: trainable parameters, and the statistics that BatchNorm keeps of its batches."""
-        trained = _flat(self.model.trainable_parameters())
-        return {
-            name: value
-            for name, value in _flat(self.model.parameters()).items()
-            if name in trained or name.endswith(("running_mean", "running_var"))
-        }
+        write_checkpoint(self.folder, self.step, self.arrays(), {"steps": self.steps, **self._shared_settings()})
 
     def resume(self) -> None:
-        """Takes up the last checkpoint in `folder`, if there is one. With several processes the first one reads it.
+        """Continues from the last checkpoint in `folder`, if there is one. Of several processes the first reads it.
 
         Raises:
             CheckpointError: it is of another run, or damaged.
@@ -221,54 +228,63 @@ class TrainingLoop:
         if world.rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             if found := checkpoints(self.folder):
-                self.step, arrays = read_checkpoint(found[-1], self._settings())
+                self.step, arrays = read_checkpoint(found[-1], self._shared_settings())
             clean(self.folder, self.step)
         if world.size() > 1:
             self.step = int(mx.distributed.all_sum(mx.array(self.step)))
-            arrays = self._shared(arrays, world) if self.step else {}
+            arrays = self._from_first(arrays, world) if self.step else {}
         if not arrays:
             return
         self.model.update(tree_unflatten(list(arrays["model"].items())))
         self.optimizer.state = tree_unflatten(list(arrays["optimizer"].items()))
-        if "ema" in arrays:
-            self.averages = arrays["ema"]
+        self.averages = arrays.get("ema", self.averages)
 
-    def _shared(self, arrays: dict[str, dict[str, mx.array]], world: mx.distributed.Group) -> dict[str, Any]:
+    def arrays(self) -> dict[str, dict[str, mx.array]]:
+        """What a checkpoint holds, by file and name: all that training changes."""
+        trained = _by_name(self.model.trainable_parameters())
+        changing = {
+            name: value
+            for name, value in _by_name(self.model.parameters()).items()
+            if name in trained or name.endswith(("running_mean", "running_var"))
+        }
+        arrays = {"model": changing, "optimizer": _by_name(self.optimizer.state)}
+        return {**arrays, "ema": self.averages} if self.averages else arrays
+
+    def _shared_settings(self) -> dict[str, Any]:
+        return {"seed": self.seed, "settings": self.settings}
+
+    def _from_first(self, arrays: dict[str, dict[str, mx.array]], world: mx.distributed.Group) -> dict[str, Any]:
         """The first process's arrays in all processes: the others, which have arrays of the same names, add zeros."""
-        own = arrays or tree_map(mx.zeros_like, self._arrays())
+        own = arrays or tree_map(mx.zeros_like, self.arrays())
         shared = {
-            kind: {name: mx.distributed.all_sum(own[kind][name]) for name in sorted(own[kind])} for kind in sorted(own)
+            file: {name: mx.distributed.all_sum(own[file][name], group=world) for name in sorted(own[file])}
+            for file in sorted(own)
         }
         mx.eval(shared)
         return shared
 
 
-def _summed(tree: Any, world: mx.distributed.Group) -> Any:
-    """Sums a tree over all processes, in one message: hundreds of small ones would take longer than the step."""
-    flat: list[tuple[str, mx.array]] = tree_flatten(tree)  # type: ignore[assignment]
-    joint = mx.concatenate([x.reshape(-1).astype(mx.float32) for _, x in flat])
-    ends = np.cumsum([x.size for _, x in flat])[:-1].tolist()
-    parts = mx.split(mx.distributed.all_sum(joint, group=world), ends)
-    return tree_unflatten(
-        [(name, part.reshape(x.shape).astype(x.dtype)) for (name, x), part in zip(flat, parts, strict=True)]
-    )
+class RunningMean:
+    """The running mean of a loss, whose early values are means of what there is.
 
-
-class _RunningMean:
-    """The running mean of the loss, and its smallest value so far."""
+    Attributes:
+        value: the mean.
+        lowest: its smallest value so far; infinite until it means something.
+    """
 
     def __init__(self) -> None:
         self.value, self.lowest, self._weight = 0.0, math.inf, 0.0
 
     def add(self, loss: float) -> float:
-        self._weight = _MEMORY * self._weight + 1  # of all losses so far; that of the newest is 1
+        """The mean with one more loss."""
+        self._weight = _LOSS_DECAY * self._weight + 1  # of all losses so far; that of the newest is 1
         self.value += (loss - self.value) / self._weight
-        if self._weight > 0.5 / (1 - _MEMORY):  # some ten steps: fewer say little
+        if self._weight > 0.5 / (1 - _LOSS_DECAY):  # some ten steps: fewer say little
             self.lowest = min(self.lowest, self.value)
         return self.value
 
 
-def _flat(tree: Any) -> dict[str, mx.array]:
+def _by_name(tree: Any) -> dict[str, mx.array]:
     """The arrays of a tree by their dotted names."""
     return tree_flatten(tree, destination={})  # type: ignore[return-value]
 

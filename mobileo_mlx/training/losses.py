@@ -9,6 +9,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..conditioning import IGNORED_LABEL
+from ..latents import noised
 from ..models.sana import SanaTransformer
 
 
@@ -37,27 +38,6 @@ def flow_matching_loss(
     return ((velocity.astype(mx.float32) - (noise - latents)) ** 2).mean()
 
 
-def noised(latents: mx.array, noise: mx.array, sigmas: mx.array) -> mx.array:
-    """x_t = (1 - sigma) latents + sigma noise, each (B, h, w, C); sigmas (B,)."""
-    s = sigmas[:, None, None, None]
-    return (1 - s) * latents + s * noise
-
-
-def answer_loss(lm_head: Callable[[mx.array], mx.array], hidden: mx.array, labels: mx.array) -> mx.array:
-    """The mean cross-entropy of the labels, each predicted from the position before it.
-
-    Args:
-        lm_head: hidden states to logits.
-        hidden: the language model's output, (B, T, hidden_size).
-        labels: (B, T) int, the id at each position; `IGNORED_LABEL` does not count.
-    """
-    targets = labels[:, 1:]
-    counted = targets != IGNORED_LABEL
-    logits = lm_head(hidden[:, :-1]).astype(mx.float32)
-    losses = nn.losses.cross_entropy(logits, mx.where(counted, targets, 0))
-    return (losses * counted).sum() / mx.maximum(counted.sum(), 1)
-
-
 def answer_losses(lm_head: Callable[[mx.array], mx.array], hidden: mx.array, labels: np.ndarray) -> mx.array:
     """The cross-entropy of each label, predicted from the position before it: (labels that count,) float32.
 
@@ -74,20 +54,6 @@ def answer_losses(lm_head: Callable[[mx.array], mx.array], hidden: mx.array, lab
     return nn.losses.cross_entropy(logits, mx.array(labels[rows, columns + 1]))
 
 
-def uniform_sigmas(key: mx.array, batch: int, shift: float = 1.0) -> mx.array:
-    """Noise levels (B,), uniform before the shift s -> shift s / (1 + (shift - 1) s)."""
-    return _shifted(mx.random.uniform(shape=(batch,), key=key), shift)
-
-
-def logit_normal_sigmas(key: mx.array, batch: int, shift: float = 1.0) -> mx.array:
-    """Noise levels (B,) of a logit-normal distribution (arXiv 2403.03206, section 3.1), then shifted."""
-    return _shifted(mx.sigmoid(mx.random.normal((batch,), key=key)), shift)
-
-
 def upstream_sigmas(u: mx.array, num_train_timesteps: int = 1000) -> mx.array:
     """Upstream's noise levels for uniform `u` (B,) in [0, 1): one of the table's, 1 at u = 0 and 0.001 at the end."""
     return (num_train_timesteps - mx.floor(u * num_train_timesteps)) / num_train_timesteps
-
-
-def _shifted(s: mx.array, shift: float) -> mx.array:
-    return shift * s / (1 + (shift - 1) * s)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ..errors import OptionError
-from .batches import LAYOUTS, Layout
 from .lora import LoRAConfig
 from .stages import STAGES, Stage
 
+Layout = Literal["inference", "upstream"]
+LAYOUTS = ("inference", "upstream")
 COND_DROPOUT = 0.1
 
 
@@ -18,15 +20,17 @@ class Options:
 
     Attributes:
         stage: of `mobileo_mlx.training.stages.STAGES`, perhaps adjusted.
-        layout: "inference" or "upstream", see `mobileo_mlx.training.batches.BatchConfig`.
-        rank, alpha, dropout: of the low-rank updates.
+        layout: "inference": two sequences a sample, as when the model is used. "upstream": one, as the original packs
+            it, with its noise levels and smaller images.
+        rank, alpha, dropout: of the low-rank updates, see `LoRAConfig`.
         steps: of the optimizer; by default what the stage's epochs make.
-        accumulate: parts in which each process computes its share of a step.
-        cond_dropout: share of samples that are drawn from zero hidden states; 0.1, and 0 in upstream's layout.
-        flow_shift: of the noise levels in training; upstream's layout has none.
-        seed: of everything random.
-        held_out: share of the samples that is not trained on, and shows how well the model does.
-        sample_every: steps between held-out losses, pictures and answers; by default a tenth of the run, or 20.
+        accumulate: micro-batches in which each process computes its share of a step, one after the other.
+        cond_dropout: share of the samples whose conditioning is that of zero hidden states; None becomes 0.1, and 0
+            in upstream's layout.
+        flow_shift: of the noise levels, see `mobileo_mlx.schedulers.shift`; 1 leaves them uniform, as upstream's are.
+        seed: of the order of the samples, the noise, the adapters' start and all other choices.
+        held_out: share of the samples that is not trained on but evaluated.
+        sample_every: steps between held-out losses, images and answers; by default a tenth of the run, or 20.
         save_every: steps between checkpoints; by default a twentieth of the run, from 10 to 500.
         recompute: gradient checkpointing; by default where the model is large.
         dtype: "float32" or "bfloat16"; trained parameters are float32 in any case.
@@ -64,23 +68,23 @@ class Options:
                 raise OptionError(f"{name} {value} makes no sense; it is a share, from 0 to below 1.")
         if not (0 < self.flow_shift < 1000):
             raise OptionError(f"flow_shift {self.flow_shift} makes no sense; choose a number above 0.")
-        if self.layout == "upstream" and (self.flow_shift != 1 or self.cond_dropout):
+        if self.upstream and (self.flow_shift != 1 or self.cond_dropout):
             raise OptionError("the upstream layout has neither flow_shift nor cond_dropout; leave them out.")
         if not 0 <= self.seed < 2**32:
             raise OptionError(f"seed {self.seed} is out of range; choose a number from 0 to 2**32 - 1.")
         if self.dtype not in (None, "float32", "bfloat16"):
             raise OptionError(f"training in {self.dtype} is not possible; choose float32 or bfloat16.")
+        if self.cond_dropout is None:
+            object.__setattr__(self, "cond_dropout", 0.0 if self.upstream else COND_DROPOUT)
         _ = self.lora  # which checks its own values
 
     @property
-    def lora(self) -> LoRAConfig | None:
-        """What the updates look like; None where there are none."""
-        components = tuple(name for name in ("llm", "dit") if getattr(self.stage, name) == "lora")
-        return LoRAConfig(self.rank, self.alpha, self.dropout, components) if components else None
+    def upstream(self) -> bool:
+        """Whether samples are laid out, noised and padded as in the original's training."""
+        return self.layout == "upstream"
 
     @property
-    def conditioning_dropout(self) -> float:
-        """The share that is dropped, as chosen or as the layout has it."""
-        if self.cond_dropout is not None:
-            return self.cond_dropout
-        return 0.0 if self.layout == "upstream" else COND_DROPOUT
+    def lora(self) -> LoRAConfig | None:
+        """What the low-rank updates look like; None where there are none."""
+        components = tuple(name for name in ("llm", "dit") if getattr(self.stage, name) == "lora")
+        return LoRAConfig(self.rank, self.alpha, self.dropout, components) if components else None

@@ -1,4 +1,7 @@
-"""Checkpoints of a run: whole or not there, and enough of them that a full disk or a kill never costs the last one."""
+"""What a run keeps in its folder: checkpoints, metrics, and a lock.
+
+A checkpoint is whole or not there, and there are enough of them that a full disk or a kill never costs the last one.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def write_checkpoint(
 
     Args:
         arrays: file stem to named arrays.
-        state: what else is to be kept, for JSON.
+        state: what else resuming needs or compares, for JSON.
 
     Raises:
         OutputError: the disk is full, or the folder can't be written; older checkpoints are untouched.
@@ -45,7 +48,7 @@ def write_checkpoint(
                 mx.save_safetensors(str(temporary / f"{name}.safetensors"), values)
             (temporary / STATE_FILE).write_text(json.dumps({"step": step, **state}, indent=2))
     for old in checkpoints(folder)[:-_KEPT]:
-        # Out of sight first: what is half removed must not be taken for a checkpoint.
+        # Renamed first: what is half removed must not be taken for a checkpoint.
         expired = folder / f"{TEMPORARY_PREFIX}{old.name}"
         old.rename(expired)
         shutil.rmtree(expired)
@@ -132,7 +135,7 @@ def holds_run(folder: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder while this one lasts. The system gives it free when a process is killed.
+    """Keeps other runs out of a folder while this one lasts. The system releases it when a process is killed.
 
     Raises:
         OutputError: another run is there.

@@ -1,10 +1,8 @@
 """Finetuning: from data and a model to an adapter, as a generator that yields what happens.
 
-    run = FinetuneRun("data.jsonl", "tiny", Options())
-    for event in run.start("adapter"):
-        ...
-
-Nothing is computed before the data is read and checked to the end.
+run = FinetuneRun.prepare("data.jsonl", "tiny", Options())
+for event in run.start("adapter"):
+    ...
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,13 @@ from ..checkpoints.checkpoint import default_dtype, named_parameters
 from ..errors import OptionError
 from ..models.mcp import annealed_temperature
 from ..pipeline import MobileO
-from .batches import BatchConfig, Batches
-from .data import Data, DataError, Progress, Sample, read_data
+from .batches import Batches
+from .data import Progress, read_data
 from .loop import StepReport, TrainingLoop
 from .lora import add_lora, write_adapter
 from .options import Options
-from .plots import plot_losses
+from .plots import can_plot, plot_losses
+from .quadruplets import Data, DataError, Sample
 from .run_state import append_metrics, check_new, holds_run, locked, read_metrics
 from .sample_sheet import write_samples
 from .sequences import preview
@@ -41,7 +41,7 @@ MINIMUM_TEMPERATURE = 0.5
 PLOT_FILE = "loss.png"
 _LARGE = 100_000_000  # parameters from which activations are computed twice rather than kept
 _TOLERANCE = 10.0  # the running mean of the loss may grow to so many times its smallest value
-_SHOWN = 4  # samples that are drawn and asked about
+_SAMPLES = 4  # that the sample sheet shows
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class SamplesWritten:
-    """Pictures and answers were written."""
+    """The sample sheet was written, see `mobileo_mlx.training.sample_sheet`."""
 
     step: int
     path: Path
@@ -62,62 +62,81 @@ class SamplesWritten:
 
 @dataclass(frozen=True)
 class Finished:
-    """The adapter was written. `step` is smaller than `steps` where the run was stopped."""
+    """The adapter was written.
+
+    Attributes:
+        step: smaller than `steps` where the run was stopped.
+        plot: the curves of the loss; None where matplotlib is not installed.
+    """
 
     folder: Path
     step: int
     steps: int
+    plot: Path | None
 
 
 Event = StepReport | Evaluated | SamplesWritten | Finished
 
 
 class FinetuneRun:
-    """A run that is ready to start: data and model are read and fit each other.
+    """A run on data and a model that are in memory; `prepare` reads, loads and checks both.
 
     Args:
         data: see `mobileo_mlx.training.data.read_data`.
-        model: as for `MobileO.load`.
+        model: not quantized. Its networks become those that are trained.
         options: see `Options`.
-        progress: called with the number of samples read so far.
-        download_progress: whether a download draws its bars.
+
+    Attributes:
+        held_out: samples that are not trained on.
+        batches: of the others.
+        steps: of the optimizer.
 
     Raises:
-        DataError: there are samples that can't be used; its `problems` are all of them.
-        OptionError: options do not fit each other, the data, or the number of processes.
-        CheckpointError, ConfigError: see `MobileO.load`.
+        OptionError: the batch can't be divided among the processes and the parts of a step.
     """
 
-    def __init__(
-        self,
+    def __init__(self, data: Data, model: MobileO, options: Options) -> None:
+        self.data, self.model, self.options = data, model, options
+        self.world = mx.distributed.init()
+        self.micro_batches = _micro_batches(options, self.world.size())
+        train, self.held_out = split(data.samples, options.held_out, options.seed)
+        self.batches = Batches(train, model, options, self.micro_batches)
+        epochs = options.stage.epochs * len(train) / options.stage.batch_size
+        self.steps = options.steps or max(1, round(epochs))
+
+    @classmethod
+    def prepare(
+        cls,
         data: str | Path,
         model: str | Path,
         options: Options,
         *,
         progress: Progress | None = None,
         download_progress: bool = False,
-    ) -> None:
-        self.options, stage = options, options.stage
-        self.world = mx.distributed.init()
-        self.parts = options.accumulate * self.world.size()
-        if stage.batch_size % self.parts:
-            raise OptionError(
-                f"a batch of {stage.batch_size} can't be divided into {self.parts} parts ({options.accumulate} in each "
-                f"of {self.world.size()} processes); choose a multiple."
-            )
-        upstream = options.layout == "upstream"
-        self.data: Data = read_data(data, questions=stage.questions, default_question=upstream, progress=progress)
-        self.model = _load(model, options.dtype, download_progress)
-        train, self.held_out = split(self.data.samples, options.held_out, options.seed)
-        self.batches = Batches(train, self.model, self._recipe())
-        problems = Batches(self.data.samples, self.model, self._recipe()).too_long()
-        if problems:
+    ) -> FinetuneRun:
+        """Reads all data and decodes every image, loads the model, and checks that they fit. It may take minutes.
+
+        Args:
+            data: see `mobileo_mlx.training.data.read_data`.
+            model: as for `MobileO.load`.
+            options: see `Options`.
+            progress: called with the number of samples read so far.
+            download_progress: whether a download shows its bars.
+
+        Raises:
+            DataError: there are samples that can't be used; its `problems` are all of them.
+            OptionError: options do not fit each other, the data, the model, or the number of processes.
+            CheckpointError, ConfigError: see `MobileO.load`.
+        """
+        _micro_batches(options, mx.distributed.init().size())  # before anything is read
+        found = read_data(data, questions=options.stage.questions, default_question=options.upstream, progress=progress)
+        run = cls(found, _load(model, options.dtype, download_progress), options)
+        if problems := run.batches.too_long(found.samples):
             raise DataError(f"'{data}' can't be trained on: {len(problems)} of its samples do not fit.", problems)
-        epoch_steps = len(train) * stage.epochs / stage.batch_size
-        self.steps = options.steps or max(1, round(epoch_steps))
+        return run
 
     def previews(self) -> list[tuple[str, str]]:
-        """A title and what the model reads, for the first drawing and the first edit."""
+        """A title and what the model reads, for the first text-to-image sample and the first edit."""
         found = []
         for title, edit in (("drawing", False), ("edit", True)):
             sample = next((s for s in self.data.samples if (s.source_image is not None) == edit), None)
@@ -130,6 +149,36 @@ class FinetuneRun:
                     text = preview(sequence, self.model.tokenizer.decode, self.batches.image_tokens)
                     found.append((f"{title}{what}, {sample.name}", text))
         return found
+
+    @cached_property
+    def network(self) -> TrainableModel:
+        """The networks that are trained or needed for it, with adapters beside their layers, in training mode."""
+        options, stage = self.options, self.options.stage
+        names = ["llm", "diffusion_connector", "dit"]
+        if stage.questions or self.data.edits:
+            names += ["vision_tower", "mm_projector"]
+        if stage.questions and self.model.checkpoint.has("lm_head"):
+            names.append("lm_head")
+        network = TrainableModel({name: self.model.parts[name] for name in names})
+        set_trainable(network, stage)
+        # The optimizer's steps are too small for half precision.
+        network.update(tree_map(lambda p: p.astype(mx.float32), network.trainable_parameters()))
+        if options.lora is not None:
+            add_lora(network.children(), options.lora, key=mx.random.key(options.seed))
+        set_mode(network, stage, training=True)
+        return network
+
+    @cached_property
+    def loss(self) -> JointLoss:
+        """The loss of a batch, computed in the precision that the model was loaded in."""
+        options = self.options
+        dtype = self.network.llm.embed_tokens.weight.dtype  # which no stage trains
+        size = sum(array.size for array in named_parameters(self.network).values())
+        return JointLoss(
+            upstream=options.upstream,
+            dtype=None if dtype == mx.float32 else dtype,
+            recompute=size > _LARGE if options.recompute is None else options.recompute,
+        )
 
     def start(
         self, folder: str | Path, *, resume: bool = False, stop: Callable[[], bool] | None = None
@@ -156,16 +205,14 @@ class FinetuneRun:
             yield from self._run(folder, stop)
 
     def _run(self, folder: Path, stop: Callable[[], bool] | None) -> Iterator[Event]:
-        options, stage = self.options, self.options.stage
-        network, objective = self._network()
-        upstream = options.layout == "upstream"
-        groups = parameter_groups(network, stage, upstream=upstream)
-        fit = TrainingLoop(
+        options, stage, network = self.options, self.options.stage, self.network
+        loop = TrainingLoop(
             model=network,
-            loss=objective,
+            loss=self.loss,
             batches=self.batches,
             optimizer=make_optimizer(
-                groups, warmup_cosine(self.steps, stage.warmup, stage.minimum / stage.learning_rate)
+                parameter_groups(network, stage, upstream=options.upstream),
+                warmup_cosine(self.steps, stage.warmup, stage.minimum / stage.learning_rate),
             ),
             steps=self.steps,
             batch_size=stage.batch_size,
@@ -174,67 +221,29 @@ class FinetuneRun:
             accumulate=options.accumulate,
             folder=folder,
             save_every=options.save_every or max(10, min(500, self.steps // 20)),
-            describe=self._describe(),
+            settings=self._resume_fingerprint(),
             tolerance=_TOLERANCE,
-            before_step=self._annealing(network) if stage.anneal and not upstream else None,
+            before_step=self._annealing() if stage.anneal and not options.upstream else None,
             stop=stop,
-            suspects=lambda step: self._non_finite_samples(network, objective, step),
+            bad_samples=self._bad_samples,
         )
         every = options.sample_every or max(20, self.steps // 10)
         leading = self.world.rank() == 0
-        for report in fit.run():
+        set_mode(network, stage, training=True)
+        for report in loop.run():
             yield report
             if leading and (report.step % every == 0 or report.step == self.steps):
                 set_mode(network, stage, training=False)
-                yield from self._look(folder, report.step, network, objective)
+                yield from self._evaluate(folder, report.step)
                 set_mode(network, stage, training=True)
         set_mode(network, stage, training=False)
         if leading:
-            self._plot(folder)
-            modules = {name: network[name] for name in network.children()}
-            write_adapter(folder, modules, options.lora, base_model=self.model.checkpoint.name)
-            yield Finished(folder, fit.step, self.steps)
+            write_adapter(folder, network.children(), options.lora, base_model=self.model.checkpoint.name)
+            yield Finished(folder, loop.step, self.steps, _plot(folder))
 
-    def _network(self) -> tuple[TrainableModel, JointLoss]:
-        """The components that are trained or looked through, and the objective."""
-        options, stage = self.options, self.options.stage
-        names = ["llm", "diffusion_connector", "dit"]
-        if stage.questions or self.data.edits:
-            names += ["vision_tower", "mm_projector"]
-        if stage.questions and self.model.checkpoint.has("lm_head"):
-            names.append("lm_head")
-        network = TrainableModel({name: self.model.parts[name] for name in names})
-        dtype = network.llm.embed_tokens.weight.dtype
-        set_trainable(network, stage)
-        # The optimizer's steps are too small for half precision.
-        network.update(tree_map(lambda p: p.astype(mx.float32), network.trainable_parameters()))
-        if options.lora is not None:
-            modules = {name: network[name] for name in network.children()}
-            add_lora(modules, options.lora, key=mx.random.key(options.seed))
-        set_mode(network, stage, training=True)
-        size = sum(array.size for array in named_parameters(network).values())
-        objective = JointLoss(
-            upstream=options.layout == "upstream",
-            dtype=None if dtype == mx.float32 else dtype,
-            recompute=size > _LARGE if options.recompute is None else options.recompute,
-        )
-        return network, objective
-
-    def _recipe(self) -> BatchConfig:
-        options = self.options
-        return BatchConfig(
-            layout=options.layout,
-            questions=options.stage.questions,
-            batch_size=options.stage.batch_size,
-            parts=self.parts,
-            seed=options.seed,
-            cond_dropout=options.conditioning_dropout,
-            flow_shift=options.flow_shift,
-            pixels=options.stage.vision == "full",
-        )
-
-    def _annealing(self, network: TrainableModel) -> Callable[[int], None]:
-        connector, samples = network.diffusion_connector, len(self.batches.samples)
+    def _annealing(self) -> Callable[[int], None]:
+        """Sets the connector's temperature before each step; it falls from epoch to epoch."""
+        connector, samples = self.network.diffusion_connector, len(self.batches.samples)
         start = float(connector.temperature)
         epochs = max(1, -(-self.steps * self.options.stage.batch_size // samples))
 
@@ -245,15 +254,14 @@ class FinetuneRun:
 
         return before_step
 
-    def _describe(self) -> dict[str, Any]:
-        """What has to be the same for a run to go on."""
-        checkpoint = self.model.checkpoint
+    def _resume_fingerprint(self) -> dict[str, Any]:
+        """What has to be the same for a run to go on: everything that its losses depend on."""
+        checkpoint, options = self.model.checkpoint, self.options
         tensors = {
             name: sorted((key, info.dtype, info.shape) for key, info in checkpoint.tensors(name).items())
             for name in ("llm", "diffusion_connector", "dit")
         }
         model = json.dumps([checkpoint.config.to_dict(), tensors])
-        options = self.options
         return {
             "data": self.data.fingerprint,
             "model": hashlib.sha256(model.encode()).hexdigest(),
@@ -265,50 +273,47 @@ class FinetuneRun:
             "flow_shift": options.flow_shift,
             "held_out": options.held_out,
             "dtype": options.dtype,
+            # The keys of the adapters' dropout count micro-batches.
+            "accumulate": options.accumulate,
+            "processes": self.world.size(),
         }
 
-    def _look(self, folder: Path, step: int, network: TrainableModel, objective: JointLoss) -> Iterator[Event]:
-        """The held-out loss, pictures and answers."""
+    def _evaluate(self, folder: Path, step: int) -> Iterator[Event]:
+        """The held-out loss, the sample sheet and the plot."""
         if self.held_out:
-            metrics = self._held_out_loss(network, objective)
+            metrics = self._held_out_loss()
             append_metrics(folder, json.dumps({"step": step, "held_out": metrics}))
             yield Evaluated(step, metrics)
-        samples = (self.held_out or self.batches.samples)[:_SHOWN]
-        yield SamplesWritten(
-            step, write_samples(self.model, samples, folder / "samples", step, self.options.stage.questions)
-        )
-        self._plot(folder)
+        samples = (self.held_out or self.batches.samples)[:_SAMPLES]
+        sheet = write_samples(self.model, samples, folder / "samples", step, self.options.stage.questions)
+        yield SamplesWritten(step, sheet)
+        _plot(folder)
 
-    def _held_out_loss(self, network: TrainableModel, objective: JointLoss) -> dict[str, float]:
+    def _held_out_loss(self) -> dict[str, float]:
+        """The means over all held-out samples, and over all tokens of their answers."""
         totals: dict[str, float] = {}
         weights: dict[str, float] = {}
-        size = max(1, self.options.stage.batch_size // self.parts)
+        size = max(1, self.options.stage.batch_size // self.micro_batches)
         for batch in self.batches.held_out(self.held_out, size):
-            _, metrics = objective(network, batch, mx.random.key(0))
+            _, metrics = self.loss(self.network, batch, mx.random.key(0))
             mx.eval(metrics)
             for name, value in metrics.items():
                 weight = batch.answer_tokens if name == "answer_loss" else len(batch.names)
                 totals[name] = totals.get(name, 0.0) + float(value) * weight
                 weights[name] = weights.get(name, 0.0) + weight
         means = {name: total / weights[name] for name, total in totals.items()}
-        loss = means["diffusion_loss"] + objective.answer_weight * means.get("answer_loss", 0.0)
+        loss = means["diffusion_loss"] + self.loss.answer_weight * means.get("answer_loss", 0.0)
         return {"loss": loss, **means}
 
-    def _non_finite_samples(self, network: TrainableModel, objective: JointLoss, step: int) -> str:
+    def _bad_samples(self, step: int) -> str:
         """The samples of a step that by themselves have a loss that is not finite; all where each alone is fine."""
         bad: list[str] = []
         for batch in self.batches.one_by_one(step):
-            loss, _ = objective(network, batch, mx.random.key(0))
+            loss, _ = self.loss(self.network, batch, mx.random.key(0))
             if not np.isfinite(float(loss)):
                 bad += batch.names
         names = list(dict.fromkeys(bad or self.batches.names(step)))
         return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-    def _plot(self, folder: Path) -> None:
-        lines = read_metrics(folder)
-        losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-        held_out = [(line["step"], line["held_out"]["loss"]) for line in lines if "held_out" in line]
-        plot_losses(losses, held_out, folder / PLOT_FILE)
 
 
 def split(samples: list[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
@@ -321,6 +326,17 @@ def split(samples: list[Sample], share: float, seed: int) -> tuple[list[Sample],
     )
 
 
+def _micro_batches(options: Options, processes: int) -> int:
+    """In how many micro-batches a step is computed, over all processes."""
+    size, count = options.stage.batch_size, options.accumulate * processes
+    if size % count:
+        raise OptionError(
+            f"a batch of {size} can't be divided into {count} parts ({options.accumulate} in each of {processes} "
+            "processes); choose a multiple."
+        )
+    return count
+
+
 def _load(model: str | Path, dtype: str | None, download_progress: bool) -> MobileO:
     """The model in the precision of training: float16 has too small a range for gradients."""
     loaded = MobileO.load(model, dtype=dtype, progress=download_progress)
@@ -328,3 +344,11 @@ def _load(model: str | Path, dtype: str | None, download_progress: bool) -> Mobi
         raise OptionError(f"'{model}' is quantized; train the original, and quantize what comes out.")
     half = dtype is None and default_dtype(loaded.checkpoint.stored_dtype("llm")) == mx.float16
     return MobileO.load(model, dtype="bfloat16") if half else loaded
+
+
+def _plot(folder: Path) -> Path | None:
+    """The curves of the run so far; None where matplotlib is not installed."""
+    if not can_plot():
+        return None
+    plot_losses(read_metrics(folder), folder / PLOT_FILE)
+    return folder / PLOT_FILE

@@ -1,6 +1,6 @@
 """Upstream's WebDataset shards: tar files in which the files of one sample share their name up to the first dot.
 
-`gen_prompt.txt` is the prompt, `gen_image.png` what is drawn, `und_image.jpg` what questions are about and what an edit
+`gen_prompt.txt` is the prompt, `gen_image.png` the image, `und_image.jpg` what questions are about and what an edit
 starts from, `qna.txt` has lines `Q: ... A: ...`, and `category.txt` says whether it is an edit.
 """
 
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from ..errors import PromptError
 from ..prompts import check_text
-from .data import QA, DataError, ImageRef, Problem, Sample
+from .quadruplets import QA, DataError, ImageRef, Malformed, Problem, Sample
 
 CATEGORIES = {"text_to_image": False, "text_and_image_to_image": True}  # to whether it is an edit
 # What upstream takes where a sample has no question.
-STAND_IN = QA("Describe the image.", "The image is so beautiful.")
+DEFAULT_QUESTION = QA("Describe the image.", "The image is so beautiful.")
 _IMAGES = ("png", "jpg", "jpeg", "webp")
 
 
@@ -35,7 +35,12 @@ def find_shards(path: Path) -> list[Path]:
 
 
 def read_shard(path: Path, questions: bool, default_question: bool) -> Iterator[Sample | Problem]:
-    """The samples of a shard, whose images are not opened yet, and what is wrong with the others."""
+    """The samples of a shard, whose images are not opened yet, and what is wrong with the others.
+
+    Args:
+        questions: whether every sample needs a question and an answer; otherwise they are not read.
+        default_question: whether a sample without one gets `DEFAULT_QUESTION`; otherwise it is an error.
+    """
     members: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
@@ -45,20 +50,19 @@ def read_shard(path: Path, questions: bool, default_question: bool) -> Iterator[
                         folder, _, file = member.name.rpartition("/")
                         stem, _, kind = file.partition(".")
                         members.setdefault(f"{folder}/{stem}".lstrip("./"), {})[kind] = member
-                complete = _ends_whole(path, tar.offset)
+                complete = _has_end_mark(path, tar.offset)
             except tarfile.TarError:
                 complete = False
             for key, files in members.items():
                 name = f"{path.name}: {key}"
-                reason = ""
+                entry: Sample | Problem
                 try:
-                    yield _sample(path, name, _texts(tar, files), files, questions, default_question)
-                except (_Malformed, PromptError) as error:
-                    reason = str(error)
+                    entry = _sample(path, name, _texts(tar, files), files, questions, default_question)
+                except (Malformed, PromptError) as error:
+                    entry = Problem(name, str(error))
                 except (tarfile.TarError, OSError):
-                    reason = "lies where the shard is cut short"
-                if reason:
-                    yield Problem(name, reason)
+                    entry = Problem(name, "lies where the shard is cut short")
+                yield entry
     except (tarfile.TarError, OSError) as error:
         yield Problem(path.name, f"is not a tar file that can be read ({error})")
         return
@@ -67,17 +71,13 @@ def read_shard(path: Path, questions: bool, default_question: bool) -> Iterator[
         yield Problem(path.name, f"is cut short after {count}; get it again")
 
 
-class _Malformed(Exception):
-    pass
-
-
 def parse_qna(text: str) -> list[QA]:
     """The questions and answers among lines such as `Q: How many? A: Three.`; other lines are left out."""
     found = re.findall(r"^\s*Q:\s*(\S.*?)\s+A:\s*(\S.*?)\s*$", text, re.MULTILINE)
     return [QA(question, answer) for question, answer in found]
 
 
-def _ends_whole(path: Path, end: int) -> bool:
+def _has_end_mark(path: Path, end: int) -> bool:
     """Whether an archive has its end mark, 512 zeros, where reading ended."""
     with path.open("rb") as file:
         for start in (end - 512, end):  # some versions of Python count the mark
@@ -99,7 +99,7 @@ def _texts(tar: tarfile.TarFile, files: dict[str, tarfile.TarInfo]) -> dict[str,
             try:
                 texts[kind.removesuffix(".txt")] = data.decode("utf-8-sig")
             except UnicodeDecodeError as error:
-                raise _Malformed(f"{kind} is not UTF-8 text") from error
+                raise Malformed(f"{kind} is not UTF-8 text") from error
     return texts
 
 
@@ -111,26 +111,26 @@ def _sample(
     questions: bool,
     default_question: bool,
 ) -> Sample:
-    def picture(kind: str) -> ImageRef:
+    def image_of(kind: str) -> ImageRef:
         for suffix in _IMAGES:
             if (member := files.get(f"{kind}.{suffix}")) is not None:
                 return ImageRef(path, member.offset_data, member.size)
-        raise _Malformed(f"lacks {kind}.png or .jpg")
+        raise Malformed(f"lacks {kind}.png or .jpg")
 
     if "gen_prompt" not in texts:
-        raise _Malformed("lacks gen_prompt.txt")
+        raise Malformed("lacks gen_prompt.txt")
     category = texts.get("category", "text_to_image").strip()
     if category not in CATEGORIES:
-        raise _Malformed(f"category.txt says {category!r}, and neither {' nor '.join(CATEGORIES)}")
+        raise Malformed(f"category.txt says {category!r}, and neither {' nor '.join(CATEGORIES)}")
     qa = parse_qna(texts.get("qna", "")) if questions else []
     if questions and not qa:
         if not default_question:
-            raise _Malformed("qna.txt has no line 'Q: ... A: ...'")
-        qa = [STAND_IN]
+            raise Malformed("qna.txt has no line 'Q: ... A: ...'")
+        qa = [DEFAULT_QUESTION]
     for pair in qa:
         check_text(pair.question, "question")
         check_text(pair.answer, "answer")
-    image = picture("gen_image")
+    image = image_of("gen_image")
     edit = CATEGORIES[category]
-    seen = picture("und_image") if questions or edit else image
-    return Sample(name, check_text(texts["gen_prompt"].strip()), image, seen if edit else None, seen, tuple(qa))
+    second = image_of("und_image") if questions or edit else image
+    return Sample(name, check_text(texts["gen_prompt"].strip()), image, second if edit else None, second, tuple(qa))

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mobileo_mlx.training.data import QA, DataError, Problem, read_data
-from mobileo_mlx.training.webdataset import STAND_IN, parse_qna
+from mobileo_mlx.training.data import read_data
+from mobileo_mlx.training.quadruplets import QA, DataError, Problem
+from mobileo_mlx.training.webdataset import DEFAULT_QUESTION, parse_qna
 
 from .conftest import write_lines
 
@@ -35,10 +36,10 @@ def test_a_file_of_quadruplets(quadruplets: Callable[..., Path]) -> None:
     first, edit = data.samples[0], data.samples[2]
     assert (first.name, first.prompt, first.source_image) == ("line 1", "a red picture, number 0", None)
     assert first.qa == (QA("what colour is it?", "red"),)
-    assert first.seen == first.image
+    assert first.question_image == first.image
     # A question about an edit is about the result.
     assert edit.source_image is not None
-    assert edit.seen == edit.image != edit.source_image
+    assert edit.question_image == edit.image != edit.source_image
     assert edit.image.open().getpixel((0, 0)) == (40, 60, 200)
 
 
@@ -143,9 +144,9 @@ def test_a_shard(tmp_path: Path) -> None:
     assert drawn.prompt == "a cat"
     assert drawn.qa == (QA("what is it?", "a cat."), QA("where?", "here"))
     assert drawn.source_image is None
-    assert edit.source_image == edit.seen
+    assert edit.source_image == edit.question_image
     assert drawn.image.open().getpixel((0, 0)) == (255, 0, 0)
-    assert drawn.seen.open().getpixel((0, 0)) == (0, 0, 255)
+    assert drawn.question_image.open().getpixel((0, 0)) == (0, 0, 255)
 
 
 def test_a_folder_of_shards(tmp_path: Path) -> None:
@@ -161,8 +162,8 @@ def test_a_sample_without_a_question(tmp_path: Path) -> None:
     path = shard(tmp_path / "s.tar", {"0": {**SAMPLE, "qna.txt": b"nothing"}})
     assert problems(path) == ["s.tar: 0: qna.txt has no line 'Q: ... A: ...'"]
     data = read_data(path, default_question=True)
-    assert data.samples[0].qa == (STAND_IN,)
-    assert data.stand_ins == 1
+    assert data.samples[0].qa == (DEFAULT_QUESTION,)
+    assert data.default_questions == 1
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
 import pytest
 
 from mobileo_mlx.errors import CheckpointError, OutputError, TrainingError
 from mobileo_mlx.files import TEMPORARY_PREFIX
-from mobileo_mlx.training.loop import StepReport, TrainingLoop
+from mobileo_mlx.training.loop import RunningMean, StepReport, TrainingLoop
 from mobileo_mlx.training.run_state import checkpoints, locked, read_metrics
 
 
@@ -37,7 +38,7 @@ def fit(folder: Path | None = None, **changes: Any) -> TrainingLoop:
     return TrainingLoop(**{**parts, **settings, **changes})
 
 
-def told(reports: list[StepReport]) -> list[tuple[int, float, float]]:
+def summary(reports: list[StepReport]) -> list[tuple[int, float, float]]:
     return [(report.step, report.loss, report.grad_norm) for report in reports]
 
 
@@ -49,24 +50,42 @@ def test_the_loss_falls() -> None:
     assert reports[0].samples_per_second > 0
 
 
+def test_the_compiled_update_changes_no_loss() -> None:
+    compiled = summary(list(fit().run()))
+    mx.disable_compile()
+    try:
+        plain = summary(list(fit().run()))
+    finally:
+        mx.enable_compile()
+    assert np.allclose(compiled, plain, rtol=1e-6)
+
+
+def test_a_running_mean_begins_with_what_there_is() -> None:
+    mean = RunningMean()
+    assert [mean.add(4.0), mean.add(4.0)] == [4.0, 4.0]
+    assert mean.lowest == float("inf")
+    values = [mean.add(1.0) for _ in range(200)]
+    assert values == sorted(values, reverse=True)
+    assert mean.lowest == values[-1] == pytest.approx(1.0, abs=1e-3)
+
+
 @pytest.mark.parametrize("ema", [None, 0.9])
 @pytest.mark.parametrize("killed_after", [1, 3, 4])
 def test_resuming_is_exact(tmp_path: Path, killed_after: int, ema: float | None) -> None:
     whole = fit(tmp_path / "whole", ema=ema)
-    expected = told(list(whole.run()))
+    expected = summary(list(whole.run()))
     run = fit(tmp_path / "killed", ema=ema).run()
     for _ in range(killed_after):
         next(run)
     run.close()  # as a kill does, it leaves what is on disk
     again = fit(tmp_path / "killed", ema=ema)
-    found = told(list(again.run()))
+    found = summary(list(again.run()))
     start = killed_after // 2 * 2
     assert found == expected[start:]
-    for name, value in whole._arrays()["model"].items():
-        assert (again._arrays()["model"][name] == value).all(), name
+    for name, value in whole.arrays()["model"].items():
+        assert (again.arrays()["model"][name] == value).all(), name
     if ema is not None:
-        assert whole.averages is not None
-        assert again.averages is not None
+        assert whole.averages.keys() == again.averages.keys() == whole.arrays()["ema"].keys()
         assert all((again.averages[name] == value).all() for name, value in whole.averages.items())
     lines = read_metrics(tmp_path / "killed")
     assert [(line["step"], line["loss"], line["grad_norm"]) for line in lines] == expected
@@ -89,7 +108,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path) -
     run = fit(tmp_path).run()
     next(run)
     run.close()
-    assert told(list(fit(tmp_path).run())) == told(list(fit().run()))
+    assert summary(list(fit(tmp_path).run())) == summary(list(fit().run()))
     assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, 10))
 
 
@@ -99,10 +118,10 @@ def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
 
 
 def test_other_settings_are_named(tmp_path: Path) -> None:
-    list(fit(tmp_path, describe={"rate": 1, "same": [1, 2]}).run())
-    list(fit(tmp_path, describe={"rate": 1, "same": (1, 2)}).run())
+    list(fit(tmp_path, settings={"rate": 1, "same": [1, 2]}).run())
+    list(fit(tmp_path, settings={"rate": 1, "same": (1, 2)}).run())
     with pytest.raises(CheckpointError, match=r"other settings \(seed 0 there, 3 here, rate 1 there, 2 here\)"):
-        list(fit(tmp_path, describe={"rate": 2, "same": [1, 2]}, seed=3).run())
+        list(fit(tmp_path, settings={"rate": 2, "same": [1, 2]}, seed=3).run())
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
@@ -118,11 +137,11 @@ def test_a_loss_that_is_no_number_stops(tmp_path: Path) -> None:
 
     names = []
 
-    def suspects(step: int) -> str:
+    def bad_samples(step: int) -> str:
         names.append(step)
         return "line 7"
 
-    run = fit(tmp_path, batches=broken, suspects=suspects).run()
+    run = fit(tmp_path, batches=broken, bad_samples=bad_samples).run()
     with pytest.raises(TrainingError, match=r"At step 5 the loss is nan .* look at line 7"):
         list(run)
     assert names == [4]
@@ -149,7 +168,7 @@ def test_a_run_can_be_stopped(tmp_path: Path) -> None:
 
     assert len(list(fit(tmp_path, stop=stop).run())) == 3
     assert checkpoints(tmp_path)[-1].name == "step-0000003"
-    assert told(list(fit(tmp_path).run())) == told(list(fit().run()))[3:]
+    assert summary(list(fit(tmp_path).run())) == summary(list(fit().run()))[3:]
 
 
 def test_something_can_be_done_before_each_step() -> None:
@@ -181,7 +200,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pyte
     assert [path.name for path in checkpoints(tmp_path)] == ["step-0000002"]
     assert not list(tmp_path.glob(f"{TEMPORARY_PREFIX}*"))
     monkeypatch.undo()
-    assert told(list(fit(tmp_path).run())) == told(list(fit().run()))[2:]
+    assert summary(list(fit(tmp_path).run())) == summary(list(fit().run()))[2:]
 
 
 def test_metrics_are_json(tmp_path: Path) -> None:

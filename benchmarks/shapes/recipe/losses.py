@@ -10,8 +10,9 @@ import numpy as np
 
 from mobileo_mlx.conditioning import MultimodalInputs, embed_prompts, hidden_states, text_input
 from mobileo_mlx.models.mobileo import MobileOConfig, build
+from mobileo_mlx.schedulers import shift as shifted
 from mobileo_mlx.tokenizer import Tokenizer
-from mobileo_mlx.training.losses import answer_losses, flow_matching_loss, logit_normal_sigmas
+from mobileo_mlx.training.losses import answer_losses, flow_matching_loss
 
 from ..world import Scene
 from .curriculum import Sequences, symbols
@@ -75,7 +76,12 @@ def drawing_loss(
         model.dit,
         latents,
         mx.random.normal(latents.shape, key=noise_key),
-        logit_normal_sigmas(sigma_key, latents.shape[0], shift),
+        shifted(logit_normal_sigmas(sigma_key, latents.shape[0]), shift),
         text.states,
         text.mask,
     )
+
+
+def logit_normal_sigmas(key: mx.array, batch: int) -> mx.array:
+    """Noise levels (B,) of a logit-normal distribution (arXiv 2403.03206, section 3.1)."""
+    return mx.sigmoid(mx.random.normal((batch,), key=key))

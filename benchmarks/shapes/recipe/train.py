@@ -133,7 +133,7 @@ def run(stage: Stage, folder: Path) -> Iterator[StepReport]:
         ema=stage.ema,
         folder=folder / stage.name,
         save_every=250,
-        describe={"processes": world.size()},
+        settings={"processes": world.size()},
     ).run()
 
 
