@@ -1,1 +1,12 @@
-"""Training: the same modules, prompts and samplers as inference."""
+"""Training: the same networks, prompts and conditioning as inference.
+
+A line of data becomes a loss in five steps, each a module:
+
+    data.py (jsonl.py, webdataset.py)  file           -> Sample (quadruplets.py), checked
+    sequences.py                       Sample         -> TokenSequence, ids and labels
+    batches.py                         Samples        -> Batch, with latents, noise and noise levels
+    trainable.py                       Batch          -> embeddings, hidden states, what the DiT reads
+    losses.py                          of these       -> flow matching and cross-entropy
+
+loop.py takes optimizer steps and run_state.py keeps them; trainer.py puts all of it together.
+"""

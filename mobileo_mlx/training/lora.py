@@ -42,12 +42,12 @@ class LoRAConfig:
 
     Attributes:
         rank: of the updates.
-        alpha: they are multiplied by alpha / rank.
-        dropout: share of a layer's inputs that its update does not see in training.
+        alpha: the updates are multiplied by alpha / rank.
+        dropout: share of the inputs of each update that are zero in training.
         components: "llm", "dit" or both.
 
     Raises:
-        OptionError: a value that can't be.
+        OptionError: a value is out of range.
     """
 
     rank: int = 16
@@ -96,7 +96,7 @@ class Dropout(nn.Module):
 def add_lora(modules: Mapping[str, nn.Module], config: LoRAConfig, *, key: mx.array) -> None:
     """Puts low-rank updates beside layers, in place. At first they are zero and the model is unchanged.
 
-    The updates are trainable and float32. The layers themselves are as frozen as they were: freeze the modules first.
+    The updates are trainable and float32. The layers keep their frozen state: freeze the modules first.
 
     Args:
         modules: the component networks by name, dense or quantized; those of `config.components` are adapted.
@@ -118,7 +118,7 @@ def load_lora(modules: Mapping[str, nn.Module], adapter: Adapter, *, dropout: fl
 
     Args:
         modules: component networks by name, among them those that the adapter updates.
-        adapter: that has been checked against the model.
+        adapter: already checked against the model.
         dropout: as in `LoRAConfig`.
     """
     for component, updates in adapter.low_rank.items():
@@ -141,10 +141,10 @@ def _wrap(module: nn.Module, path: str, rank: int, scale: float, dropout: float)
 
 
 def set_dropout_key(module: nn.Module, key: mx.array) -> None:
-    """Sets what the masks of all `Dropout` layers below a module are drawn from.
+    """Sets the keys of all `Dropout` layers below a module.
 
-    To be called once a step, before the loss. A second key between two passes of a step would reach the gradient of the
-    first, where that is computed with checkpointing.
+    To be called once a step, before the loss: with gradient checkpointing a later key would reach the gradient of what
+    was computed with an earlier one.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, Dropout)]
     if layers:
@@ -170,7 +170,7 @@ def write_adapter(
         OutputError: a file can't be written, or the disk is full.
     """
     updates = _updates(modules) if config is not None else {}
-    trained = {f"{name}.{key}": value for name, module in modules.items() for key, value in _trained(module)}
+    trained = {f"{name}.{key}": value for name, module in modules.items() for key, value in _fully_trained(module)}
     if trained:
         with atomic_write(folder / TRAINED_FILE, overwrite=True) as temporary:
             write_tensors(temporary, trained)
@@ -199,20 +199,20 @@ def _updates(modules: Mapping[str, nn.Module]) -> dict[str, mx.array]:
     return tensors
 
 
-def _trained(module: nn.Module) -> Iterator[tuple[str, mx.array]]:
-    """What of a component is trained in full, by its names in the checkpoint.
+def _fully_trained(module: nn.Module) -> Iterator[tuple[str, mx.array]]:
+    """The arrays of a component that are trained in full, by their names in the checkpoint.
 
-    It is all arrays of every layer that has a trainable one of its own: training changes others too, the running
-    statistics of BatchNorm and the connector's temperature.
+    Of a layer with a trainable array these are all arrays: training changes others too, the running statistics of
+    BatchNorm and the connector's temperature.
     """
     wrapped = {path for path, _ in _lora_layers(module)}
     for path, layer in module.named_modules():
         own = {name for name, value in layer.items() if isinstance(value, mx.array) and not name.startswith("_")}
         if path in wrapped or own.isdisjoint(layer.trainable_parameters()):
             continue
-        place = path.removesuffix(".linear") if path.removesuffix(".linear") in wrapped else path
+        name_in_checkpoint = path.removesuffix(".linear") if path.removesuffix(".linear") in wrapped else path
         for name in sorted(own):
-            yield f"{place}.{name}".lstrip("."), layer[name]
+            yield f"{name_in_checkpoint}.{name}".lstrip("."), layer[name]
 
 
 def _lora_layers(module: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,7 @@
-"""What the model reads while it learns: token sequences, and which of their tokens it has to predict.
+"""What the language model reads in training: token sequences, and which of their tokens it has to predict.
 
-By default a sample gives two sequences in the layouts of inference, so that training and use see the same. Upstream
-packs everything into one: its layouts are here too, token by token.
+By default a sample gives two sequences, written as at inference. Upstream packs everything into one: its layouts are
+here too, token by token.
 """
 
 from __future__ import annotations
@@ -57,21 +57,21 @@ class TokenSequence:
 
 
 def drawing_sequence(tokenizer: Tokenizer, prompt: str, *, edit: bool) -> TokenSequence:
-    """The request to draw, or to change one image, as inference writes it. Nothing is predicted."""
-    return _joined((encode_prompt(tokenizer, (edit_prompt if edit else generate_prompt)(prompt)), False))
+    """The request for an image, or to edit one, as inference writes it. Nothing is predicted."""
+    return _concatenated((encode_prompt(tokenizer, (edit_prompt if edit else generate_prompt)(prompt)), False))
 
 
 def answer_sequence(tokenizer: Tokenizer, question: str, answer: str) -> TokenSequence:
     """A question about one image as inference writes it; predicted are the answer and its end."""
     answered = [*tokenizer.encode(answer), *tokenizer.encode(IM_END)]
-    return _joined((encode_prompt(tokenizer, ask_prompt(question)), False), (answered, True))
+    return _concatenated((encode_prompt(tokenizer, ask_prompt(question)), False), (answered, True))
 
 
 def upstream_sequence(tokenizer: Tokenizer, prompt: str, question: str, answer: str, *, edit: bool) -> TokenSequence:
     """Upstream's post-training sequence.
 
-    The image comes first, before any text. There is no system turn, and user turns have no end. The request to draw
-    is answered with nothing. The heads and ends of both answers are predicted too.
+    The image comes first, before any text. There is no system turn, and user turns have no end. The request for
+    an image is answered with nothing. The heads and ends of both answers are predicted too.
     """
     pieces: list[tuple[list[int], bool]] = [([IMAGE_TOKEN_INDEX], False)]
     for text, reply in (((EDIT_PREFIX if edit else GENERATE_PREFIX) + prompt, ""), (question, answer)):
@@ -79,7 +79,7 @@ def upstream_sequence(tokenizer: Tokenizer, prompt: str, question: str, answer: 
             (tokenizer.encode(f"{IM_START}user\n{text}"), False),
             (tokenizer.encode(f"{_ANSWER_HEAD}{reply}{IM_END}\n"), True),
         ]
-    return _joined(*pieces)
+    return _concatenated(*pieces)
 
 
 def upstream_pair_sequence(tokenizer: Tokenizer, prompt: str) -> TokenSequence:
@@ -88,7 +88,7 @@ def upstream_pair_sequence(tokenizer: Tokenizer, prompt: str) -> TokenSequence:
     The answer has labels, though these stages have no loss on text.
     """
     request = generate_prompt(prompt).removesuffix(_ANSWER_HEAD)
-    return _joined((tokenizer.encode(request), False), (tokenizer.encode(f"{_ANSWER_HEAD}{IM_END}\n"), True))
+    return _concatenated((tokenizer.encode(request), False), (tokenizer.encode(f"{_ANSWER_HEAD}{IM_END}\n"), True))
 
 
 def preview(sequence: TokenSequence, decode: Callable[[list[int]], str], image_tokens: int) -> str:
@@ -107,7 +107,7 @@ def preview(sequence: TokenSequence, decode: Callable[[list[int]], str], image_t
     return "".join(parts)
 
 
-def _joined(*pieces: tuple[list[int], bool]) -> TokenSequence:
+def _concatenated(*pieces: tuple[list[int], bool]) -> TokenSequence:
     """Pieces of ids, each with whether it is predicted."""
     ids, labels = [], []
     for piece, predicted in pieces:

@@ -1,11 +1,10 @@
-"""What each stage of training trains, at which rates: the paper's three stages, and one that is meant for a 16 GB Mac.
+"""What each stage of training trains, and at which rates: the paper's three, and one that is meant for a 16 GB Mac.
 
 The numbers are those of the paper (arXiv 2602.20161, section 4.1 and its appendix) and of the original's scripts.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from mlx.utils import tree_flatten
 from ..errors import OptionError
 from .trainable import TrainableModel
 
-How = Literal["full", "lora", "frozen"]
+Trained = Literal["full", "lora", "frozen"]
 BETAS = (0.9, 0.95)
 EPS = 1e-8
 WEIGHT_DECAY = 0.01
@@ -40,23 +39,25 @@ class Stage:
     """One stage of training.
 
     Attributes:
+        name: in `STAGES`.
         questions: whether answers are trained too; a stage without them takes prompt-image pairs.
-        llm, dit, vision: what of the language model, the DiT and the vision tower is trained; the connector always is.
+        llm, dit, vision: how the language model, the DiT and the vision tower are trained; the connector always is.
         projector: whether the tower's projector is trained.
         learning_rate: of whatever `shares` do not name.
         minimum: where the cosine ends, for that rate; the others shrink by the same factor.
         shares: start of a parameter's name to its share of the rate.
-        batch_size: samples in one step.
-        warmup: share of the steps.
+        batch_size: samples in one step, over all processes.
+        epochs: passes over the data.
+        warmup: share of the steps until the rate is full.
         clip: the largest norm of the gradient.
         anneal: whether the connector's temperature falls from epoch to epoch (section 3.2).
     """
 
     name: str
     questions: bool
-    llm: How
-    dit: How
-    vision: How
+    llm: Trained
+    dit: Trained
+    vision: Trained
     projector: bool
     learning_rate: float
     minimum: float
@@ -149,7 +150,7 @@ def set_trainable(network: TrainableModel, stage: Stage) -> None:
     chosen += ["mm_projector"] if stage.projector else []
     for name in chosen:
         network[name].unfreeze()
-    # What no gradient sets, and weight decay would.
+    # No gradient reaches these; weight decay would change them.
     network.diffusion_connector.freeze(keys=["temperature"], recurse=False)
     for _, module in network.named_modules():
         if isinstance(module, nn.BatchNorm):
@@ -157,10 +158,7 @@ def set_trainable(network: TrainableModel, stage: Stage) -> None:
 
 
 def set_mode(network: TrainableModel, stage: Stage, *, training: bool) -> None:
-    """Dropout on or off. A vision tower that is trained takes its BatchNorms' statistics from the batch, as upstream's.
-
-    A frozen one never does.
-    """
+    """Turns dropout on or off. A vision tower takes BatchNorm's statistics from the batch only while it is trained."""
     network.train(training)
     if "vision_tower" in network:
         network.vision_tower.train(training and stage.vision == "full")
@@ -208,7 +206,7 @@ def make_optimizer(groups: list[Group], factor: Callable[[mx.array], mx.array] |
     """AdamW as PyTorch has it, one for each group.
 
     Args:
-        factor: the number of the step, 0 for the first, to what all rates are multiplied with; constant by default.
+        factor: of all rates, by the step from 0; constant by default.
     """
 
     def rate(peak: float) -> Any:
@@ -231,7 +229,7 @@ def make_optimizer(groups: list[Group], factor: Callable[[mx.array], mx.array] |
 
 
 def warmup_cosine(steps: int, warmup: float, floor: float) -> Callable[[mx.array], mx.array]:
-    """The factor of the learning rates: a straight line up to 1, then half a cosine down.
+    """The factor of the learning rates, by the step from 0: a straight line up to 1, then half a cosine down.
 
     Args:
         steps: of the whole run.
@@ -239,10 +237,7 @@ def warmup_cosine(steps: int, warmup: float, floor: float) -> Callable[[mx.array
         floor: the factor at the end.
     """
     rising = max(1, round(warmup * steps))
-
-    def factor(step: mx.array) -> mx.array:
-        done = step.astype(mx.float32) + 1
-        along = mx.clip((done - rising) / max(1, steps - rising), 0, 1)
-        return mx.minimum(done / rising, 1) * (floor + (1 - floor) * (1 + mx.cos(math.pi * along)) / 2)
-
-    return factor
+    cosine = optim.cosine_decay(1.0, max(1, steps - rising), floor)
+    if rising == 1:
+        return cosine
+    return optim.join_schedules([optim.linear_schedule(1 / rising, 1.0, rising - 1), cosine], [rising - 1])

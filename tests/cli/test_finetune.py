@@ -151,7 +151,14 @@ def test_ctrl_c_writes_a_checkpoint(arguments: list[str], work: Path, environmen
     assert (work / "out" / "adapter_model.safetensors").exists()
 
 
-def test_progress_and_pictures(arguments: list[str], here: Callable[..., Result], work: Path) -> None:
+@pytest.mark.parametrize("plotting", [True, False])
+def test_progress_and_pictures(
+    arguments: list[str], here: Callable[..., Result], work: Path, plotting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if plotting:
+        pytest.importorskip("matplotlib")
+    else:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = here(*arguments, *["--steps", "1", "--held-out", "0.2", "--out", "out", "--train", "align"])
     assert (done.status, done.out) == (0, "out\n")
     lines = done.err.splitlines()
@@ -159,8 +166,11 @@ def test_progress_and_pictures(arguments: list[str], here: Callable[..., Result]
     assert re.fullmatch(r"step 1/1: loss [\d.]+ \(diffusion_loss [\d.]+\), [\d.]+ samples/s, .* left", lines[1])
     assert re.fullmatch(r"step 1: held out loss [\d.]+, diffusion_loss [\d.]+", lines[2])
     assert lines[3] == "step 1: pictures and answers in out/samples/0000001.png"
-    assert len(lines) == 4
-    assert {path.name for path in (work / "out").iterdir()} >= {"loss.png", "metrics.jsonl", "trained.safetensors"}
+    written = {path.name for path in (work / "out").iterdir()}
+    assert written >= {"metrics.jsonl", "trained.safetensors"}
+    assert ("loss.png" in written) == plotting
+    assert len(lines) == (4 if plotting else 5)
+    assert plotting or lines[4].endswith("for a plot of them, pip install 'mobileo-mlx[bench]'")
 
 
 def test_a_dry_run(arguments: list[str], here: Callable[..., Result], work: Path) -> None:
@@ -221,6 +231,16 @@ def test_mistakes(options: str, sentence: str, arguments: list[str], here: Calla
     assert done.err.splitlines()[-1].startswith("mobileo-mlx: error: ")
     assert sentence in done.err.splitlines()[-1]
     assert set(work.rglob("*")) == before
+
+
+def test_a_run_goes_on_with_the_same_division(arguments: list[str], here: Callable[..., Result], work: Path) -> None:
+    assert here(*arguments, "--steps", "1", "--out", "out").status == 0
+    done = here(*arguments, "--steps", "1", "--out", "out", "--resume", "--accumulate", "2")
+    assert done.status == 2
+    assert done.err.splitlines()[-1].endswith(
+        "belongs to a run with other settings (accumulate 1 there, 2 here); continue with those, or choose another "
+        "folder."
+    )
 
 
 def test_out_is_needed(arguments: list[str], here: Callable[..., Result]) -> None:
