@@ -264,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     from mobileo_mlx import MobileO
-    from mobileo_mlx.checkpoints.checkpoint import parse_dtype
+    from mobileo_mlx.checkpoints.load import parse_dtype
     from mobileo_mlx.checkpoints.quantize import parse_quantize
     from mobileo_mlx.errors import OptionError
 
@@ -307,7 +307,7 @@ def _run(options: argparse.Namespace) -> None:
 def _dtype(model: MobileO, names: Sequence[str]) -> str:
     """What the networks really computed in."""
     component = "vision_tower" if set(names) & {"vision", "first_token", "second_question", "edit"} else "llm"
-    from mobileo_mlx.checkpoints.checkpoint import named_parameters
+    from mobileo_mlx.checkpoints.modules import named_parameters
 
     kinds = {str(array.dtype).removeprefix("mlx.core.") for array in named_parameters(model.parts[component]).values()}
     return ", ".join(sorted(kind for kind in kinds if "float" in kind))

@@ -177,7 +177,7 @@ def measure_phases(options: argparse.Namespace, config: MobileOConfig) -> dict[s
     """Everything but the whole tasks."""
     import mlx.core as mx
 
-    from mobileo_mlx.checkpoints.checkpoint import default_dtype, parse_dtype
+    from mobileo_mlx.checkpoints.load import default_dtype, parse_dtype
     from mobileo_mlx.checkpoints.quantize import resolve_bits
     from mobileo_mlx.models.mobileo import COMPONENTS
 

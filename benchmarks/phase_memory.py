@@ -40,7 +40,7 @@ SAME = {("edit", "vision"): ("ask", "vision"), ("edit", "decode"): ("generate", 
 
 def weight_bytes(config: MobileOConfig, component: str, dtype: mx.Dtype, bits: Mapping[str, int]) -> int:
     """What a component's weights take, by the modules that loading makes; nothing is computed."""
-    from mobileo_mlx.checkpoints.checkpoint import named_parameters, preserve_rng_state
+    from mobileo_mlx.checkpoints.modules import named_parameters, preserve_rng_state
     from mobileo_mlx.checkpoints.quantize import QuantizeSpec, quantized_skeleton
     from mobileo_mlx.models.mobileo import build
 
@@ -98,7 +98,7 @@ def measure(model: MobileO, bits: Mapping[str, int], dtype: mx.Dtype) -> Iterato
 
 def _phase(model: MobileO, task: str, name: str) -> Callable[[], object]:
     """A phase with its inputs, which are in memory already."""
-    from mobileo_mlx.checkpoints.checkpoint import preserve_rng_state
+    from mobileo_mlx.checkpoints.modules import preserve_rng_state
     from mobileo_mlx.decoding import decode
     from mobileo_mlx.diffusion import denoise
     from mobileo_mlx.models.mobileo import build

@@ -13,15 +13,16 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import mlx.nn as nn
 from mobileo_weights import SIZES, manifest, upstream_config
 
 from mobileo_mlx import MobileO
-from mobileo_mlx.checkpoints.checkpoint import Checkpoint, named_parameters, preserve_rng_state
+from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.checkpoints.convert import write_config
+from mobileo_mlx.checkpoints.modules import named_parameters, preserve_rng_state
 from mobileo_mlx.checkpoints.random_model import write_random_model
 from mobileo_mlx.checkpoints.tensor_files import TensorInfo, write_tensors
 from mobileo_mlx.errors import OptionError
@@ -71,19 +72,9 @@ class SyntheticCheckpoint(Checkpoint):
 
     Attributes:
         read: the weights of a component, by our names; as random as a new network's by default.
-        evaluate: whether loading computes them, so that they count as resident from then on.
     """
 
     read: Callable[[str], Weights] | None = None
-    evaluate: bool = True
-
-    def load(self, component: str, **options: Any) -> nn.Module:
-        module = super().load(component, **options)
-        if self.evaluate:
-            for array in named_parameters(module).values():  # one by one: random bits take memory too
-                mx.eval(array)
-            mx.clear_cache()
-        return module
 
     def load_tokenizer(self) -> Tokenizer:
         """A small byte-level tokenizer: its ids are all within the vocabulary, and `prompt_of` counts its tokens."""
@@ -93,6 +84,19 @@ class SyntheticCheckpoint(Checkpoint):
 
     def _read(self, component: str) -> tuple[Weights, dict[str, tuple[int, ...]]]:
         return (self.read or (lambda name: random_weights(name, self.config)))(component), {}
+
+
+class ResidentParts(Parts):
+    """Parts whose weights are computed while they load, so that they count as resident from then on."""
+
+    def __getitem__(self, name: str) -> nn.Module:
+        new = name not in self.loaded
+        module = super().__getitem__(name)
+        if new:
+            for array in named_parameters(module).values():  # one by one: random bits take memory too
+                mx.eval(array)
+            mx.clear_cache()
+        return module
 
 
 def random_weights(component: str, config: MobileOConfig) -> Weights:
@@ -111,7 +115,8 @@ def synthetic_model(
 ) -> MobileO:
     """A model of that configuration with made-up weights; see `SyntheticCheckpoint`.
 
-    They are stored in float16, as far as the default dtype is concerned.
+    They are stored in float16, as far as the default dtype is concerned, and computed while they load, unless
+    `evaluate` is False.
     """
     checkpoint = SyntheticCheckpoint(
         name="random weights",
@@ -122,9 +127,9 @@ def synthetic_model(
         tied=False,
         _tensors={component: _infos(component, config) for component in COMPONENTS},
         read=read,
-        evaluate=evaluate,
     )
-    return MobileO(Parts(checkpoint, dtype=dtype, bits=quantize))
+    parts = ResidentParts if evaluate else Parts
+    return MobileO(parts(checkpoint, dtype=dtype, bits=quantize))
 
 
 def write_checkpoint(config: MobileOConfig, folder: Path) -> None:

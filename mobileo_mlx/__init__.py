@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import blas
+from ._version import __version__
 from .errors import MobileOError
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from .diffusion import GenerationStep
     from .pipeline import MobileO
     from .results import Answer, AnswerToken, GenerationResult, Message
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Answer",

@@ -1,12 +1,25 @@
-"""The errors that are the user's to mend.
+"""Errors that a user can cause and correct.
 
-Each message is one clear sentence that names the file (or option) and the remedy. The command line prints it
-without a traceback and exits with status 2; anything else that is raised is a bug and shows its traceback.
+Each message is one clear sentence that names the file (or option) and the remedy. The command line prints it without a
+traceback and exits with status 2; anything else that is raised is a bug and shows its traceback.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_SHOWN = 20  # names of one kind in a message
+
+
+def format_names(names: Iterable[str]) -> str:
+    """The names for a message: sorted, and only the first ones where there are very many."""
+    names = sorted(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 class MobileOError(Exception):
-    """Base of all errors that a user can cause and can mend."""
+    """Base of all errors that a user can cause and correct."""
 
 
 class ConfigError(MobileOError):

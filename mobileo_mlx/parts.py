@@ -13,7 +13,9 @@ import mlx.nn as nn
 
 from .array_cache import ArrayCache
 from .checkpoints.adapters import Adapter
-from .checkpoints.checkpoint import Checkpoint, named_parameters
+from .checkpoints.checkpoint import Checkpoint
+from .checkpoints.load import load_component
+from .checkpoints.modules import named_parameters
 from .checkpoints.quantize import QuantizeSpec, resolve_bits
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ class Parts:
 
     Args:
         checkpoint: where the weights come from.
-        dtype: of the weights; by default what is fast on the device, see `checkpoints.checkpoint.default_dtype`.
+        dtype: of the weights; by default what is fast on the device, see `checkpoints.load.default_dtype`.
         bits: by component; see `checkpoints.quantize.resolve_bits`.
         adapter: applied to the components that it changes.
         keep_loaded: whether networks stay in memory. If not, `enter` frees those that the next phase does not need.
@@ -87,7 +89,9 @@ class Parts:
         with self._lock:
             if name not in self._loaded:
                 spec = QuantizeSpec(self.bits[name]) if name in self.bits else None
-                self._loaded[name] = self.checkpoint.load(name, dtype=self.dtype, quantize=spec, adapter=self.adapter)
+                self._loaded[name] = load_component(
+                    self.checkpoint, name, dtype=self.dtype, quantize=spec, adapter=self.adapter
+                )
             return self._loaded[name]
 
     @property

@@ -16,8 +16,9 @@ import mlx.core as mx
 from .answering import stream_answer
 from .chat import Chat
 from .checkpoints.adapters import Adapter
-from .checkpoints.checkpoint import Checkpoint, parse_dtype
+from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.hub import DEFAULT_MODEL
+from .checkpoints.load import parse_dtype
 from .checkpoints.quantize import resolve_bits
 from .conditioning import read_prompts, text_input, unconditional_input
 from .decoding import resolve_answer_options
@@ -68,7 +69,7 @@ class MobileO:
 
         Args:
             model: a bundled name, a folder, or a repository on the hub.
-            dtype: "float32", "float16" or "bfloat16"; by default what is fast, see `checkpoint.default_dtype`.
+            dtype: "float32", "float16" or "bfloat16"; by default what is fast, see `checkpoints.load.default_dtype`.
             quantize: bits for components, such as {"llm": 4, "dit": 8}, applied while loading.
             preset: a set of bits by name, "small", "balanced" or "full"; `quantize` changes single components of it.
             adapter: a folder that `finetune` or the PEFT library wrote; see `mobileo_mlx.checkpoints.adapters`.

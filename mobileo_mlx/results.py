@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from ._version import __version__
 from .generation_options import GenerationSettings
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ class GenerationResult(GenerationSettings):
 
     def metadata(self, index: int = 0) -> dict[str, Any]:
         """Everything that makes image `index` again, as JSON can hold it."""
-        from . import __version__
-
         settings = {field.name: getattr(self, field.name) for field in fields(GenerationSettings)}
         seeds = settings.pop("seeds")
         return {

@@ -58,13 +58,13 @@ def test_phases_can_be_watched(tiny_model: Path) -> None:
 def test_a_network_is_loaded_once_by_however_many_threads(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts, found, load = Parts(checkpoint), [], Checkpoint.load
+    parts, found, network = Parts(checkpoint), [], Checkpoint.network
 
-    def slow(self: Checkpoint, name: str, **options: Any) -> Any:
+    def slow(self: Checkpoint, name: str) -> Any:
         time.sleep(0.05)  # long enough for the others to ask meanwhile
-        return load(self, name, **options)
+        return network(self, name)
 
-    monkeypatch.setattr(Checkpoint, "load", slow)
+    monkeypatch.setattr(Checkpoint, "network", slow)
     threads = [threading.Thread(target=lambda: found.append(parts.mm_projector)) for _ in range(4)]
     for thread in threads:
         thread.start()

@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
+from mobileo_mlx.checkpoints.load import load_component
 
 PREFIXES = {
     "vision_tower": "model.vision_tower.vision_tower.model.",
@@ -39,7 +40,7 @@ def upstream_tensors(model: Path) -> dict[str, mx.array]:
     checkpoint = Checkpoint.open(model)
     tensors = {}
     for component, prefix in PREFIXES.items():
-        module = checkpoint.load(component, dtype=mx.float32)
+        module = load_component(checkpoint, component, dtype=mx.float32)
         for name, array in tree_flatten(module.parameters()):
             if component == "mm_projector":
                 name = name.removeprefix("layers.")

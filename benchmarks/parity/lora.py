@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mobileo_mlx.checkpoints.adapters import Adapter
-from mobileo_mlx.checkpoints.checkpoint import named_parameters
+from mobileo_mlx.checkpoints.modules import named_parameters
 from mobileo_mlx.parts import Parts
 from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.training.lora import load_lora

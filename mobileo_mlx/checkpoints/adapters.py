@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import CheckpointError, OptionError
+from ..errors import CheckpointError, OptionError, format_names
 from ..models.mobileo import COMPONENTS, MobileOConfig, build, component_of, sanitize
-from .checkpoint import listed, named_parameters, preserve_rng_state
-from .quantize import get_submodule, replaced
+from .modules import get_submodule, named_parameters, preserve_rng_state, set_submodule
+from .peft_names import PREFIX, parse_factor, unwrapped_name
 from .tensor_files import TensorInfo, read_header, read_json, read_tensors
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 TRAINED_FILE = "trained.safetensors"
-PEFT_PREFIX = "base_model.model."
 
-_FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 # Ways to initialise that leave the model as it is. With the others of PEFT an adapter is the difference to another
 # model than the one on disk.
 _HARMLESS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -155,7 +153,7 @@ class Adapter:
                 elif array.shape != shapes[name]:
                     wrong.append(f"{component}.{name} {array.shape} instead of {shapes[name]}")
         problems = [
-            f"{kind} {listed(names)}"
+            f"{kind} {format_names(names)}"
             for kind, names in (
                 ("the model does not have", unknown),
                 ("of the wrong shape are", wrong),
@@ -191,7 +189,7 @@ class Adapter:
             a, b = pair.factors()
             scale = self.scale * pair.scale
             if isinstance(layer, nn.QuantizedLinear):
-                module = replaced(module, path, AdaptedLinear(layer, a.T, scale * b.T))
+                module = set_submodule(module, path, AdaptedLinear(layer, a.T, scale * b.T))
             else:
                 layer.weight = layer.weight.astype(mx.float32) + scale * (b @ a)
         return module
@@ -291,18 +289,18 @@ def _parse_peft_tensors(
     full: dict[str, dict[str, TensorInfo]] = {}
     unknown = []
     for key, info in stored.items():
-        name = key.removeprefix(PEFT_PREFIX)
-        factor = _FACTOR.fullmatch(name)
-        # Where PEFT wraps a layer, the layer's own tensors move one level down.
-        found = component_of(f"{factor[1]}.weight" if factor else name.replace(".base_layer.", "."))
-        if name == key or found is None or (factor is None and ".lora_" in name):
+        name = unwrapped_name(key)
+        factor = parse_factor(name)
+        found = component_of(f"{factor.layer}.weight" if factor else name)
+        odd = factor.adapter is not None if factor else ".lora_" in name
+        if not key.startswith(PREFIX) or found is None or odd:
             unknown.append(key)
         elif factor:
-            factors.setdefault(factor[1], {})[factor[2]] = info
+            factors.setdefault(factor.layer, {})[factor.letter] = info
         else:
             full.setdefault(found[0], {})[found[1]] = info
     if halves := [name for name, pair in factors.items() if len(pair) == 1]:
-        raise CheckpointError(f"'{path / WEIGHTS_FILE}' has only one of lora_A and lora_B of {listed(halves)}.")
+        raise CheckpointError(f"'{path / WEIGHTS_FILE}' has only one of lora_A and lora_B of {format_names(halves)}.")
     low_rank: dict[str, dict[str, LowRank]] = {}
     for name, pair in factors.items():
         component, tensor = component_of(f"{name}.weight") or ("", "")

@@ -7,87 +7,29 @@ the tensors already in MLX's layout (written by `mobileo_mlx.checkpoints.convert
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
-from ..errors import CheckpointError, OptionError
+from ..errors import CheckpointError, format_names
 from ..models.mobileo import COMPONENTS, MobileOConfig, build, component_of, sanitize
 from . import hub
+from .modules import named_parameters, preserve_rng_state
+from .peft_names import PREFIX, parse_factor, unwrapped_name
 from .quantize import BITS, QuantizeSpec, quantized_skeleton
-from .quantize import quantize as quantize_module
 from .tensor_files import TensorInfo, read_header, read_json, read_tensors, weight_files
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
-    from .adapters import Adapter
 
 FORMAT_VERSION = 1
-DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 _STORED = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
-# merge_lora.py of the original can leave the unmerged state dict beside the merged one, under this prefix.
-_LORA_PREFIX = "base_model.model."
-_LORA_FACTOR = re.compile(r"\.lora_[AB](\.\w+)?\.weight$")
 # A checkpoint may do without the others: `lm_head` where it is tied to the embedding.
 _REQUIRED = tuple(name for name in COMPONENTS if name != "lm_head")
-_EARLY_CHIP = re.compile(r"Apple (M[12]|A\d|A1[0-6])\b")  # A17 is the first that computes as M3 does
-_LISTED = 20  # names of one kind in an error
-
-
-def parse_dtype(name: str) -> mx.Dtype:
-    """float32, float16 or bfloat16.
-
-    Raises:
-        OptionError: another name.
-    """
-    if name not in DTYPES:
-        raise OptionError(f"dtype {name!r} is unknown; there are {', '.join(DTYPES)}.")
-    return DTYPES[name]
-
-
-def default_dtype(stored: mx.Dtype) -> mx.Dtype:
-    """The dtype to compute in, where none is asked for.
-
-    float32 on a CPU, whose BLAS knows no half precision. float16 on Apple's M1 and M2, which emulate bfloat16, and
-    bfloat16 on later ones, whose range nothing can leave. On another GPU the checkpoint's.
-    """
-    if mx.default_device() == mx.cpu:
-        return mx.float32
-    chip = _gpu_name()
-    if not chip.startswith("Apple"):
-        return stored
-    return mx.float16 if _EARLY_CHIP.match(chip) else mx.bfloat16
-
-
-def _gpu_name() -> str:
-    """Such as "Apple M2 Pro"; empty where the backend does not tell."""
-    try:
-        return str(mx.device_info(mx.default_device()).get("device_name", ""))
-    except (AttributeError, RuntimeError, ValueError):
-        return ""
-
-
-def named_parameters(module: nn.Module) -> dict[str, mx.array]:
-    """All parameters of a module, frozen ones and running statistics too, by their dotted names."""
-    return tree_flatten(module.parameters(), destination={})  # type: ignore[return-value]
-
-
-@contextmanager
-def preserve_rng_state() -> Iterator[None]:
-    """Building a network draws random weights; what a user seeded with `mx.random.seed` stays as it was."""
-    state: Any = mx.random.state
-    high, low = state[0].tolist()
-    try:
-        yield
-    finally:
-        mx.random.seed(high << 32 | low)
 
 
 @dataclass(frozen=True)
@@ -165,46 +107,17 @@ class Checkpoint:
         self._raise_problems([problem for component in components for problem in self._problems[component]])
 
     @preserve_rng_state()
-    def load(
-        self,
-        component: str,
-        *,
-        dtype: mx.Dtype | None = None,
-        quantize: QuantizeSpec | None = None,
-        adapter: Adapter | None = None,
-    ) -> nn.Module:
-        """Builds a component with its weights, in evaluation mode.
-
-        Weights are read from disk when they are first used; only those that are quantized are read here, layer by
-        layer, so that little more than the quantized weights is ever in memory.
-
-        Args:
-            component: one of `COMPONENTS`.
-            dtype: of the floating-point weights; by default `default_dtype` of what is stored.
-            quantize: bits for the linear layers and embeddings of a component that is not stored quantized.
-            adapter: applied last, so that it does the same to weights quantized here as to those stored quantized.
+    def network(self, component: str) -> nn.Module:
+        """Builds a component with its weights as they are stored, which are read from disk when they are first used.
 
         Raises:
             CheckpointError: the component is not there, or its tensors are not those that the configuration asks
                 for; all that are missing, unexpected or of another shape are listed.
-            OptionError: the component is stored quantized with other bits.
         """
-        self.tensors(component)
-        stored = self.quantization.get(component)
-        if stored is not None and quantize is not None and quantize != stored:
-            raise OptionError(
-                f"{component} of '{self.path}' is quantized to {stored.bits} bits already; start from the original."
-            )
         module, weights, problems = self._build_and_read(component)
         self._raise_problems(problems)
         module.load_weights(list(weights.items()))
-        del weights
-        if quantize is not None and stored is None:
-            module = quantize_module(module, quantize)
-        if adapter is not None:
-            module = adapter.apply(component, module, self.config)
-        module.set_dtype(dtype or default_dtype(self.stored_dtype(component)))
-        return module.eval()
+        return module
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer.
@@ -262,18 +175,11 @@ class Checkpoint:
         kinds: dict[str, list[str]] = {"absent": [], "missing": [], "unexpected": [], "of the wrong shape": []}
         for kind, name in problems:
             kinds[kind].append(name)
-        told = [f"{kind} are {listed(names)}" for kind, names in kinds.items() if names]
+        told = [f"{kind} are {format_names(names)}" for kind, names in kinds.items() if names]
         if told:
             raise CheckpointError(
                 f"'{self.path}' does not fit its configuration: {'; '.join(told)}; get the model again."
             )
-
-
-def listed(names: Iterable[str]) -> str:
-    """The names for an error: sorted, and the first ones only where there are very many."""
-    names = sorted(names)
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 def _open_ours(name: str, location: str, path: Path, config: dict[str, Any]) -> Checkpoint:
@@ -307,13 +213,14 @@ def _open_upstream(name: str, location: str, path: Path, config: dict[str, Any],
     infos: dict[str, TensorInfo] = {}
     for file in weight_files(path):
         infos |= read_header(file)
-    # A prefixed tensor counts only where there is none of the plain name, which is then the merged one.
-    plain = {key: info for key, info in infos.items() if not key.startswith(_LORA_PREFIX)}
+    # merge_lora.py of the original can leave the unmerged tensors, under PEFT's names, beside the merged ones. A tensor
+    # that PEFT named counts only where there is none of the plain name, which is then the merged one.
+    plain = {key: info for key, info in infos.items() if not key.startswith(PREFIX)}
     named = dict(plain)
     for key, info in infos.items():
-        # Where PEFT wraps a layer, the layer's own tensors move one level down.
-        name = key.removeprefix(_LORA_PREFIX).replace(".base_layer.", ".")
-        if key not in plain and _LORA_FACTOR.sub(".weight", name) not in plain:
+        name = unwrapped_name(key)
+        factor = parse_factor(name)
+        if key not in plain and (f"{factor.layer}.weight" if factor else name) not in plain:
             named[name] = info
     tensors: dict[str, dict[str, TensorInfo]] = {}
     unknown = []
@@ -326,7 +233,7 @@ def _open_upstream(name: str, location: str, path: Path, config: dict[str, Any],
     if lacking and not partial:
         raise CheckpointError(f"'{path}' is no Mobile-O model: it has no tensors of {', '.join(lacking)}.")
     if unknown:
-        raise CheckpointError(f"'{path}' holds tensors that are not Mobile-O's: {listed(unknown)}.")
+        raise CheckpointError(f"'{path}' holds tensors that are not Mobile-O's: {format_names(unknown)}.")
     _check_dtypes(path, tensors)
     shapes = {key: info.shape for key, info in named.items()}
     source = str(path / "config.json")
@@ -366,4 +273,6 @@ def _check_dtypes(path: Path, tensors: Mapping[str, Mapping[str, TensorInfo]]) -
         if info.dtype not in known
     ]
     if odd:
-        raise CheckpointError(f"'{path}' holds tensors that are neither float32, float16 nor bfloat16: {listed(odd)}.")
+        raise CheckpointError(
+            f"'{path}' holds tensors that are neither float32, float16 nor bfloat16: {format_names(odd)}."
+        )

@@ -17,8 +17,10 @@ from ..errors import OptionError
 from ..files import atomic_folder, check_output_folder
 from ..models.mobileo import COMPONENTS, MobileOConfig
 from .adapters import Adapter
-from .checkpoint import DTYPES, FORMAT_VERSION, Checkpoint, named_parameters, parse_dtype
+from .checkpoint import FORMAT_VERSION, Checkpoint
 from .hub import OUR_FORMAT, TOKENIZER_FILES
+from .load import DTYPES, load_component, parse_dtype
+from .modules import named_parameters
 from .quantize import QuantizeSpec, resolve_bits
 from .tensor_files import TensorInfo, write_tensors
 
@@ -204,7 +206,7 @@ def _write(
                 progress(component)
             stored_dtype = dtype or source.stored_dtype(component)
             spec = quantization.get(component)
-            module = source.load(component, dtype=stored_dtype, quantize=spec, adapter=adapter)
+            module = load_component(source, component, dtype=stored_dtype, quantize=spec, adapter=adapter)
             tensors = named_parameters(module)
             # The module would keep every tensor alive that is written.
             del module

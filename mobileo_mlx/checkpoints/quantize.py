@@ -14,6 +14,7 @@ import mlx.nn as nn
 
 from ..errors import OptionError
 from ..models.mobileo import COMPONENTS
+from .modules import get_submodule, set_submodule
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZE = 64
@@ -132,7 +133,7 @@ def quantize(module: nn.Module, spec: QuantizeSpec) -> nn.Module:
             new = nn.QuantizedEmbedding.from_embedding(layer, group_size, spec.bits)
         else:
             new = QuantizedLinear.from_linear(layer, group_size, spec.bits)
-        module = replaced(module, path, new)
+        module = set_submodule(module, path, new)
         # The last reference to the original has to go before the next layer is read.
         del layer
         mx.eval(new.parameters())
@@ -157,7 +158,7 @@ def quantized_skeleton(module: nn.Module, names: Container[str], spec: QuantizeS
             new = nn.QuantizedEmbedding(outputs, width, group_size, spec.bits)
         else:
             new = QuantizedLinear(width, outputs, "bias" in layer, group_size, spec.bits)
-        module = replaced(module, path, new)
+        module = set_submodule(module, path, new)
     return module
 
 
@@ -166,23 +167,3 @@ def _layers(module: nn.Module) -> Iterator[str]:
     for path, layer in module.named_modules():
         if type(layer) in (nn.Linear, nn.Embedding):
             yield path
-
-
-def get_submodule(module: nn.Module, path: str) -> nn.Module:
-    """The submodule with this dotted path; "" is the module itself."""
-    for key in path.split(".") if path else ():
-        module = module[int(key)] if isinstance(module, list) else module[key]
-    return module
-
-
-def replaced(module: nn.Module, path: str, new: nn.Module) -> nn.Module:
-    """The module with `new` in the place of the submodule with this path; `new` itself where that is ""."""
-    if not path:
-        return new
-    parent, _, key = path.rpartition(".")
-    owner = get_submodule(module, parent)
-    if isinstance(owner, list):
-        owner[int(key)] = new
-    else:
-        owner[key] = new
-    return module

@@ -21,8 +21,8 @@ from ..models.mobileo import COMPONENTS, MobileOConfig, build
 from ..models.qwen2 import Qwen2Config
 from ..models.sana import SanaConfig
 from ..tokenizer import END_OF_TEXT, IM_END, IM_START
-from .checkpoint import named_parameters, preserve_rng_state
 from .convert import write_config
+from .modules import named_parameters, preserve_rng_state
 from .tensor_files import write_tensors
 
 if TYPE_CHECKING:

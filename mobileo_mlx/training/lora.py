@@ -17,8 +17,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..checkpoints.adapters import CONFIG_FILE, PEFT_PREFIX, TRAINED_FILE, WEIGHTS_FILE, Adapter
-from ..checkpoints.quantize import get_submodule, replaced
+from ..checkpoints.adapters import CONFIG_FILE, TRAINED_FILE, WEIGHTS_FILE, Adapter
+from ..checkpoints.modules import get_submodule, set_submodule
+from ..checkpoints.peft_names import Factor
 from ..checkpoints.tensor_files import write_tensors
 from ..errors import OptionError
 from ..files import atomic_write
@@ -136,7 +137,7 @@ def _wrap(module: nn.Module, path: str, rank: int, scale: float, dropout: float)
     layer = LoRALinear.from_base(linear, r=rank, scale=scale)
     layer.dropout = Dropout(dropout)
     layer.train(linear.training)
-    replaced(module, path, layer)
+    set_submodule(module, path, layer)
     return layer
 
 
@@ -195,7 +196,7 @@ def _updates(modules: Mapping[str, nn.Module]) -> dict[str, mx.array]:
             for letter, array in (("A", layer.lora_a.T), ("B", layer.lora_b.T)):
                 if path.endswith(_CONVOLUTIONS):
                     array = array[..., None, None]
-                tensors[f"{PEFT_PREFIX}{prefix}{path}.lora_{letter}.weight"] = array
+                tensors[Factor(prefix + path, letter).name] = array
     return tensors
 
 

@@ -20,7 +20,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from ..checkpoints.checkpoint import default_dtype, named_parameters
+from ..checkpoints.load import default_dtype
+from ..checkpoints.modules import named_parameters
 from ..errors import OptionError
 from ..models.mcp import annealed_temperature
 from ..pipeline import MobileO

@@ -11,8 +11,9 @@ from PIL import Image
 from upstream import write_upstream
 
 import mobileo_mlx.checkpoints.checkpoint as checkpoint_module
-from mobileo_mlx.checkpoints.checkpoint import Checkpoint, default_dtype, parse_dtype
+from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.checkpoints.convert import convert
+from mobileo_mlx.checkpoints.load import default_dtype, load_component, parse_dtype
 from mobileo_mlx.checkpoints.random_model import write_random_model
 from mobileo_mlx.checkpoints.tensor_files import read_header, read_json, read_tensors, weight_files, write_tensors
 from mobileo_mlx.errors import CheckpointError, ConfigError, OptionError
@@ -35,7 +36,7 @@ def copy(ours, tmp_path) -> Path:
 
 
 def parameters(checkpoint: Checkpoint, component: str, **options) -> dict[str, mx.array]:
-    return dict(tree_flatten(checkpoint.load(component, **options).parameters()))
+    return dict(tree_flatten(load_component(checkpoint, component, **options).parameters()))
 
 
 def assert_same(a: Checkpoint, b: Checkpoint, **options) -> None:
@@ -179,7 +180,7 @@ def test_our_layout(ours):
     loaded = parameters(checkpoint, "dit")
     assert stored.keys() == loaded.keys()
     assert all(mx.array_equal(stored[name], loaded[name]) for name in stored)
-    assert not checkpoint.load("vision_tower").training
+    assert not load_component(checkpoint, "vision_tower").training
 
 
 @pytest.mark.parametrize("files", [1, 3])
@@ -205,7 +206,7 @@ def test_a_tied_lm_head_is_absent(ours, tmp_path):
     tied = Checkpoint.open(write_upstream(tmp_path / "t", ours, change=lambda t: t.pop("lm_head.weight")))
     assert not tied.has("lm_head")
     with pytest.raises(CheckpointError, match="lm_head"):
-        tied.load("lm_head")
+        load_component(tied, "lm_head")
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
@@ -256,7 +257,7 @@ def test_an_update_that_was_not_merged_is_refused(ours, tmp_path):
         tensors[f"base_model.model.{layer}.lora_A.weight"] = mx.zeros((4, 64))
 
     with pytest.raises(CheckpointError, match=r"unexpected are llm\.layers\.1\.mlp\.up_proj\.lora_A\.weight;"):
-        Checkpoint.open(write_upstream(tmp_path / "t", ours, change=leave)).load("llm")
+        load_component(Checkpoint.open(write_upstream(tmp_path / "t", ours, change=leave)), "llm")
 
 
 @pytest.mark.parametrize(
@@ -305,9 +306,9 @@ def test_a_component_that_was_taken_away_matters_only_when_it_is_needed(copy):
     (copy / "dit.safetensors").unlink()
     checkpoint = Checkpoint.open(copy)
     assert not checkpoint.has("dit")
-    checkpoint.load("llm")
+    load_component(checkpoint, "llm")
     with pytest.raises(CheckpointError, match=r"dit\.safetensors"):
-        checkpoint.load("dit")
+        load_component(checkpoint, "dit")
 
 
 def test_a_lost_lm_head_is_no_tied_one(copy):
@@ -315,7 +316,8 @@ def test_a_lost_lm_head_is_no_tied_one(copy):
     assert not Checkpoint.open(copy).tied
     model = MobileO.load(copy)
     assert model.generate("a cat", steps=1).images
-    for answer in (model.lm_head, lambda: model.ask(PICTURE, "what?"), lambda: model.chat().send("hello")):
+    tasks = (lambda: model.ask(PICTURE, "what?"), lambda: model.chat().send("hello"))
+    for answer in (lambda: model.parts.lm_head, *tasks):
         with pytest.raises(CheckpointError, match=r"lm_head\.safetensors"):
             answer()
     with pytest.raises(CheckpointError, match=r"lm_head\.safetensors"):
@@ -336,7 +338,7 @@ def test_loading_reads_nothing_but_what_is_used(ours, tmp_path):
     theirs = Checkpoint.open(write_upstream(tmp_path / "theirs", ours))
     gc.collect()
     before = mx.get_active_memory()
-    module = theirs.load("llm")
+    module = load_component(theirs, "llm")
     assert mx.get_active_memory() - before < 1000
     nbytes = sum(array.nbytes for _, array in tree_flatten(module.parameters()))
     mx.eval(module.parameters())
@@ -387,7 +389,7 @@ def test_all_that_does_not_fit_is_listed(copy):
 
     rewrite(copy / "dit.safetensors", spoil)
     with pytest.raises(CheckpointError) as error:
-        Checkpoint.open(copy).load("dit")
+        load_component(Checkpoint.open(copy), "dit")
     message = str(error.value)
     assert str(copy) in message
     assert "missing are dit.caption_norm.weight, dit.proj_out.weight;" in message
@@ -416,7 +418,7 @@ def test_a_task_lists_the_problems_of_all_its_components_at_once(copy, monkeypat
     rewrite(copy / "dit.safetensors", lambda t: t.update({"proj_out.bias": mx.zeros((3,))}))
     rewrite(copy / "diffusion_connector.safetensors", lambda t: t.update(other=mx.zeros((3,))))
     rewrite(copy / "mm_projector.safetensors", spoil_vision)
-    monkeypatch.setattr(MobileO, "component", lambda *_: pytest.fail("a component was loaded"))
+    monkeypatch.setattr(Checkpoint, "network", lambda *_: pytest.fail("a component was loaded"))
     with pytest.raises(CheckpointError) as error:
         task(MobileO.load(copy))  # before anything is taken from the iterator
     message = str(error.value)
@@ -433,7 +435,7 @@ def test_a_question_lists_the_problems_of_all_its_components_at_once(copy, monke
     rewrite(copy / "mm_projector.safetensors", spoil_vision)
     rewrite(copy / "lm_head.safetensors", lambda t: t.update(bias=mx.zeros((3,))))
     rewrite(copy / "llm.safetensors", lambda t: t.pop("norm.weight"))
-    monkeypatch.setattr(MobileO, "component", lambda *_: pytest.fail("a component was loaded"))
+    monkeypatch.setattr(Checkpoint, "network", lambda *_: pytest.fail("a component was loaded"))
     model = MobileO.load(copy)
     with pytest.raises(CheckpointError) as error:
         model.stream_ask(PICTURE, "what?")
@@ -461,7 +463,7 @@ def test_a_component_is_looked_at_once(ours, monkeypatch):
 def test_a_long_list_is_cut(copy):
     rewrite(copy / "dit.safetensors", lambda t: t.update({f"x{i:02d}": mx.zeros((1,)) for i in range(25)}))
     with pytest.raises(CheckpointError, match=r"dit\.x18, dit\.x19 and 5 more; get the model again\.$"):
-        Checkpoint.open(copy).load("dit")
+        load_component(Checkpoint.open(copy), "dit")
 
 
 def test_upstreams_tensors_are_checked_too(ours, tmp_path):
@@ -473,9 +475,9 @@ def test_upstreams_tensors_are_checked_too(ours, tmp_path):
 
     theirs = Checkpoint.open(write_upstream(tmp_path / "t", ours, change=spoil))
     with pytest.raises(CheckpointError, match=r"missing are dit\.proj_out\.weight; unexpected are dit\.other;"):
-        theirs.load("dit")
+        load_component(theirs, "dit")
     with pytest.raises(CheckpointError, match=r"vae_decoder\.conv_out\.weight \(3, 3, 3, 17\) instead of"):
-        theirs.load("vae_decoder")
+        load_component(theirs, "vae_decoder")
 
 
 @pytest.mark.parametrize(
@@ -492,7 +494,7 @@ def test_a_tensor_that_can_not_be_laid_out_anew_is_named(ours, tmp_path, name, s
 
     theirs = Checkpoint.open(write_upstream(tmp_path / "t", ours, change=spoil))
     with pytest.raises(CheckpointError, match="wrong shape") as error:
-        theirs.load(component)
+        load_component(theirs, component)
     assert f"{component}.{name.split('.', 2)[2].removeprefix('decoder.')} {shape}" in str(error.value)
 
 
@@ -566,7 +568,7 @@ def test_the_reference_checkpoint_opens(reference):
     total = 0
     for component in COMPONENTS:
         total += len(checkpoint.tensors(component))
-        checkpoint.load(component)
+        load_component(checkpoint, component)
     assert total == 488
     with pytest.raises(CheckpointError, match="tokenizer"):
         checkpoint.load_tokenizer()

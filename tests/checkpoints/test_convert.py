@@ -14,6 +14,7 @@ from upstream import write_upstream
 import mobileo_mlx.checkpoints.convert as convert_module
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.checkpoints.convert import convert, describe
+from mobileo_mlx.checkpoints.load import load_component
 from mobileo_mlx.checkpoints.random_model import write_random_model
 from mobileo_mlx.errors import CheckpointError, OptionError, OutputError
 from mobileo_mlx.models.mobileo import COMPONENTS
@@ -27,7 +28,7 @@ def ours(tmp_path_factory) -> Path:
 
 
 def parameters(folder: Path, component: str, dtype: mx.Dtype = mx.float32) -> dict[str, mx.array]:
-    return dict(tree_flatten(Checkpoint.open(folder).load(component, dtype=dtype).parameters()))
+    return dict(tree_flatten(load_component(Checkpoint.open(folder), component, dtype=dtype).parameters()))
 
 
 def assert_same(a: Path, b: Path) -> None:

@@ -14,6 +14,7 @@ from upstream import write_upstream
 import mobileo_mlx.checkpoints.quantize as quantize_module
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.checkpoints.convert import convert, write_config
+from mobileo_mlx.checkpoints.load import load_component
 from mobileo_mlx.checkpoints.quantize import (
     BITS,
     PRESETS,
@@ -204,7 +205,7 @@ def outputs(checkpoint: Checkpoint, **options) -> list[mx.array]:
     config = checkpoint.config
 
     def load(component: str) -> nn.Module:
-        return checkpoint.load(component, quantize=options.get(component))
+        return load_component(checkpoint, component, quantize=options.get(component))
 
     def noise(*shape: int) -> mx.array:
         return mx.random.normal(shape, key=mx.random.key(len(shape)))
@@ -248,8 +249,8 @@ def test_quantizing_while_loading_and_while_converting_agree(ours, tmp_path):
     while_converting = outputs(stored)
     assert all(mx.array_equal(a, b) for a, b in zip(while_loading, while_converting, strict=True))
     with pytest.raises(OptionError, match="quantized to 4 bits already"):
-        stored.load("llm", quantize=QuantizeSpec(8))
-    assert isinstance(stored.load("lm_head", quantize=QuantizeSpec(4)), QuantizedLinear)
+        load_component(stored, "llm", quantize=QuantizeSpec(8))
+    assert isinstance(load_component(stored, "lm_head", quantize=QuantizeSpec(4)), QuantizedLinear)
 
 
 def test_a_stored_quantization_is_held_to_its_shapes(ours, tmp_path):
@@ -259,10 +260,10 @@ def test_a_stored_quantization_is_held_to_its_shapes(ours, tmp_path):
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "quantization": {"llm": {"bits": 8, "group_size": 64}}}))
     with pytest.raises(CheckpointError, match=r"llm\.embed_tokens\.weight \(406, 8\) instead of \(406, 16\)"):
-        Checkpoint.open(folder).load("llm")
+        load_component(Checkpoint.open(folder), "llm")
     path.write_text(json.dumps({**config, "quantization": {"llm": {"bits": 4, "group_size": 32}}}))
     with pytest.raises(CheckpointError, match=r"llm\.embed_tokens\.scales \(406, 1\) instead of \(406, 2\)"):
-        Checkpoint.open(folder).load("llm")
+        load_component(Checkpoint.open(folder), "llm")
     path.write_text(json.dumps({**config, "quantization": {}}))
     with pytest.raises(CheckpointError, match="how many bits 'llm'"):
         Checkpoint.open(folder)
@@ -287,7 +288,7 @@ def test_quantizing_while_loading_needs_little_memory(ours, tmp_path, dtype):
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    quantized = checkpoint.load("llm", dtype=dtype, quantize=QuantizeSpec(4))
+    quantized = load_component(checkpoint, "llm", dtype=dtype, quantize=QuantizeSpec(4))
     mx.eval(quantized.parameters())
     peak = mx.get_peak_memory() - before
     nbytes = sum(a.nbytes for _, a in tree_flatten(quantized.parameters()))

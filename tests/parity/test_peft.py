@@ -18,7 +18,8 @@ peft = pytest.importorskip("peft")
 from random_adapter import write_random_adapter  # noqa: E402
 from upstream import PREFIXES, upstream_tensors  # noqa: E402
 
-from mobileo_mlx.checkpoints.checkpoint import Checkpoint, named_parameters  # noqa: E402
+from mobileo_mlx.checkpoints.checkpoint import Checkpoint  # noqa: E402
+from mobileo_mlx.checkpoints.modules import named_parameters  # noqa: E402
 from mobileo_mlx.models.mobileo import sanitize  # noqa: E402
 from mobileo_mlx.pipeline import MobileO  # noqa: E402
 from mobileo_mlx.training.lora import LLM_LAYERS, LoRAConfig  # noqa: E402

@@ -17,8 +17,9 @@ from random_adapter import adapted_modules, write_random_adapter
 from safetensors.numpy import load_file, save_file
 
 from mobileo_mlx.checkpoints.adapters import CONFIG_FILE, TRAINED_FILE, WEIGHTS_FILE, AdaptedLinear, Adapter
-from mobileo_mlx.checkpoints.checkpoint import Checkpoint, named_parameters
+from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.checkpoints.convert import convert, describe, fuse
+from mobileo_mlx.checkpoints.modules import named_parameters
 from mobileo_mlx.errors import CheckpointError, OptionError, OutputError
 from mobileo_mlx.models.mobileo import build
 from mobileo_mlx.parts import Parts
@@ -219,8 +220,8 @@ def test_only_what_is_used_is_loaded(tiny_model: Path, tmp_path: Path, monkeypat
     write_random_adapter(tmp_path / "adapter", tiny_model, BOTH, full=("vision_tower", "diffusion_connector"))
     model = MobileO.load(tiny_model, adapter=tmp_path / "adapter")
     read: list[str] = []
-    load = Checkpoint.load
-    monkeypatch.setattr(Checkpoint, "load", lambda *a, **k: read.append(a[1]) or load(*a, **k))
+    network = Checkpoint.network
+    monkeypatch.setattr(Checkpoint, "network", lambda *a: read.append(a[1]) or network(*a))
     result = model.generate("a cat", steps=1)
     assert sorted(read) == ["diffusion_connector", "dit", "llm", "vae_decoder"]
     assert result.metadata()["adapter"] == str(tmp_path / "adapter")

@@ -9,6 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
+from mobileo_mlx.checkpoints.load import load_component
 from mobileo_mlx.conditioning import IGNORED_LABEL, hidden_states, text_input
 from mobileo_mlx.latents import noised
 from mobileo_mlx.prompts import IMAGE_TOKEN_INDEX
@@ -23,7 +24,7 @@ KEY = mx.random.key(0)
 def network(tiny_model: Path) -> TrainableModel:
     checkpoint = Checkpoint.open(tiny_model)
     names = ("vision_tower", "mm_projector", "llm", "lm_head", "diffusion_connector", "dit")
-    network = TrainableModel({name: checkpoint.load(name, dtype=mx.float32) for name in names})
+    network = TrainableModel({name: load_component(checkpoint, name, dtype=mx.float32) for name in names})
     set_trainable(network, STAGES["paper"])
     return network
 

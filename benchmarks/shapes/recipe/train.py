@@ -349,8 +349,8 @@ def export(folder: Path, destination: Path) -> None:
         CheckpointError: a stage is not done.
         OutputError: the folder can't be written.
     """
-    from mobileo_mlx.checkpoints.checkpoint import named_parameters
     from mobileo_mlx.checkpoints.convert import write_config
+    from mobileo_mlx.checkpoints.modules import named_parameters
     from mobileo_mlx.checkpoints.tensor_files import write_tensors
     from mobileo_mlx.files import atomic_folder
     from mobileo_mlx.models.mobileo import COMPONENTS, build
