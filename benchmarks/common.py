@@ -160,9 +160,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing or no JSON object.
     """
-    from mobileo_mlx.checkpoints.tensor_files import read_json as read
+    from mobileo_mlx import files
 
-    return read(path)
+    return files.read_json(path)
 
 
 def _write(text: str, path: Path) -> None:

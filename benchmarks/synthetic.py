@@ -7,7 +7,6 @@ are those of the real model, and the images and answers mean nothing.
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -198,4 +197,4 @@ def _padded(tokens: int, text: str, count: Callable[[str], int]) -> str:
 def _infos(component: str, config: MobileOConfig) -> dict[str, TensorInfo]:
     file = Path(f"{component}.safetensors")
     shapes: dict[str, Sequence[int]] = {name: a.shape for name, a in random_weights(component, config).items()}
-    return {name: TensorInfo(name, "F16", tuple(shape), file, 2 * math.prod(shape)) for name, shape in shapes.items()}
+    return {name: TensorInfo(name, "F16", tuple(shape), file) for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all.
+"""Reading files that others wrote, and writing files and folders that are there whole or not at all.
 
 What is written goes to a temporary name beside the target and is renamed at the end. So a full disk, a bug or
 Ctrl-C never leaves half a file, and never costs the file that was there before.
@@ -7,25 +7,73 @@ Ctrl-C never leaves half a file, and never costs the file that was there before.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from .errors import OutputError
+from .errors import CheckpointError, MobileOError, OutputError
 
 # Left behind only when the process is killed outright; the leading dot keeps it out of listings and globs.
 TEMPORARY_PREFIX = ".mobileo-unfinished-"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-# mlx, safetensors and tokenizers write in native code and report a failed write as an error of their own.
-_NATIVE_WRITE_FAILURES = (
-    "[write] Unable to write",
-    "[save_safetensors] Failed to open",
-    "No space left on device",
-)
+_FULL_TEXT = "No space left on device"  # in the bare exception of tokenizers, which writes in native code
+_MAX_JSON = 2**27  # bytes; the largest that is read is the list of a model's shards
+
+
+def check_input(path: str | Path, *, error: type[MobileOError] = CheckpointError) -> int:
+    """Says before it is opened whether there is a file: reading a pipe or a device might never end.
+
+    Args:
+        path: of the file.
+        error: what is raised.
+
+    Returns:
+        its size in bytes.
+
+    Raises:
+        CheckpointError, or what `error` is: it is missing, or not a regular file.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
+        raise error(f"'{path}' can't be read ({getattr(problem, 'strerror', None) or problem}).") from problem
+    if not stat.S_ISREG(status.st_mode):
+        raise error(f"'{path}' is not a regular file; put the file itself there.")
+    return status.st_size
+
+
+def read_json(
+    path: Path, *, error: type[MobileOError] = CheckpointError, remedy: str = "download it again"
+) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Args:
+        path: of the file.
+        error: what is raised.
+        remedy: for a damaged file, the end of the sentence.
+
+    Raises:
+        CheckpointError, or what `error` is: see `check_input`; or it is too large, not UTF-8, not JSON, or something
+            else than an object.
+    """
+    if check_input(path, error=error) > _MAX_JSON:
+        raise error(f"'{path}' is too large for what it should hold; {remedy}.")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise error(f"'{path}' can't be read ({problem.strerror or problem}).") from problem
+    except (ValueError, RecursionError) as problem:
+        raise error(f"'{path}' is not valid JSON ({problem}); {remedy}.") from problem
+    if not isinstance(value, dict):
+        raise error(f"'{path}' does not hold a JSON object; {remedy}.")
+    return value
 
 
 def check_output(path: str | Path, *, overwrite: bool = False) -> Path:
@@ -67,7 +115,7 @@ def check_output_folder(path: str | Path) -> Path:
     try:
         occupied = target.is_dir() and any(target.iterdir())
     except OSError as error:
-        raise _output_error(error, path, target.parent) from error
+        raise _output_error(error, path) from error
     if occupied:
         raise OutputError(f"'{path}' exists already and is not empty; choose another name, or remove it first.")
     _check_parent(target, path)
@@ -94,7 +142,7 @@ def atomic_write(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]
         os.replace(temporary, target)
     except Exception as error:
         if _is_write_error(error, temporary):
-            raise _output_error(error, path, target.parent) from error
+            raise _output_error(error, path) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -117,7 +165,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, target)
     except Exception as error:
         if _is_write_error(error, temporary):
-            raise _output_error(error, path, target.parent) from error
+            raise _output_error(error, path) from error
         raise
     finally:
         # After success there is nothing of this name. What can't be removed must not hide the first error.
@@ -131,7 +179,7 @@ def _resolve(path: str | Path) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         pass  # `_check_parent` says which folder is missing
     except OSError as error:  # the name is too long, or a folder on the way is closed to us
-        raise _output_error(error, path, target.parent) from error
+        raise _output_error(error, path) from error
     return target
 
 
@@ -151,20 +199,14 @@ def _temporary(target: Path, suffix: str) -> Path:
 def _is_write_error(error: Exception, temporary: Path) -> bool:
     """Whether `error` is about writing, and not about a file that the body was reading, or a bug."""
     if not isinstance(error, OSError):
-        return any(text in str(error) for text in _NATIVE_WRITE_FAILURES)
+        return _FULL_TEXT in str(error)
     if error.errno in _FULL or error.filename is None:
         return True
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
     return Path(name) == temporary or temporary in Path(name).parents
 
 
-def _output_error(error: Exception, path: str | Path, folder: Path) -> OutputError:
-    if isinstance(error, OSError):
-        full, reason = error.errno in _FULL, error.strerror or str(error)
-    else:
-        # Native writers lose the reason; a file that filled the disk is still there to be seen.
-        full, reason = shutil.disk_usage(folder).free < 1 << 20, str(error)
-        full = full or "No space left" in reason
-    if full:
-        return OutputError(f"'{path}' can't be written: the disk is full; free some space, or choose another disk.")
-    return OutputError(f"'{path}' can't be written ({reason}); choose another name or folder.")
+def _output_error(error: Exception, path: str | Path) -> OutputError:
+    if isinstance(error, OSError) and error.errno not in _FULL:
+        return OutputError(f"'{path}' can't be written ({error.strerror or error}); choose another name or folder.")
+    return OutputError(f"'{path}' can't be written: the disk is full; free some space, or choose another disk.")

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import codecs
 import functools
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError
-from .files import atomic_write
+from .files import atomic_write, read_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -215,9 +214,8 @@ def _build(folder: Path) -> tokenizers.Tokenizer:
 
 def _added_tokens(folder: Path, first: int) -> tuple[dict[int, str], set[str]]:
     """Added tokens by id, and the texts of those that are special."""
-    config = _read_object(folder / "tokenizer_config.json")
+    config, listed = (_read_optional(folder / name) for name in ("tokenizer_config.json", "added_tokens.json"))
     added = {token: i for i, token in enumerate((END_OF_TEXT, IM_START, IM_END), first)}
-    listed = _read_object(folder / "added_tokens.json")
     declared = config.get("added_tokens_decoder") or {}
     try:
         if listed or declared:
@@ -239,14 +237,6 @@ def _content(token: str | Mapping[str, Any]) -> str:
     return token if isinstance(token, str) else token["content"]
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_optional(path: Path) -> dict[str, Any]:
     """A JSON object from a file; an empty one when there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"'{path}' can't be read ({error}); download it again.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"'{path}' does not hold a JSON object; download it again.")
-    return value
+    return read_json(path) if path.exists() else {}

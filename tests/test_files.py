@@ -1,13 +1,19 @@
 import errno
 import os
-import shutil
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
-from mobileo_mlx.errors import OutputError
-from mobileo_mlx.files import atomic_folder, atomic_write, check_output, check_output_folder
+from mobileo_mlx import files
+from mobileo_mlx.errors import CheckpointError, ConfigError, OutputError
+from mobileo_mlx.files import (
+    atomic_folder,
+    atomic_write,
+    check_input,
+    check_output,
+    check_output_folder,
+    read_json,
+)
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -77,21 +83,13 @@ def test_any_failure_leaves_the_old_file_and_no_temporary_one(tmp_path, error):
     [
         FULL,
         OSError(errno.EDQUOT, "quota"),
-        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),
     ],
 )
 def test_a_full_disk_is_named(tmp_path, error):
     with pytest.raises(OutputError, match=r"a\.txt' can't be written: the disk is full; free some space"):
         write_and_raise(tmp_path / "a.txt", error)
     assert listing(tmp_path) == []
-
-
-@pytest.mark.parametrize(("free", "message"), [(0, "the disk is full"), (1 << 30, r"Unable to write 5 bytes")])
-def test_mlx_reports_a_failed_write_without_its_reason(tmp_path, monkeypatch, free, message):
-    usage = namedtuple("usage", "total used free")(1 << 40, 0, free)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OutputError, match=message), atomic_write(tmp_path / "a.safetensors"):
-        raise RuntimeError("[write] Unable to write 5 bytes to file.")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this device, others do not")
@@ -186,3 +184,45 @@ def test_a_failure_removes_the_whole_temporary_folder(tmp_path, error, kind):
     with pytest.raises(kind):
         write_folder_and_raise(tmp_path / "model", error)
     assert listing(tmp_path) == []
+
+
+def test_a_file_to_read_is_a_regular_one(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("{}")
+    assert check_input(path) == 2
+    os.mkfifo(tmp_path / "pipe")
+    for odd in (tmp_path, tmp_path / "pipe", Path("/dev/null")):
+        for read in (check_input, read_json):
+            with pytest.raises(CheckpointError, match=f"'{odd}' is not a regular file"):
+                read(odd)
+    for missing in (tmp_path / "gone", tmp_path / ("x" * 300)):
+        with pytest.raises(ConfigError, match=f"'{missing}' can't be read"):
+            check_input(missing, error=ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "is not valid JSON"),
+        (b"", "is not valid JSON"),
+        (b'{"a": "\xff"}', "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b"[1]", "does not hold a JSON object"),
+    ],
+)
+def test_what_is_no_json_object_is_named(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"a\.json' {message}.*; download it again\.$"):
+        read_json(path)
+    with pytest.raises(ConfigError, match=r"; write it anew\.$"):
+        read_json(path, error=ConfigError, remedy="write it anew")
+
+
+def test_json_of_any_size_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    path.write_text('{"ä": 1}', encoding="utf-8")
+    assert read_json(path) == {"ä": 1}
+    monkeypatch.setattr(files, "_MAX_JSON", 8)
+    with pytest.raises(CheckpointError, match=r"a\.json' is too large"):
+        read_json(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mobileo_mlx import files
 from mobileo_mlx.errors import MobileOError
 
 
@@ -179,10 +179,4 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         GoldenError: it is missing, or no JSON object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise GoldenError(f"'{path}' can't be read ({error}); copy the reference directory again.") from error
-    if not isinstance(value, dict):
-        raise GoldenError(f"'{path}' holds no JSON object; copy the reference directory again.")
-    return value
+    return files.read_json(path, error=GoldenError, remedy="copy the reference directory again")

@@ -22,10 +22,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError, OptionError, format_names
+from ..files import read_json
 from ..models.mobileo import COMPONENTS, MobileOConfig, build, component_of, sanitize
 from .modules import get_submodule, named_parameters, preserve_rng_state, set_submodule
 from .peft_names import PREFIX, parse_factor, unwrapped_name
-from .tensor_files import TensorInfo, read_header, read_json, read_tensors
+from .tensor_files import TensorInfo, read_header, read_tensors
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint

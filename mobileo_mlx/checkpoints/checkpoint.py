@@ -16,12 +16,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError, format_names
+from ..files import read_json
 from ..models.mobileo import COMPONENTS, MobileOConfig, build, component_of, sanitize
 from . import hub
 from .modules import named_parameters, preserve_rng_state
 from .peft_names import PREFIX, parse_factor, unwrapped_name
 from .quantize import BITS, QuantizeSpec, quantized_skeleton
-from .tensor_files import TensorInfo, read_header, read_json, read_tensors, weight_files
+from .tensor_files import TensorInfo, read_header, read_tensors, weight_files
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer

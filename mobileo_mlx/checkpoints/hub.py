@@ -17,7 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import CheckpointError, DownloadError
-from .tensor_files import read_json, weight_files
+from ..files import read_json
+from .tensor_files import weight_files
 
 DEFAULT_MODEL = "Amshaker/Mobile-O-0.5B"
 SUBFOLDER = "final_merged_model_*"  # where upstream's training leaves the model

@@ -1,7 +1,7 @@
 """Safetensors files: headers that are checked before anything is read, and writing tensor by tensor.
 
-The format is eight bytes of length, a JSON header of that length, then the data. A download that was cut short, or an
-error page saved under the name of a model, shows in the header; so a damaged file is found at once, and is named.
+The `safetensors` library reads the headers. A download that was cut short, or an error page saved under the name of a
+model, shows there; so a damaged file is found at once, and is named.
 """
 
 from __future__ import annotations
@@ -16,19 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
+from ..files import check_input, read_json
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
 INDEX = "model.safetensors.index.json"
-ITEM_SIZES = {
-    **dict.fromkeys(("F64", "I64", "U64"), 8),
-    **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
-    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
-}
-# The limit of the reference implementation. A longer header is a file that is something else.
-_MAX_HEADER = 100_000_000
+_BITS = re.compile(r"[A-Z]+(\d+)")
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
 
@@ -40,12 +34,16 @@ class TensorInfo:
     dtype: str  # as in safetensors: F32, BF16, ...
     shape: tuple[int, ...]
     file: Path
-    nbytes: int
 
     @property
     def size(self) -> int:
         """The number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        bits = _BITS.match(self.dtype)  # BOOL alone has none, and takes a byte
+        return self.size * (int(bits[1]) if bits else 8) // 8
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -54,52 +52,26 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     Raises:
         CheckpointError: the file is missing, cut short, or not a safetensors file.
     """
+    from safetensors import SafetensorError, safe_open
+
+    check_input(path)
     try:
-        with path.open("rb") as file:
-            file_size = path.stat().st_size
-            start = file.read(8)
-            if start == b"version ":
+        # NumPy has no bfloat16, but no values are read here.
+        with safe_open(path, framework="numpy") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+            return {key: TensorInfo(key, s.get_dtype(), tuple(s.get_shape()), path) for key, s in slices.items()}
+    except SafetensorError as error:
+        with path.open("rb") as start:
+            if start.read(8) == b"version ":
                 raise CheckpointError(
                     f"'{path}' is a pointer of Git LFS and not the weights; run `git lfs pull` in its folder."
-                )
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            if len(start) == 8 and length > _MAX_HEADER:
-                raise _foreign(path)
-            if len(start) < 8 or 8 + length > file_size:
-                raise _cut_short(path)
-            text = file.read(length)
+                ) from error
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise CheckpointError(
+            f"'{path}' is cut short or damaged, or not a safetensors file ({reason}); remove it and download it again."
+        ) from error
     except OSError as error:
         raise CheckpointError(f"'{path}' can't be read ({error.strerror or error}).") from error
-    try:
-        header = json.loads(text)
-        infos = {
-            key: _info(key, entry, path, file_size - 8 - length)
-            for key, entry in header.items()
-            if key != "__metadata__"
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _foreign(path) from error
-    return infos
-
-
-def _info(key: str, entry: Any, path: Path, data_size: int) -> TensorInfo:
-    """One entry of a header; ValueError, KeyError or TypeError where it makes no sense."""
-    shape = tuple(int(n) for n in entry["shape"])
-    start, end = entry["data_offsets"]
-    nbytes = math.prod(shape) * ITEM_SIZES[entry["dtype"]]
-    if min(shape, default=0) < 0 or start < 0 or end - start != nbytes:
-        raise ValueError(f"{key}: {shape} in {start}..{end}")
-    if end > data_size:
-        raise _cut_short(path)
-    return TensorInfo(key, entry["dtype"], shape, path, nbytes)
-
-
-def _cut_short(path: Path) -> CheckpointError:
-    return CheckpointError(f"'{path}' is cut short; remove it and download it again.")
-
-
-def _foreign(path: Path) -> CheckpointError:
-    return CheckpointError(f"'{path}' is damaged, or not a safetensors file; remove it and download it again.")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -130,23 +102,6 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        CheckpointError: the file is missing, not JSON, or something else than an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"'{path}' can't be read ({error.strerror or error}).") from error
-    except ValueError as error:
-        raise CheckpointError(f"'{path}' is not valid JSON ({error}); download it again.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"'{path}' does not hold a JSON object; download it again.")
-    return value
-
-
 def read_tensors(infos: Mapping[str, TensorInfo]) -> dict[str, mx.array]:
     """The tensors under the names of the mapping. They are lazy: data is read when an array is evaluated."""
     import mlx.core as mx
@@ -156,8 +111,15 @@ def read_tensors(infos: Mapping[str, TensorInfo]) -> dict[str, mx.array]:
     return {name: contents[info.file][info.key] for name, info in infos.items()}
 
 
-def write_tensors(path: Path, tensors: dict[str, mx.array]) -> int:
+def write_tensors(path: Path, tensors: dict[str, mx.array], *, made_for: str = "mlx") -> int:
     """Writes a safetensors file, and empties `tensors` on the way, so that one tensor at a time is in memory.
+
+    The writers of the safetensors library and of MLX want all of them in memory at once.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        made_for: the library whose layout the tensors have, as readers look for it: "mlx", or "pt" for PyTorch.
 
     Returns:
         the bytes written.
@@ -173,11 +135,12 @@ def write_tensors(path: Path, tensors: dict[str, mx.array]) -> int:
         mx.bfloat16: "BF16",
         mx.int64: "I64",
         mx.int32: "I32",
+        mx.uint64: "U64",
         mx.uint32: "U32",
     }
     # Wide items first: every tensor then starts at a multiple of its item size.
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
-    header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    header: dict[str, Any] = {"__metadata__": {"format": made_for}}
     offset = 0
     for name in names:
         dtype, shape, nbytes = tensors[name].dtype, tensors[name].shape, tensors[name].nbytes

@@ -179,8 +179,7 @@ def write_adapter(
         (folder / TRAINED_FILE).unlink(missing_ok=True)
     if config is not None:
         with atomic_write(folder / WEIGHTS_FILE, overwrite=True) as temporary:
-            # PEFT's reader, and those of other programs, look for the format.
-            mx.save_safetensors(str(temporary), updates, {"format": "pt"})
+            write_tensors(temporary, updates, made_for="pt")
         with atomic_write(folder / CONFIG_FILE, overwrite=True) as temporary:
             temporary.write_text(json.dumps(_peft_config(config, str(base_model)), indent=2) + "\n", encoding="utf-8")
     else:

@@ -15,6 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..checkpoints.tensor_files import write_tensors
 from ..errors import CheckpointError, OutputError
 from ..files import TEMPORARY_PREFIX, atomic_folder, atomic_write, check_output_folder
 
@@ -45,7 +46,7 @@ def write_checkpoint(
     if not target.exists():
         with atomic_folder(target) as temporary:
             for name, values in arrays.items():
-                mx.save_safetensors(str(temporary / f"{name}.safetensors"), values)
+                write_tensors(temporary / f"{name}.safetensors", dict(values))
             (temporary / STATE_FILE).write_text(json.dumps({"step": step, **state}, indent=2))
     for old in checkpoints(folder)[:-_KEPT]:
         # Renamed first: what is half removed must not be taken for a checkpoint.

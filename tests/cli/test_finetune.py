@@ -22,15 +22,15 @@ from .conftest import COMMAND, Result
 # Kills its own process when the nth file of a checkpoint is half written.
 KILLED_WHILE_SAVING = """
 import os, signal, sys
-import mlx.core as mx
-save, count = mx.save_safetensors, [0]
+from mobileo_mlx.training import run_state
+save, count = run_state.write_tensors, [0]
 def kill(path, arrays):
     count[0] += 1
     if count[0] == int(sys.argv[1]):
         open(path, "wb").write(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
     save(path, arrays)
-mx.save_safetensors = kill
+run_state.write_tensors = kill
 from mobileo_cli.main import main
 sys.exit(main(sys.argv[2:]))
 """

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Callable
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 
+from mobileo_mlx.checkpoints.tensor_files import write_tensors
 from mobileo_mlx.errors import CheckpointError, OutputError, TrainingError
 from mobileo_mlx.files import TEMPORARY_PREFIX
+from mobileo_mlx.training import run_state
 from mobileo_mlx.training.loop import RunningMean, StepReport, TrainingLoop
 from mobileo_mlx.training.run_state import checkpoints, locked, read_metrics
 
@@ -185,16 +188,15 @@ def test_a_folder_is_for_one_run(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save: Callable[..., None] = mx.save_safetensors
     calls = []
 
-    def full(path: str, arrays: dict[str, mx.array]) -> None:
+    def full(path: Path, arrays: dict[str, mx.array]) -> None:
         calls.append(path)
         if len(calls) == 4:  # the second file of the second checkpoint
-            raise RuntimeError("[write] Unable to write 4 bytes to file.")
-        save(path, arrays)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_tensors(path, arrays)
 
-    monkeypatch.setattr(mx, "save_safetensors", full)
+    monkeypatch.setattr(run_state, "write_tensors", full)
     with pytest.raises(OutputError, match="step-0000004"):
         list(fit(tmp_path).run())
     assert [path.name for path in checkpoints(tmp_path)] == ["step-0000002"]
