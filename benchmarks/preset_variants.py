@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .paired_stats import DEFAULT, Variant
@@ -14,12 +14,12 @@ def variants(names: Sequence[str] | None = None) -> list[Variant]:
     Raises:
         OptionError: an unknown name.
     """
-    from mobileo_mlx.checkpoints.quantize import PRESETS
+    from mobileo_mlx.checkpoints.quantize import PRECISIONS
     from mobileo_mlx.errors import OptionError
-    from mobileo_mlx.generation_options import SAMPLING_PRESETS
+    from mobileo_mlx.generation_options import SPEEDS
 
-    known = [Variant(name, drawing=dict(options)) for name, options in SAMPLING_PRESETS.items()]
-    known += [Variant(name, bits=bits) for name, bits in PRESETS.items() if bits]
+    known = [Variant(name, drawing=dict(options)) for name, options in SPEEDS.items()]
+    known += [Variant(name, bits=bits) for name, bits in PRECISIONS.items() if bits]
     by_name = {variant.name: variant for variant in known}
     if unknown := [name for name in names or () if name not in by_name]:
         raise OptionError(f"there is no preset {unknown[0]!r} to measure; there are {', '.join(by_name)}.")
@@ -37,19 +37,6 @@ def tried_bits(text: str) -> Variant:
     return Variant(text, bits=parse_quantize(text), tried=True)
 
 
-def _interval(text: str) -> tuple[float, ...]:
-    return tuple(map(float, text.split(":")))
-
-
-# Options of drawing that are no plain number.
-_READ: Mapping[str, Callable[[str], Any]] = {
-    "steps": int,
-    "guidance_interval": _interval,
-    "scheduler": str,
-    "preset": str,
-}
-
-
 def tried_drawing(text: str) -> Variant:
     """Options of drawing, such as "steps=8,guidance_interval=0:0.97".
 
@@ -58,15 +45,13 @@ def tried_drawing(text: str) -> Variant:
     """
     from mobileo_mlx.errors import OptionError
     from mobileo_mlx.generation_options import GenerationOptions
+    from mobileo_mlx.options import declared
 
+    known = declared(GenerationOptions)
     drawing: dict[str, Any] = {}
     for part in text.split(","):
         name, equals, value = part.strip().partition("=")
-        if name not in GenerationOptions.__annotations__ or not equals:
+        if name not in known or not equals:
             raise OptionError(f"{text!r} is not of the form option=value,..., as in steps=8,guidance_interval=0:0.97.")
-        read = _READ.get(name, float)
-        try:
-            drawing[name] = read(value)
-        except ValueError:
-            raise OptionError(f"{name}={value} is not possible.") from None
+        drawing[name] = known[name].parse(value)
     return Variant(text, drawing=drawing, tried=True)

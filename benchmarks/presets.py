@@ -199,14 +199,14 @@ def drawn(
         unconditional_input,
     )
     from mobileo_mlx.diffusion import denoise, guided_steps
-    from mobileo_mlx.generation_options import make_schedule, resolve_settings
+    from mobileo_mlx.generation_options import resolve
     from mobileo_mlx.latents import noise
     from mobileo_mlx.prompts import edit_prompt, encode_prompt, generate_prompt
 
     begin = time.process_time()
     seeds = [seed for _, _, seed in wanted]
-    settings = resolve_settings(model.config, "generate", wanted[0][0], seed=seeds, **options)
-    scheduler, _ = make_schedule(model.config, settings)
+    settings = resolve(model.config, "generate", wanted[0][0], seed=seeds, **options)
+    scheduler, _ = settings.schedule
     texts: list[tuple[TextInput, TextInput]] = []  # without and with each prompt
     for prompt, image, _ in wanted:
         ids = encode_prompt(model.tokenizer, (generate_prompt if image is None else edit_prompt)(prompt))

@@ -10,8 +10,9 @@ import mlx.core as mx
 
 from .array_cache import prompt_key
 from .conditioning import embed_prompts, image_keys, read_images
-from .decoding import Sampling, decode, prefill
+from .decoding import decode, import_sampling, prefill
 from .errors import PromptError
+from .generation_options import AnswerSettings
 from .models.qwen2 import KVCache
 from .prompts import IMAGE_TOKEN_INDEX
 from .results import AnswerToken
@@ -33,9 +34,7 @@ def stream_answer(
     ids: list[int],
     images: Sequence[Image.Image],
     cache: list[KVCache],
-    *,
-    sampling: Sampling,
-    max_tokens: int,
+    settings: AnswerSettings,
 ) -> Generator[AnswerToken, None, None]:
     """Reads a prompt and yields the tokens of the answer.
 
@@ -47,8 +46,7 @@ def stream_answer(
         ids: what the model has not read yet, `IMAGE_TOKEN_INDEX` in the places of the images.
         images: in the order of their places.
         cache: what it has read, one entry a layer; extended in place.
-        sampling: how tokens are chosen.
-        max_tokens: at most; fewer where the context ends.
+        settings: how long it may be, and how tokens are chosen.
 
     Raises:
         PromptError: there is no room for the prompt in the context.
@@ -61,7 +59,7 @@ def stream_answer(
             f"The prompt takes {start + computed} positions and the model's context has {context}; shorten it, or "
             "start a new conversation."
         )
-    sampling.prepare()
+    import_sampling(settings)
     mx.reset_peak_memory()
     begun = time.perf_counter()
     prefix: list[int] = []
@@ -91,9 +89,9 @@ def stream_answer(
         lm_head,
         embeds,
         cache,
-        max_tokens=min(max_tokens, room),
+        max_tokens=min(settings.max_tokens, room),
         eos_token_ids=(*parts.config.eos_token_ids, *([] if end is None else [end])),
-        sampling=sampling,
+        settings=settings,
     ):
         first = first or time.perf_counter()
         segment = text.add(decoded.token)

@@ -8,13 +8,13 @@ computes nothing. Cached arrays are what was computed, to the bit: results do no
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from .images import pixel_hash
 from .prompts import IMAGE_TOKEN_INDEX
 
 if TYPE_CHECKING:
@@ -59,9 +59,7 @@ class ArrayCache:
 
 def image_key(image: Image.Image) -> str:
     """The same for images of the same pixels, and for no others."""
-    digest = hashlib.sha256(f"{image.mode} {image.size} ".encode())
-    digest.update(image.tobytes())
-    return digest.hexdigest()
+    return f"{image.mode} {image.size} {pixel_hash(image)}"
 
 
 def prompt_key(ids: Sequence[int], images: Sequence[str]) -> tuple[int | str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 from .answering import positions, stream_answer
-from .decoding import AnswerOptions, Sampling, resolve_answer_options
+from .generation_options import AnswerOptions, AnswerSettings
 from .images import ImageSource, load_images
 from .models.qwen2 import KVCache
 from .prompts import SYSTEM_PROMPT, check_text, encode_prompt, first_turn, next_turn
@@ -64,7 +64,7 @@ class Chat:
         Args:
             text: the user's turn.
             images: shown before the text, in order; each a path, the bytes of a file, or a Pillow image.
-            options: see `mobileo_mlx.decoding.AnswerOptions`.
+            options: see `mobileo_mlx.generation_options.AnswerOptions`.
 
         Raises:
             PromptError: the text is empty, or the conversation has become longer than the model's context.
@@ -72,12 +72,12 @@ class Chat:
             OptionError: an option is out of range.
             CheckpointError: a component that this needs is missing or does not fit the configuration.
         """
-        max_tokens, sampling = resolve_answer_options(**options)
+        settings = AnswerSettings(**options)
         check_text(text, "question")
         loaded = load_images(images)
         self._parts.require("answer", *(["vision"] if loaded else []))
         self._close_turn()
-        turn = self._turn(text, loaded, max_tokens, sampling)
+        turn = self._turn(text, loaded, settings)
         # Weakly, so that an iterator that nobody holds any more is closed at once.
         self._open = weakref.ref(turn)
         return turn
@@ -89,7 +89,7 @@ class Chat:
             turn.close()
 
     def _turn(
-        self, text: str, images: list[Image.Image], max_tokens: int, sampling: Sampling
+        self, text: str, images: list[Image.Image], settings: AnswerSettings
     ) -> Generator[AnswerToken, None, None]:
         if not self.messages:
             self._cache = self._empty_cache()  # a turn that was interrupted may have left something
@@ -98,7 +98,7 @@ class Chat:
         previous, tokens, said = (self._answer, self._answer_start), [], ""
         start = self._cache[0].offset
         try:
-            for token in stream_answer(self._parts, ids, images, self._cache, sampling=sampling, max_tokens=max_tokens):
+            for token in stream_answer(self._parts, ids, images, self._cache, settings):
                 tokens.append(token.token)
                 said += token.text
                 self._answer, self._answer_start = tokens, answer_start

@@ -1,195 +1,68 @@
-"""What to draw and how: options with their defaults, checked before anything is computed."""
+"""The options of all tasks, and what a task makes of them: settings, complete and checked before anything is computed.
 
-from __future__ import annotations
+An option is one field here, and its use. The parameters of the commands and their help, the checks, the metadata and
+their replay follow from the field; see `mobileo_mlx.options`.
+"""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+# Annotations are evaluated here: they are the declarations.
+
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from .errors import OptionError
+from .options import Option, declared, resolve_options
 from .prompts import check_text
-from .schedulers import Scheduler, make_scheduler
-from .seeds import checked_seed
 
 if TYPE_CHECKING:
     import mlx.core as mx
+    from typing_extensions import Unpack
 
     from .models.mobileo import MobileOConfig
+    from .schedulers import Scheduler
 
-STEPS = 20  # of the sampler, as in the original
-GUIDANCE_SCALE = 1.5  # likewise
-SCHEDULER = "dpm++"  # likewise
-MAX_SIDE = 4096  # of a drawing, in pixels; above it the decoder alone takes tens of gigabytes
+Task = Literal["generate", "edit"]
 
+MAX_SIDE = 4096  # of an image, in pixels; above it the decoder alone takes tens of gigabytes
 
-class Sampling(TypedDict, total=False):
-    """What a preset of drawing sets, of `GenerationOptions`."""
-
-    steps: int
-    guidance_scale: float
-    guidance_interval: tuple[float, float]
-    scheduler: str
-
-
-# What can be left out without drawing worse: for each of them `benchmarks.presets` has measured that it follows prompts
-# at most one point less often than the default does.
-SAMPLING_PRESETS: dict[str, Sampling] = {
+# Values of `GenerationOptions` by the name of a speed: what can be left out without drawing worse. For each of them
+# `benchmarks.presets` has measured that it follows prompts at most one point less often than the default does.
+SPEEDS: dict[str, dict[str, Any]] = {
     "fast": {"steps": 10, "guidance_interval": (0.0, 0.97)},
     # The third order, and guiding more strongly where it is guided, make up for what fewer steps lose.
     "faster": {"steps": 8, "scheduler": "dpm++3", "guidance_scale": 1.75, "guidance_interval": (0.55, 0.97)},
 }
 
 
-class GenerationOptions(TypedDict, total=False):
-    """The options of drawing and editing.
-
-    Fields:
-        seed: of the noise (0). Several seeds make several images in one batch, each the same as alone.
-        steps: of the sampler (20).
-        guidance_scale: above 1 follows the prompt more closely (1.5); 1 is twice as fast.
-        guidance_interval: (low, high): guide only where the noise level is low < sigma <= high, which makes the other
-            steps twice as fast; by default everywhere, as (0, 1) does.
-        scheduler: "dpm++" (the default), "dpm++3", which is of third order instead of second, or "euler".
-        flow_shift: of the noise levels; by default the checkpoint's, 3.0 for the published ones.
-        width, height: in pixels, multiples of `MobileOConfig.size_multiple`; by default the checkpoint's own size.
-        negative_prompt: what not to draw; it stands where the original has zero hidden states.
-        initial_latents: (B, height / factor, width / factor, latent_channels), instead of noise from seeds. They
-            tell the size, so neither a seed nor a size goes with them.
-        preset: settings by name, of `SAMPLING_PRESETS`; what is given beside it counts more.
-    """
-
-    seed: int | Sequence[int]
-    steps: int | None
-    guidance_scale: float | None
-    guidance_interval: Sequence[float] | None
-    scheduler: str | None
-    flow_shift: float | None
-    width: int | None
-    height: int | None
-    negative_prompt: str | None
-    initial_latents: mx.array | None
-    preset: str | None
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """All settings of a drawing, defaults filled in and checked; see `GenerationOptions`.
-
-    Attributes:
-        seeds: one for each image; empty where there are initial latents.
-        strength: of an edit that starts from its source image; None starts from noise.
-    """
-
-    task: Literal["generate", "edit"]
-    prompt: str
-    negative_prompt: str | None
-    seeds: list[int]
-    steps: int
-    guidance_scale: float
-    guidance_interval: tuple[float, float] | None
-    scheduler: str
-    flow_shift: float
-    width: int
-    height: int
-    strength: float | None
-
-
-def resolve_settings(
-    config: MobileOConfig,
-    task: Literal["generate", "edit"],
-    prompt: str,
-    *,
-    strength: float | None = None,
-    seed: int | Sequence[int] | None = None,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    guidance_interval: Sequence[float] | None = None,
-    scheduler: str | None = None,
-    flow_shift: float | None = None,
-    width: int | None = None,
-    height: int | None = None,
-    negative_prompt: str | None = None,
-    initial_latents: mx.array | None = None,
-    preset: str | None = None,
-) -> GenerationSettings:
-    """Fills in the defaults and checks everything that can be checked without weights.
+def check_seed(seed: Any) -> int:
+    """A seed of random keys as an int; NumPy's whole numbers are understood.
 
     Raises:
-        PromptError: a prompt is empty.
-        OptionError: an option is out of range.
+        OptionError: it is no whole number, or out of range.
     """
-    check_text(prompt, "instruction" if task == "edit" else "prompt")
-    if negative_prompt is not None:
-        check_text(negative_prompt, "negative prompt")
-    sampling = sampling_preset(preset)
-    if guidance_scale is None:
-        guidance_scale = sampling.get("guidance_scale", GUIDANCE_SCALE)
-    if not (math.isfinite(guidance_scale) and guidance_scale >= 1):
-        raise OptionError(f"guidance scale {guidance_scale} is not possible; choose 1 (none) or more.")
-    if negative_prompt is not None and guidance_scale == 1:
-        raise OptionError("a negative prompt needs guidance; choose a guidance scale above 1.")
-    steps = sampling.get("steps", STEPS) if steps is None else steps
-    guidance_interval = sampling.get("guidance_interval") if guidance_interval is None else guidance_interval
-    seeds: list[int] = []
-    if initial_latents is not None:
-        given = {"seed": seed, "width": width, "height": height}
-        if clashing := [name for name, value in given.items() if value is not None]:
-            raise OptionError(f"initial latents stand for {', '.join(clashing)}; give only one of them.")
-        width, height = _size_of(config, initial_latents)
-    else:
-        seeds = _seeds(0 if seed is None else seed)
-    width, height = _checked_size(config, width, height)
-    settings = GenerationSettings(
-        task=task,
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        seeds=seeds,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        guidance_interval=None if guidance_interval is None else _interval(guidance_interval),
-        scheduler=sampling.get("scheduler", SCHEDULER) if scheduler is None else scheduler,
-        flow_shift=config.flow_shift if flow_shift is None else flow_shift,
-        width=width,
-        height=height,
-        strength=strength,
-    )
-    make_schedule(config, settings)
-    return settings
+    try:
+        # True is 1 to Python, but who writes it has mistaken the option.
+        number = -1 if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**64:
+        raise OptionError(f"seed {seed!r} is not possible; choose a whole number from 0 to 2**64 - 1.")
+    return number
 
 
-def make_schedule(config: MobileOConfig, settings: GenerationSettings) -> tuple[Scheduler, int]:
-    """The sampler, and the first of its steps that is run: the first whose noise level is at most `strength`.
-
-    Raises:
-        OptionError: the sampler is unknown, or steps, shift or strength are out of range.
-    """
-    scheduler = make_scheduler(settings.scheduler, settings.steps, settings.flow_shift, config.num_train_timesteps)
-    strength = settings.strength
-    if strength is None or strength == 1:
-        return scheduler, 0
-    if not 0 < strength < 1:
-        raise OptionError(f"strength {strength} is not possible; choose a number above 0 and up to 1.")
-    start = next(i for i, sigma in enumerate(scheduler.sigmas) if sigma <= strength)
-    if start == settings.steps:
-        raise OptionError(f"strength {strength} leaves none of the {start} steps; choose more of either.")
-    return scheduler, start
+def _check_seeds(seed: Any) -> list[int]:
+    try:
+        several = list(seed)
+    except TypeError:
+        several = [seed]
+    if not several:
+        raise OptionError("at least one seed is needed; give a whole number from 0 to 2**64 - 1.")
+    return [check_seed(one) for one in several]
 
 
-def sampling_preset(name: str | None) -> Sampling:
-    """The settings of a preset; nothing where there is none.
-
-    Raises:
-        OptionError: an unknown name.
-    """
-    if name is None:
-        return {}
-    if name not in SAMPLING_PRESETS:
-        raise OptionError(f"there is no preset {name!r} of drawing; there are {', '.join(SAMPLING_PRESETS)}.")
-    return SAMPLING_PRESETS[name]
-
-
-def _interval(given: Any) -> tuple[float, float]:
+def _check_interval(given: Any) -> tuple[float, float]:
     try:
         low, high = map(float, given)
     except (TypeError, ValueError):
@@ -199,17 +72,268 @@ def _interval(given: Any) -> tuple[float, float]:
     return low, high
 
 
-def _seeds(seed: Any) -> list[int]:
-    try:
-        several = list(seed)
-    except TypeError:
-        several = [seed]
-    if not several:
-        raise OptionError("at least one seed is needed; give a whole number from 0 to 2**64 - 1.")
-    return [checked_seed(one) for one in several]
+def _read_interval(text: str) -> tuple[float, float]:
+    low, high = map(float, re.split("[,:]", text))
+    return low, high
 
 
-def _checked_size(config: MobileOConfig, width: int | None, height: int | None) -> tuple[int, int]:
+class GenerationOptions(TypedDict, total=False):
+    """The options of drawing an image; None stands for the default."""
+
+    seed: Annotated[
+        int | Sequence[int] | None,
+        Option("Seed of the noise; repeatable: one image each.", 0, metavar="SEED", check=_check_seeds, recorded=False),
+    ]
+    steps: Annotated[int | None, Option("Denoising steps.", 20, metavar="N", low=1, range="1 or more")]
+    guidance_scale: Annotated[
+        float | None,
+        Option(
+            "How closely to follow the text; 1 is without guidance, and twice as fast.",
+            1.5,
+            metavar="X",
+            low=1,
+            range="1 (none) or more",
+        ),
+    ]
+    guidance_interval: Annotated[
+        Sequence[float] | None,
+        Option(
+            "Guide only at noise levels above LOW and up to HIGH, from 0 to 1; other steps are twice as fast.",
+            metavar="LOW,HIGH",
+            check=_check_interval,
+            read=_read_interval,
+            example="0.3,0.95",
+            default_help="0,1",
+        ),
+    ]
+    scheduler: Annotated[
+        str | None,
+        Option("dpm++, dpm++3 (third order) or euler.", "dpm++", metavar="NAME", choices=("dpm++", "dpm++3", "euler")),
+    ]
+    flow_shift: Annotated[
+        float | None,
+        Option(
+            "Above 1: more steps at high noise.",
+            metavar="X",
+            low=0,
+            above=True,
+            range="a number above 0, such as 3",
+            default_help="the model's, 3.0",
+        ),
+    ]
+    width: Annotated[int | None, Option("In pixels; the default is the model's.", metavar="N", on_command=False)]
+    height: Annotated[int | None, Option("In pixels; the default is the model's.", metavar="N", on_command=False)]
+    negative_prompt: Annotated[
+        str | None,
+        Option(
+            "What the image should not show.",
+            metavar="TEXT",
+            check=lambda text: check_text(text, "negative prompt"),
+        ),
+    ]
+    initial_latents: Annotated[
+        "mx.array | None",
+        Option(
+            "(B, height / factor, width / factor, latent_channels) float32, instead of noise from seeds. They tell "
+            "the size, so neither a seed nor a size goes with them.",
+            on_command=False,
+            recorded=False,
+        ),
+    ]
+    speed: Annotated[
+        str | None,
+        Option(
+            "Less work for each image: fast or faster. Single options change what it says.",
+            metavar="NAME",
+            choices=SPEEDS,
+            recorded=False,
+        ),
+    ]
+    preset: Annotated[str | None, Option("The old spelling of `speed`.", on_command=False, recorded=False)]
+
+
+class EditOptions(GenerationOptions, total=False):
+    """The options of editing an image."""
+
+    strength: Annotated[
+        float | None,
+        Option(
+            "Start from the image itself at this noise level, above 0 and up to 1; small values keep more of it.",
+            metavar="X",
+            low=0,
+            above=True,
+            high=1,
+            range="a number above 0 and up to 1",
+            default_help="from pure noise",
+        ),
+    ]
+
+
+class AnswerOptions(TypedDict, total=False):
+    """The options of answering a question; None stands for the default."""
+
+    max_tokens: Annotated[
+        int | None,
+        Option("Length of an answer at most; less where the context ends.", 256, metavar="N", low=1, range="1 or more"),
+    ]
+    temperature: Annotated[
+        float | None,
+        Option(
+            "0 always takes the likeliest token; above, sample.",
+            0.0,
+            metavar="T",
+            low=0,
+            range="0 or more",
+            default_help="0",
+        ),
+    ]
+    top_p: Annotated[
+        float | None,
+        Option(
+            "Sample among the likeliest tokens that sum up to P.",
+            1.0,
+            metavar="P",
+            low=0,
+            above=True,
+            high=1,
+            range="a number above 0 and up to 1",
+            default_help="1",
+        ),
+    ]
+    # Only tokens that were generated before become less likely (arXiv 1909.05858); the prompt does not count, as in
+    # the original.
+    repetition_penalty: Annotated[
+        float | None,
+        Option(
+            "Above 1: repeat less.",
+            metavar="X",
+            low=0,
+            above=True,
+            range="a number above 0, such as 1.1",
+            default_help="none",
+        ),
+    ]
+    seed: Annotated[int | None, Option("Seed of the sampling.", 0, metavar="SEED", check=check_seed)]
+
+
+OPTIONS: dict[Task, type] = {"generate": GenerationOptions, "edit": EditOptions}
+
+
+def recorded_options() -> dict[str, Option]:
+    """The options of all tasks that settings hold, by name."""
+    known = {name: option for options in OPTIONS.values() for name, option in declared(options).items()}
+    return {name: option for name, option in known.items() if option.recorded}
+
+
+class _Settings:
+    """Gives each option the place of an attribute, so that a new one needs no second declaration."""
+
+    options: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        options = self.__dict__.get("options", {})
+        if name not in options:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return options[name]
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.options]
+
+
+@dataclass(frozen=True)
+class GenerationSettings(_Settings):
+    """All settings of an image or several, complete and checked. Each option is an attribute, too: `settings.steps`.
+
+    Attributes:
+        task: "generate" or "edit".
+        prompt: the text.
+        seeds: one for each image; empty where there are initial latents.
+        options: `recorded_options` by name; None for those of the other task.
+        schedule: the sampler, and the index of its first step that is run: of the first whose noise level is at most
+            `strength`.
+    """
+
+    task: Task
+    prompt: str
+    seeds: list[int]
+    options: dict[str, Any]
+    schedule: "tuple[Scheduler, int]" = field(repr=False, compare=False)
+
+
+class AnswerSettings(_Settings):
+    """Options of answering, complete and checked. Each is an attribute: `settings.temperature`.
+
+    Args:
+        options: see `AnswerOptions`.
+
+    Raises:
+        OptionError: an option is out of range.
+    """
+
+    def __init__(self, **options: "Unpack[AnswerOptions]") -> None:
+        self.options = resolve_options(AnswerOptions, options)
+
+
+def check_options(task: Task, prompt: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks all that needs no model, and fills in the defaults that depend on none.
+
+    Raises:
+        PromptError: a prompt is empty.
+        OptionError: an option is out of range.
+    """
+    check_text(prompt, "instruction" if task == "edit" else "prompt")
+    given = {name: value for name, value in options.items() if value is not None}
+    if "preset" in given:
+        if "speed" in given:
+            raise OptionError("preset is the old name of speed; give only speed.")
+        given["speed"] = given.pop("preset")
+    values = resolve_options(OPTIONS[task], given, SPEEDS.get(given.get("speed", ""), {}))
+    if values["negative_prompt"] is not None and values["guidance_scale"] == 1:
+        raise OptionError("a negative prompt needs guidance; choose a guidance scale above 1.")
+    if values["initial_latents"] is not None:
+        if clashing := [name for name in ("seed", "width", "height") if name in given]:
+            raise OptionError(f"initial latents stand for {', '.join(clashing)}; give only one of them.")
+        values["seed"] = []
+    return values
+
+
+def resolve(config: "MobileOConfig", task: Task, prompt: str, **options: "Unpack[EditOptions]") -> GenerationSettings:
+    """Makes settings of options: fills in the defaults, and checks everything that can be checked without weights.
+
+    Raises:
+        PromptError: a prompt is empty.
+        OptionError: an option is out of range.
+    """
+    values = check_options(task, prompt, options)
+    if (latents := values["initial_latents"]) is not None:
+        values["width"], values["height"] = _size_of(config, latents)
+    width, height = _check_size(config, values["width"], values["height"])
+    values["width"], values["height"] = width, height
+    if values["flow_shift"] is None:
+        values["flow_shift"] = config.flow_shift
+    return GenerationSettings(
+        task=task,
+        prompt=prompt,
+        seeds=values["seed"],
+        options={name: values.get(name) for name in recorded_options()},
+        schedule=_make_schedule(config, values),
+    )
+
+
+def _make_schedule(config: "MobileOConfig", values: Mapping[str, Any]) -> "tuple[Scheduler, int]":
+    from .schedulers import make_scheduler
+
+    steps, strength = values["steps"], values.get("strength")
+    scheduler = make_scheduler(values["scheduler"], steps, values["flow_shift"], config.num_train_timesteps)
+    if strength is None or strength == 1:
+        return scheduler, 0
+    start = next(i for i, sigma in enumerate(scheduler.sigmas) if sigma <= strength)
+    if start == steps:
+        raise OptionError(f"strength {strength} leaves none of the {start} steps; choose more of either.")
+    return scheduler, start
+
+
+def _check_size(config: "MobileOConfig", width: int | None, height: int | None) -> tuple[int, int]:
     width = config.default_size[0] if width is None else width
     height = config.default_size[1] if height is None else height
     multiple = config.size_multiple
@@ -224,7 +348,7 @@ def _checked_size(config: MobileOConfig, width: int | None, height: int | None) 
     return width, height
 
 
-def _size_of(config: MobileOConfig, latents: Any) -> tuple[int, int]:
+def _size_of(config: "MobileOConfig", latents: Any) -> tuple[int, int]:
     channels, factor = config.dit.in_channels, config.vae.factor
     if latents.ndim != 4 or latents.shape[-1] != channels:
         raise OptionError(f"initial latents have the shape {latents.shape} instead of (B, h, w, {channels}).")

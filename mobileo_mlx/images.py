@@ -5,6 +5,7 @@ Inside, an image is a Pillow image in mode RGB, upright, or an array `(B, H, W, 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -59,6 +60,11 @@ def load_image(source: ImageSource, *, name: str = "the image") -> Image.Image:
         raise ImageError(
             f"{_subject(label)} has the colour mode {image.mode}, which can't be read; save it as RGB."
         ) from error
+
+
+def pixel_hash(image: Image.Image) -> str:
+    """The SHA-256 of an image's pixels, in hexadecimal. It says nothing of size and mode."""
+    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def pad_to_square(image: Image.Image) -> Image.Image:

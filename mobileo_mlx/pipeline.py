@@ -21,10 +21,9 @@ from .checkpoints.hub import DEFAULT_MODEL
 from .checkpoints.load import parse_dtype
 from .checkpoints.quantize import resolve_bits
 from .conditioning import read_prompts, text_input, unconditional_input
-from .decoding import resolve_answer_options
 from .diffusion import GenerationStep, denoise
-from .errors import PromptError
-from .generation_options import GenerationOptions, GenerationSettings, make_schedule, resolve_settings
+from .errors import OptionError, PromptError
+from .generation_options import AnswerSettings, EditOptions, GenerationOptions, GenerationSettings, resolve
 from .images import ImageSource, cover_crop, from_array, load_image, load_images
 from .latents import decode_latents, encode_latents, noise, noised
 from .models.qwen2 import KVCache
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from typing_extensions import Self, Unpack
 
-    from .decoding import AnswerOptions
+    from .generation_options import AnswerOptions
     from .models.mobileo import MobileOConfig
     from .models.sana_cross_attention import TextInput
     from .tokenizer import Tokenizer
@@ -59,6 +58,7 @@ class MobileO:
         *,
         dtype: str | None = None,
         quantize: Mapping[str, int] | None = None,
+        precision: str | None = None,
         preset: str | None = None,
         adapter: str | Path | None = None,
         adapter_scale: float = 1.0,
@@ -71,7 +71,8 @@ class MobileO:
             model: a bundled name, a folder, or a repository on the hub.
             dtype: "float32", "float16" or "bfloat16"; by default what is fast, see `checkpoints.load.default_dtype`.
             quantize: bits for components, such as {"llm": 4, "dit": 8}, applied while loading.
-            preset: a set of bits by name, "small", "balanced" or "full"; `quantize` changes single components of it.
+            precision: bits of all components by name, "small", "balanced" or "full"; `quantize` changes single ones.
+            preset: the old spelling of `precision`.
             adapter: a folder that `finetune` or the PEFT library wrote; see `mobileo_mlx.checkpoints.adapters`.
             adapter_scale: how strongly it changes the model: 0 not at all, 1 as trained.
             keep_loaded: True keeps each network once it is loaded, and what was read of an image or a prompt, for
@@ -83,10 +84,12 @@ class MobileO:
         Raises:
             CheckpointError, ConfigError: the model is missing, damaged or foreign (DownloadError: unreachable); or the
                 adapter is, or it is for another model.
-            OptionError: an unknown dtype, preset, component or number of bits, or a scale that is no number.
+            OptionError: an unknown dtype, precision, component or number of bits, or a scale that is no number.
         """
         parsed = parse_dtype(dtype) if dtype is not None else None
-        bits = resolve_bits(quantize, preset)  # mistakes show before a download
+        if preset is not None and precision is not None:
+            raise OptionError("preset is the old name of precision; give only precision.")
+        bits = resolve_bits(quantize, precision or preset)  # mistakes show before a download
         opened = None if adapter is None else Adapter.open(adapter, scale=adapter_scale)
         checkpoint = Checkpoint.open(model, progress=progress)
         return cls(Parts(checkpoint, dtype=parsed, bits=bits, adapter=opened, keep_loaded=keep_loaded))
@@ -135,44 +138,40 @@ class MobileO:
             OptionError: an option is out of range.
             CheckpointError: a component that this needs is missing or does not fit the configuration.
         """
-        settings = resolve_settings(self.config, "generate", prompt, **options)
+        settings = resolve(self.config, "generate", prompt, **options)
         return self._draw(settings, None, options.get("initial_latents"))
 
     def edit(
         self,
         image: ImageSource,
         instruction: str,
-        *,
-        strength: float | None = None,
-        **options: Unpack[GenerationOptions],
+        **options: Unpack[EditOptions],
     ) -> GenerationResult:
         """Draws `image` changed as `instruction` says: the last thing that `stream_edit` yields."""
-        return _result(self.stream_edit(image, instruction, strength=strength, **options))
+        return _result(self.stream_edit(image, instruction, **options))
 
     def stream_edit(
         self,
         image: ImageSource,
         instruction: str,
-        *,
-        strength: float | None = None,
-        **options: Unpack[GenerationOptions],
+        **options: Unpack[EditOptions],
     ) -> Iterator[GenerationStep | GenerationResult]:
         """Draws `image` changed as `instruction` says, yielding every step and at last the result.
 
-        As in the original the image enters through the language model alone, and drawing starts from noise.
+        As in the original the image enters through the language model alone, and drawing starts from noise. Our
+        extension `strength` starts from the encoded image at this noise level, above 0 (the image itself) and up to 1
+        (nearly noise); only the steps below that level are run.
 
         Args:
             image: a path, the bytes of a file, or a Pillow image.
             instruction: what to change.
-            strength: our extension: start from the encoded image at this noise level, above 0 (the image itself)
-                and up to 1 (nearly noise); only the steps below that level are run.
-            options: see `mobileo_mlx.generation_options.GenerationOptions`.
+            options: see `mobileo_mlx.generation_options.EditOptions`.
 
         Raises:
             ImageError: the image can't be read.
             PromptError, OptionError, CheckpointError: see `stream_generate`.
         """
-        settings = resolve_settings(self.config, "edit", instruction, strength=strength, **options)
+        settings = resolve(self.config, "edit", instruction, **options)
         return self._draw(settings, load_image(image), options.get("initial_latents"))
 
     def decode_latents(self, latents: mx.array) -> list[Image.Image]:
@@ -195,18 +194,18 @@ class MobileO:
         Args:
             images: each a path, the bytes of a file, or a Pillow image.
             question: in words.
-            options: see `mobileo_mlx.decoding.AnswerOptions`.
+            options: see `mobileo_mlx.generation_options.AnswerOptions`.
 
         Raises:
             ImageError, PromptError, OptionError, CheckpointError: see `Chat.stream`.
         """
-        max_tokens, sampling = resolve_answer_options(**options)
+        settings = AnswerSettings(**options)
         check_text(question, "question")
         loaded = load_images(images)
         self.parts.require("answer", *(["vision"] if loaded else []))
         ids = encode_prompt(self.tokenizer, ask_prompt(question, len(loaded)))
         cache = [KVCache() for _ in range(self.config.llm.num_hidden_layers)]
-        return stream_answer(self.parts, ids, loaded, cache, sampling=sampling, max_tokens=max_tokens)
+        return stream_answer(self.parts, ids, loaded, cache, settings)
 
     def chat(self, *, system_prompt: str = SYSTEM_PROMPT) -> Chat:
         """A conversation that remembers."""
@@ -240,7 +239,7 @@ class MobileO:
         parts, config = self.parts, self.config
         mx.reset_peak_memory()
         begin = time.perf_counter()
-        scheduler, start = make_schedule(config, settings)
+        scheduler, start = settings.schedule
         width, height = settings.width, settings.height
         if latents is None:
             latents = mx.concatenate([noise(config, seed, width, height) for seed in settings.seeds])

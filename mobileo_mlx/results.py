@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._version import __version__
-from .generation_options import GenerationSettings
+from .errors import ImageError
+from .generation_options import OPTIONS, GenerationSettings, Task
+from .images import read_metadata
+from .options import declared
 
 if TYPE_CHECKING:
     import mlx.core as mx
     from PIL import Image
 
 
+# What a result says about its model: with these values `MobileO.load` loads it again.
+LOADING: dict[str, tuple[type, ...]] = {
+    "model": (str,),
+    "dtype": (str,),
+    "quantize": (dict,),
+    "adapter": (str,),
+    "adapter_scale": (int, float),
+}
+
+
 @dataclass(frozen=True)
 class GenerationResult(GenerationSettings):
-    """Finished drawings of one prompt, with the settings that they were made with.
+    """Finished images of one prompt, with the settings that they were made with.
 
     Attributes:
         model: its name where it is bundled or on the hub, else its folder's absolute path.
@@ -41,17 +55,61 @@ class GenerationResult(GenerationSettings):
 
     def metadata(self, index: int = 0) -> dict[str, Any]:
         """Everything that makes image `index` again, as JSON can hold it."""
-        settings = {field.name: getattr(self, field.name) for field in fields(GenerationSettings)}
-        seeds = settings.pop("seeds")
+        loading = {name: getattr(self, name) for name in LOADING}
+        if self.adapter is None:
+            del loading["adapter"], loading["adapter_scale"]
         return {
             "software": f"mobileo-mlx {__version__}",
-            "model": self.model,
-            "dtype": self.dtype,
-            "quantize": self.quantize,
-            **({"adapter": self.adapter, "adapter_scale": self.adapter_scale} if self.adapter else {}),
-            **settings,
-            "seed": seeds[index] if seeds else None,
+            **loading,
+            "task": self.task,
+            "prompt": self.prompt,
+            **self.options,
+            "seed": self.seeds[index] if self.seeds else None,
         }
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """How an image was made, read from its file.
+
+    Attributes:
+        prompt: the text.
+        seed: of the noise.
+        options: keyword arguments of the task but the seed, as far as they were recorded.
+        loading: keyword arguments of `MobileO.load`, likewise.
+        metadata: all that the file holds.
+    """
+
+    prompt: str
+    seed: int
+    options: dict[str, Any]
+    loading: dict[str, Any]
+    metadata: dict[str, Any]
+
+
+def read_recorded(file: Path, task: Task) -> Recorded:
+    """What `GenerationResult.metadata` of the same task said about an image.
+
+    Raises:
+        ImageError: no metadata of ours, of another task, or damaged.
+    """
+    metadata = read_metadata(file)
+    values = {name: value for name, value in metadata.items() if value is not None}
+    if values.get("task", task) != task:
+        raise ImageError(f"{file}: made by '{values['task']}'; replay it with that command.")
+    options = {name: option.json_types for name, option in declared(OPTIONS[task]).items() if option.recorded}
+    known = {"prompt": (str,), "seed": (int,), **options, **LOADING}
+    wrong = [name for name, types in known.items() if name in values and not isinstance(values[name], types)]
+    wrong += [name for name in ("prompt", "seed") if name not in values]
+    if wrong:
+        raise ImageError(f"{file}: its metadata has no valid {', '.join(wrong)}; it can't be replayed.")
+    return Recorded(
+        values["prompt"],
+        values["seed"],
+        {name: values[name] for name in options if name in values},
+        {name: values[name] for name in LOADING if name in values},
+        metadata,
+    )
 
 
 @dataclass(frozen=True)

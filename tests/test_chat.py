@@ -304,7 +304,7 @@ def test_an_answer_ends_where_the_context_does(model: MobileO) -> None:
 
 def test_the_head_is_loaded_before_the_rest(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unquantized it is the largest weight: a peak that is not on top of the language model's."""
-    model = MobileO.load(tiny_model, preset="small")
+    model = MobileO.load(tiny_model, precision="small")
     loaded: list[str] = []
     load = Parts.__getitem__
     monkeypatch.setattr(Parts, "__getitem__", lambda parts, name: loaded.append(name) or load(parts, name))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import inspect
 import sys
 import time
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -16,8 +15,9 @@ import pytest
 
 from mobileo_mlx import answering, decoding
 from mobileo_mlx.chat import Chat
-from mobileo_mlx.decoding import AnswerOptions, Sampling, decode, prefill
+from mobileo_mlx.decoding import decode, prefill
 from mobileo_mlx.errors import OptionError
+from mobileo_mlx.generation_options import AnswerSettings
 from mobileo_mlx.models.qwen2 import KVCache, Qwen2Model
 from mobileo_mlx.pipeline import MobileO
 
@@ -128,18 +128,18 @@ def test_logits_are_those_that_the_token_was_chosen_from() -> None:
 
 def test_a_repetition_penalty_sees_generated_tokens_alone() -> None:
     # Token 7 has the highest logit, then 6, ...: each is chosen once, and the prompt's own tokens too.
-    penalised = run(flat, sampling=Sampling(repetition_penalty=100.0), max_tokens=7)
+    penalised = run(flat, settings=AnswerSettings(repetition_penalty=100.0), max_tokens=7)
     assert [token for token, _ in penalised] == [7, 6, 5, 4, 3, 2, 1]
     assert [token for token, _ in run(flat, max_tokens=3)] == [7, 7, 7]
 
 
 def test_a_penalty_of_one_is_none() -> None:
-    assert run(flat, sampling=Sampling(repetition_penalty=1.0)) == run(flat)
+    assert run(flat, settings=AnswerSettings(repetition_penalty=1.0)) == run(flat)
 
 
 def test_the_same_seed_gives_the_same_tokens() -> None:
-    answers = {seed: run(flat, sampling=Sampling(temperature=1.0, seed=seed), max_tokens=30) for seed in range(4)}
-    assert answers[2] == run(flat, sampling=Sampling(temperature=1.0, seed=2), max_tokens=30)
+    answers = {seed: run(flat, settings=AnswerSettings(temperature=1.0, seed=seed), max_tokens=30) for seed in range(4)}
+    assert answers[2] == run(flat, settings=AnswerSettings(temperature=1.0, seed=2), max_tokens=30)
     assert len({str(answer) for answer in answers.values()}) == 4
 
 
@@ -147,14 +147,14 @@ def test_sampling_leaves_the_global_seed_alone() -> None:
     mx.random.seed(1)
     expected = mx.random.normal((3,))
     mx.random.seed(1)
-    run(flat, sampling=Sampling(temperature=1.0))
+    run(flat, settings=AnswerSettings(temperature=1.0))
     assert mx.array_equal(mx.random.normal((3,)), expected)
 
 
 def test_a_low_temperature_is_greedy_and_a_high_one_is_not() -> None:
-    cold = run(flat, sampling=Sampling(temperature=0.001), max_tokens=20)
+    cold = run(flat, settings=AnswerSettings(temperature=0.001), max_tokens=20)
     assert {token for token, _ in cold} == {7}
-    hot = run(flat, sampling=Sampling(temperature=50.0), max_tokens=60)
+    hot = run(flat, settings=AnswerSettings(temperature=50.0), max_tokens=60)
     assert len({token for token, _ in hot}) == VOCABULARY
 
 
@@ -163,9 +163,9 @@ def test_top_p_keeps_the_likely_tokens() -> None:
         return mx.zeros_like(hidden) + mx.array([0.0, 0, 6, 0, 0, 6, 0, 0])
 
     options = {"max_tokens": 60}
-    sampled = run(two_of_eight, sampling=Sampling(temperature=1.0, top_p=0.9), **options)
+    sampled = run(two_of_eight, settings=AnswerSettings(temperature=1.0, top_p=0.9), **options)
     assert {token for token, _ in sampled} == {2, 5}
-    everything = run(two_of_eight, sampling=Sampling(temperature=8.0), **options)
+    everything = run(two_of_eight, settings=AnswerSettings(temperature=8.0), **options)
     assert len({token for token, _ in everything}) > 4
 
 
@@ -183,24 +183,23 @@ def test_top_p_keeps_the_likely_tokens() -> None:
 )
 def test_impossible_options_are_named(options: dict[str, float], expected: str) -> None:
     with pytest.raises(OptionError, match=expected):
-        Sampling(**options)
+        AnswerSettings(**options)
 
 
 def test_seeds_of_numpy() -> None:
     def sampled(seed: object) -> list[tuple[int, str | None]]:
-        return run(flat, sampling=Sampling(temperature=1, seed=seed))
+        return run(flat, settings=AnswerSettings(temperature=1, seed=seed))
 
     assert sampled(np.int64(5)) == sampled(5) != sampled(6)
 
 
-@pytest.mark.parametrize("seed", [True, np.bool_(True), 1.0, "1", None, -1, 2**64])
+@pytest.mark.parametrize("seed", [True, np.bool_(True), 1.0, "1", -1, 2**64])
 def test_what_is_no_seed(seed: object) -> None:
     with pytest.raises(OptionError, match="whole number from 0 to"):
-        Sampling(seed=seed)
+        AnswerSettings(seed=seed)
 
 
 def test_the_options_of_all_ways_to_ask_are_the_same() -> None:
-    assert {field.name for field in dataclasses.fields(Sampling)} | {"max_tokens"} == set(get_type_hints(AnswerOptions))
     for way in (Chat.stream, Chat.send, MobileO.ask, MobileO.stream_ask):
         # What a type checker needs to find a misspelt option.
         assert inspect.signature(way).parameters["options"].annotation == "Unpack[AnswerOptions]"

@@ -14,7 +14,8 @@ import mlx.core as mx
 import numpy as np
 
 from mobileo_mlx.conditioning import embed_prompts, encode_image
-from mobileo_mlx.decoding import Sampling, decode
+from mobileo_mlx.decoding import decode
+from mobileo_mlx.generation_options import AnswerSettings
 from mobileo_mlx.pipeline import MobileO
 
 from .goldens import Case
@@ -175,7 +176,7 @@ def _greedy(case: Case, model: MobileO, features: Sequence[mx.array]) -> Outputs
             network.make_cache(),
             max_tokens=params["max_new_tokens"],
             eos_token_ids=() if end is None else tuple(np.atleast_1d(end).tolist()),
-            sampling=Sampling(repetition_penalty=params.get("repetition_penalty")),
+            settings=AnswerSettings(repetition_penalty=params.get("repetition_penalty")),
         )
     )
     return {

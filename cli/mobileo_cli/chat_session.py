@@ -33,13 +33,13 @@ class Session:
 
     Args:
         model: the model.
-        sampling: keyword arguments of the library's `Chat.stream`.
+        answering: keyword arguments of the library's `Chat.stream`.
         verbose: print timings and peak memory.
     """
 
-    def __init__(self, model: MobileO, *, sampling: dict[str, Any], verbose: bool = False) -> None:
+    def __init__(self, model: MobileO, *, answering: dict[str, Any], verbose: bool = False) -> None:
         self.model = model
-        self.sampling = sampling
+        self.answering = answering
         self.verbose = verbose
         self.chat = model.chat()
         self.transcript: list[dict[str, Any]] = []
@@ -94,7 +94,7 @@ class Session:
         images = [image for _, image in self.pending]
         said, last = "", None
         try:
-            stream = self.chat.stream(text, images=images, **self.sampling)
+            stream = self.chat.stream(text, images=images, **self.answering)
             # Closing tells the library at once that no more is wanted, and it keeps what was said.
             with contextlib.closing(stream):
                 for last in stream:

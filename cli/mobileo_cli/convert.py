@@ -25,6 +25,7 @@ def command(
         ),
     ] = None,
     quantize: options.Quantize = None,
+    precision: options.Precision = None,
     preset: options.Preset = None,
 ) -> None:
     """Write a checkpoint in our layout.
@@ -32,15 +33,17 @@ def command(
     That is a folder of config.json, one file per part, and tokenizer.json.
     """
     from mobileo_mlx.checkpoints.convert import convert
+    from mobileo_mlx.checkpoints.quantize import parse_quantize
 
-    bits = options.parse_quantize(quantize, preset)
+    precision = options.resolve_preset({"precision": precision, "preset": preset})["precision"]
     shown = sys.stderr.isatty()
     with printing.Progress() as progress:
         written = convert(
             source,
             target,
             dtype=dtype,
-            quantize=bits,
+            quantize=parse_quantize(quantize) if quantize is not None else None,
+            precision=precision,
             progress=lambda component: progress.say(f"writing {component}"),
             download_progress=shown,
         )

@@ -89,8 +89,8 @@ def command(
         ),
     ] = None,
     rank: Annotated[int, typer.Option("--rank", metavar="N", help="Rank of the low-rank updates.")] = 16,
-    alpha: Annotated[float, typer.Option("--alpha", metavar="X", help="They are scaled by alpha / rank.")] = 32.0,
-    dropout: Annotated[float, typer.Option("--dropout", metavar="SHARE", help="Of the updates' inputs.")] = 0.05,
+    alpha: Annotated[float, typer.Option("--alpha", metavar="X", help="LoRA scale is alpha / rank.")] = 32.0,
+    dropout: Annotated[float, typer.Option("--dropout", metavar="SHARE", help="Dropout on the LoRA inputs.")] = 0.05,
     cond_dropout: Annotated[
         float | None,
         typer.Option(
@@ -102,7 +102,7 @@ def command(
     flow_shift: Annotated[
         float, typer.Option("--flow-shift", metavar="X", help="Above 1: train more at high noise.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", metavar="SEED", help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="SEED", help="Random seed.")] = 0,
     held_out: Annotated[
         float,
         typer.Option("--held-out", metavar="SHARE", help="Share of the samples to judge by and not to train on."),

@@ -40,7 +40,7 @@ def command(
             model,
             adapter,
             target,
-            **options.given(scale=adapter_scale, dtype=dtype),
+            **options.given(("scale", "dtype"), {"scale": adapter_scale, "dtype": dtype}),
             progress=lambda component: progress.say(f"writing {component}"),
             download_progress=sys.stderr.isatty(),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,30 +14,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mobileo_mlx import GenerationResult, GenerationStep, MobileO
+    from mobileo_mlx.generation_options import Task
 
     Stream = Iterator[GenerationStep | GenerationResult]
-
-# What a replay takes from the metadata, besides the prompt and the seed, with its type.
-SETTINGS: dict[str, type | tuple[type, ...]] = {
-    "steps": int,
-    "guidance_scale": (int, float),
-    "guidance_interval": list,
-    "scheduler": str,
-    "flow_shift": (int, float),
-    "width": int,
-    "height": int,
-    "negative_prompt": str,
-}
-# And for `edit`.
-EDITING: dict[str, type | tuple[type, ...]] = {"strength": (int, float)}
-# The same for loading the model.
-LOADING: dict[str, type | tuple[type, ...]] = {
-    "model": str,
-    "dtype": str,
-    "quantize": dict,
-    "adapter": str,
-    "adapter_scale": (int, float),
-}
 
 
 @dataclass
@@ -48,119 +26,86 @@ class Job:
     Fields:
         prompt: the text.
         seeds, paths: one of each per image.
-        settings: keyword arguments of `stream_generate` or `stream_edit` but the seed.
+        options: keyword arguments of `stream_generate` or `stream_edit` but the seed.
         loading: keyword arguments of `MobileO.load`.
         overwrite: replace files that exist.
         previews: the folder for the images of the steps, or None.
         metadata: write the settings into the PNG.
         source: what the metadata say about the image that is edited.
+        replayed: the metadata of the image that the settings come from, if there is one.
         verbose: print timings and peak memory.
     """
 
     prompt: str
     seeds: list[int]
     paths: list[Path]
-    settings: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     loading: dict[str, Any] = field(default_factory=dict)
     overwrite: bool = False
     previews: Path | None = None
     metadata: bool = True
     source: dict[str, str] = field(default_factory=dict)
+    replayed: dict[str, Any] = field(default_factory=dict)
     verbose: bool = False
-
-
-def recorded(file: Path, task: str) -> dict[str, Any]:
-    """The prompt and settings that an image of the same task was made with.
-
-    Raises:
-        ImageError: no metadata of ours, of another command, or damaged.
-    """
-    from mobileo_mlx.errors import ImageError
-    from mobileo_mlx.images import read_metadata
-
-    values = {name: value for name, value in read_metadata(file).items() if value is not None}
-    if values.get("task", task) != task:
-        raise ImageError(f"{file}: made by '{values['task']}'; replay it with that command.")
-    types = {"prompt": str, "seed": int, **SETTINGS, **(EDITING if task == "edit" else {}), **LOADING}
-    wrong = [name for name in types if name in values and not isinstance(values[name], types[name])]
-    wrong += [name for name in ("prompt", "seed") if name not in values]
-    if wrong:
-        raise ImageError(f"{file}: its metadata has no valid {', '.join(wrong)}; it can't be replayed.")
-    return {name: values[name] for name in types if name in values}
 
 
 def source_of(image: Image, name: str) -> dict[str, str]:
     """Which image an edit started from, for its metadata: a replay needs the same one. Not in which folder it lies."""
-    return {"image": Path(name).name, "image_sha256": hashlib.sha256(image.tobytes()).hexdigest()}
+    from mobileo_mlx.images import pixel_hash
+
+    return {"image": Path(name).name, "image_sha256": pixel_hash(image)}
 
 
-def plan(
-    task: str,
-    text: str | None,
-    *,
-    text_name: str,
-    model: str | None,
-    dtype: str | None,
-    quantize: str | None,
-    preset: str | None,
-    adapter: str | None,
-    adapter_scale: float | None,
-    seed: list[int] | None,
-    num_images: int | None,
-    size: str | None,
-    guidance_interval: str | None,
-    output: str | None,
-    overwrite: bool,
-    previews: Path | None,
-    no_metadata: bool,
-    from_image: Path | None,
-    verbose: bool,
-    **settings: object,
-) -> Job:
+def plan(task: Task, text: str | None, given: dict[str, Any], *, text_name: str) -> Job:
     """Reads the options and checks what can be checked before the model is loaded.
+
+    Args:
+        task: which one.
+        text: None where only a replayed image can say it.
+        given: the values of the parameters `options.drawing(task)`, by name.
+        text_name: of the argument, for a message.
 
     Raises:
         MobileOError: options, files or folders that can't be.
     """
     from mobileo_mlx.errors import OptionError
-    from mobileo_mlx.generation_options import sampling_preset
-    from mobileo_mlx.prompts import check_text
+    from mobileo_mlx.generation_options import OPTIONS, SPEEDS, check_options
+    from mobileo_mlx.results import read_recorded
 
-    bits_preset, drawing_preset = options.parse_preset(preset)
-
-    known = recorded(from_image, task) if from_image is not None else {}
-    text = known.get("prompt") if text is None else text
+    given = options.resolve_preset(given, speeds=True)
+    recorded = read_recorded(given["from_image"], task) if given["from_image"] is not None else None
+    text = recorded.prompt if text is None and recorded is not None else text
     if text is None:
         raise OptionError(f"give {text_name}, - to read it from standard input, or --prompt-file FILE.")
-    check_text(text, text_name.lower())
-    given = {**options.given(**settings), **options.parse_size(size), **options.parse_interval(guidance_interval)}
-    chosen = {**known, **sampling_preset(drawing_preset), **given}
+    chosen = options.given_options(OPTIONS[task], given)
+    if given["size"] is not None:
+        chosen["width"], chosen["height"] = options.parse_size(given["size"])
+    seeds = chosen.pop("seed", None)
+    if recorded is not None:
+        chosen = {**recorded.options, **SPEEDS.get(chosen.get("speed", ""), {}), **chosen}
+        seeds = seeds or [recorded.seed]
     if chosen.get("negative_prompt") == "":  # how a replay gets rid of one
         del chosen["negative_prompt"]
-    loading = options.loading(
-        model=model,
-        dtype=dtype,
-        quantize=quantize,
-        preset=bits_preset,
-        adapter=adapter,
-        adapter_scale=adapter_scale,
-        known={name: known[name] for name in LOADING if name in known},
-    )
+    seeds = options.expand_seeds(seeds, given["num_images"])
+    check_options(task, text, chosen)
+    loading = options.loading(given, recorded.loading if recorded is not None else None)
     loading.setdefault("model", options.DEFAULT_MODEL)
-    seeds = options.expand_seeds(seed or ([known["seed"]] if "seed" in known else None), num_images)
-    paths = output_paths.plan(output, prompt=text, model=loading["model"], seeds=seeds, overwrite=overwrite)
-    if previews is not None:
-        output_paths.check_folder(previews)
+    loading["keep_loaded"] = len(seeds) > 1 if given["keep_loaded"] is None else given["keep_loaded"]
+    overwrite = bool(given["overwrite"])
+    paths = output_paths.plan(given["output"], prompt=text, model=loading["model"], seeds=seeds, overwrite=overwrite)
+    if given["previews"] is not None:
+        output_paths.check_folder(given["previews"])
     return Job(
         prompt=text,
         seeds=seeds,
         paths=paths,
-        settings={name: chosen[name] for name in (*SETTINGS, *EDITING) if name in chosen},
+        options=chosen,
         loading=loading,
         overwrite=overwrite,
-        previews=previews,
-        metadata=not no_metadata,
-        verbose=verbose,
+        previews=given["previews"],
+        metadata=not given["no_metadata"],
+        replayed=recorded.metadata if recorded is not None else {},
+        verbose=bool(given["verbose"]),
     )
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their text is read.
+"""Parameters of the commands: those of a task as the library declares them, and those that only a command has.
 
 Defaults are None throughout: an option that is not given is not passed on, so that the library's own defaults
 hold, and `--from-image` can tell what was given.
@@ -6,19 +6,28 @@ hold, and `--from-image` can tell what was given.
 
 from __future__ import annotations
 
+import inspect
 import re
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, get_type_hints
 
 import typer
+
+from mobileo_mlx.generation_options import OPTIONS, AnswerOptions, Task
+from mobileo_mlx.options import Option, declared
+
+from . import printing
 
 if TYPE_CHECKING:
     from mobileo_mlx import MobileO
 
 DEFAULT_MODEL = "Amshaker/Mobile-O-0.5B"
+
+Command = TypeVar("Command", bound=Callable[..., None])
+Parameters = list[inspect.Parameter]
 
 Model = Annotated[
     str | None,
@@ -30,50 +39,19 @@ Model = Annotated[
         f"[default: {DEFAULT_MODEL}]",
     ),
 ]
-Dtype = Annotated[
-    str | None,
-    typer.Option("--dtype", metavar="DTYPE", help="Compute in float16, bfloat16 or float32. [default: by device]"),
-]
 Quantize = Annotated[
     str | None,
     typer.Option("--quantize", metavar="PART=BITS,...", help="Quantize parts while loading, e.g. llm=4,dit=8."),
 ]
-Preset = Annotated[
+Precision = Annotated[
     str | None,
     typer.Option(
-        "--preset",
+        "--precision",
         metavar="NAME",
         help="Bits of all parts at once: small, balanced or full; --quantize changes single parts.",
     ),
 ]
-DrawingPreset = Annotated[
-    str | None,
-    typer.Option(
-        "--preset",
-        metavar="NAME",
-        help="Bits of all parts at once: small, balanced or full; or less work for each drawing: fast or faster; or "
-        "one of each, as small,fast. Single options change what it says.",
-    ),
-]
-KeepLoaded = Annotated[
-    bool | None,
-    typer.Option(
-        "--keep-loaded/--staged",
-        help="Keep all parts in memory, or free each when what comes next does not need it: slower with many images, "
-        "and about half the memory. [default: staged for one image]",
-    ),
-]
-KeepLoadedInChat = Annotated[
-    bool,
-    typer.Option(
-        "--keep-loaded/--staged",
-        help="Keep all parts in memory, or free each when what comes next does not need it: slower, with less memory.",
-    ),
-]
-Adapter = Annotated[
-    str | None,
-    typer.Option("--adapter", metavar="DIR", help="Apply an adapter that finetune, or the PEFT library, wrote."),
-]
+Preset = Annotated[str | None, typer.Option("--preset", metavar="NAME", hidden=True)]
 AdapterScale = Annotated[
     float | None,
     typer.Option(
@@ -82,150 +60,187 @@ AdapterScale = Annotated[
         help="How strongly the adapter changes the model: 0 not at all, 1 as trained. [default: 1]",
     ),
 ]
+KeepLoaded = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-loaded/--staged",
+        help="Keep all parts in memory (faster for several images), or free each after use (about half the memory). "
+        "[default: staged for one image, or one question]",
+    ),
+]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show timings per stage and peak memory on standard error.")
 ]
 
-# Drawing: generate and edit.
-PromptFile = Annotated[Path | None, typer.Option("--prompt-file", metavar="FILE", help="Read the text from a file.")]
-Seed = Annotated[
-    list[int] | None,
-    typer.Option("--seed", metavar="SEED", help="Repeatable: one image each. [default: random]"),
-]
-NumImages = Annotated[
-    int | None,
-    typer.Option(
-        "--num-images",
-        "-n",
-        metavar="N",
-        help="Images per seed: seed, seed+1, and so on. [default: 1]",
-    ),
-]
-Steps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Denoising steps. [default: 20]")]
-GuidanceScale = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance-scale",
-        metavar="X",
-        help="How closely to follow the text; 1 is without guidance, and twice as fast. [default: 1.5]",
-    ),
-]
-GuidanceInterval = Annotated[
-    str | None,
-    typer.Option(
-        "--guidance-interval",
-        metavar="LOW,HIGH",
-        help="Guide only at noise levels above LOW and up to HIGH, from 0 to 1; other steps are twice as fast. "
-        "[default: 0,1]",
-    ),
-]
-Scheduler = Annotated[
-    str | None,
-    typer.Option("--scheduler", metavar="NAME", help="dpm++, dpm++3 (third order) or euler. [default: dpm++]"),
-]
-FlowShift = Annotated[
-    float | None,
-    typer.Option("--flow-shift", metavar="X", help="Above 1: more steps at high noise. [default: the model's, 3.0]"),
-]
-Size = Annotated[
-    str | None,
-    typer.Option(
-        "--size",
-        metavar="WxH",
-        help="Width and height in pixels, multiples of 32. [default: the model's]",
-    ),
-]
-NegativePrompt = Annotated[
-    str | None,
-    typer.Option("--negative-prompt", metavar="TEXT", help="What guidance leads away from."),
-]
-Output = Annotated[
-    str | None,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="PATTERN",
-        help="Name of the image, with {prompt}, {seed}, {index} and {model}; or a folder. "
-        "A name that is taken gets -1, -2, ... [default: {prompt}-{seed}.png]",
-    ),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
-Previews = Annotated[
-    Path | None,
-    typer.Option(
-        "--previews",
-        metavar="DIR",
-        help="Also save what the model sees at each step, and a contact sheet of it.",
-    ),
-]
-NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Do not write prompt and settings into the PNG.")]
-FromImage = Annotated[
-    Path | None,
-    typer.Option(
-        "--from-image",
-        metavar="FILE.png",
-        help="Take text and settings from an image's metadata; options that are given win.",
-    ),
-]
 
-# Answering: ask and chat.
-MaxTokens = Annotated[
-    int | None,
-    typer.Option("--max-tokens", metavar="N", help="Length of an answer at most. [default: 256]"),
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        "--temperature",
-        metavar="T",
-        help="0 always takes the likeliest token; above, sample. [default: 0]",
-    ),
-]
-TopP = Annotated[
-    float | None,
-    typer.Option(
-        "--top-p",
-        metavar="P",
-        help="Sample among the likeliest tokens that sum up to P. [default: 1]",
-    ),
-]
-RepetitionPenalty = Annotated[
-    float | None,
-    typer.Option("--repetition-penalty", metavar="X", help="Above 1: repeat less. [default: none]"),
-]
-SamplingSeed = Annotated[
-    int | None,
-    typer.Option("--seed", metavar="SEED", help="Seed of the sampling. [default: 0]"),
-]
+class Loading(TypedDict, total=False):
+    """How a model is loaded. All of it goes to `MobileO.load`, but for `preset`, the old spelling."""
+
+    model: Model
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="DTYPE", help="Compute in float16, bfloat16 or float32. [default: by device]"),
+    ]
+    quantize: Quantize
+    precision: Precision
+    preset: Preset
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", metavar="DIR", help="Apply an adapter that finetune, or the PEFT library, wrote."),
+    ]
+    adapter_scale: AdapterScale
 
 
-def given(**options: object) -> dict[str, Any]:
-    """The options that are not None."""
-    return {name: value for name, value in options.items() if value is not None}
+class Text(TypedDict, total=False):
+    """Where the text of an image comes from, beside the argument."""
+
+    prompt_file: Annotated[
+        Path | None, typer.Option("--prompt-file", metavar="FILE", help="Read the text from a file.")
+    ]
+    from_image: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-image",
+            metavar="FILE.png",
+            help="Take text and settings from an image's metadata; options that are given win.",
+        ),
+    ]
 
 
-def loading(
-    *,
-    model: str | None,
-    dtype: str | None,
-    quantize: str | None,
-    preset: str | None,
-    adapter: str | None,
-    adapter_scale: float | None,
-    known: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """What to load the model with: the options that are given, else what is known from an image's metadata.
+class Images(TypedDict, total=False):
+    """How many images of which size."""
+
+    num_images: Annotated[
+        int | None,
+        typer.Option("--num-images", "-n", metavar="N", help="Images per seed: seed, seed+1, and so on. [default: 1]"),
+    ]
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size", metavar="WxH", help="Width and height in pixels, multiples of 32. [default: the model's]"
+        ),
+    ]
+
+
+class Output(TypedDict, total=False):
+    """What is written."""
+
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATTERN",
+            help="Name of the image, with {prompt}, {seed}, {index} and {model}; or a folder. "
+            "A name that is taken gets -1, -2, ... [default: {prompt}-{seed}.png]",
+        ),
+    ]
+    overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace files that exist.")]
+    previews: Annotated[
+        Path | None,
+        typer.Option(
+            "--previews", metavar="DIR", help="Also save what the model sees at each step, and a contact sheet of it."
+        ),
+    ]
+    no_metadata: Annotated[
+        bool | None, typer.Option("--no-metadata", help="Do not write prompt and settings into the PNG.")
+    ]
+
+
+def takes(*groups: Parameters) -> Callable[[Command], Command]:
+    """Gives a command the parameters of groups, in the place of its `**given`."""
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+        parameters = [*own, *(parameter for group in groups for parameter in group)]
+        # Where typer looks for them.
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
+
+    return decorate
+
+
+def group(declaration: type) -> Parameters:
+    """The parameters of a TypedDict of typer's options."""
+    return [_parameter(name, kind) for name, kind in get_type_hints(declaration, include_extras=True).items()]
+
+
+def derived(options: Iterable[Option]) -> Parameters:
+    """The parameters of options that the library declares."""
+    return [_parameter(option.name, _annotation(option)) for option in options if option.on_command]
+
+
+def drawing(task: Task) -> Parameters:
+    """All that generate and edit take, beside their arguments."""
+    return [
+        *group(Text),
+        *derived(declared(OPTIONS[task]).values()),
+        *group(Images),
+        *group(Output),
+        *group(Loading),
+        _parameter("keep_loaded", KeepLoaded),
+        _parameter("verbose", Verbose),
+    ]
+
+
+def answering(*, keep_loaded: bool = False) -> Parameters:
+    """All that ask and chat take, beside their arguments."""
+    return [
+        *group(Loading),
+        *derived(declared(AnswerOptions).values()),
+        *([_parameter("keep_loaded", KeepLoaded)] if keep_loaded else []),
+        _parameter("verbose", Verbose),
+    ]
+
+
+def _parameter(name: str, annotation: Any) -> inspect.Parameter:
+    # Typer reads a switch whose type may be None, and that has no opposite, as one that is off by default.
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _annotation(option: Option) -> Any:
+    kind: Any = list[int] if option.several else str if option.read else option.kind
+    default = option.default_help or ("random" if option.several else option.default)
+    shown = "" if default is None else f" [default: {default}]"
+    return Annotated[kind | None, typer.Option(option.flag, metavar=option.metavar, help=option.help + shown)]
+
+
+def given(names: Iterable[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of these names that are not None."""
+    return {name: values[name] for name in names if values.get(name) is not None}
+
+
+def given_options(options: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the library declares and that are given, read where they are texts.
 
     Raises:
-        OptionError: a malformed quantization, an unknown preset, or a scale of no adapter.
+        OptionError: a text is malformed.
     """
+    known = declared(options)
+    found = given(known, values)
+    return {name: known[name].parse(value) if known[name].read else value for name, value in found.items()}
+
+
+def loading(values: Mapping[str, Any], recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Keyword arguments of `MobileO.load`: the options that are given, else what an image's metadata say.
+
+    Raises:
+        OptionError: a malformed quantization, or a scale of no adapter.
+    """
+    from mobileo_mlx.checkpoints.quantize import parse_quantize
     from mobileo_mlx.errors import OptionError
 
-    arguments = dict(known or {})
-    if adapter is not None:
-        arguments.pop("adapter_scale", None)  # it was another adapter's
-    arguments |= given(model=model, dtype=dtype, quantize=parse_quantize(quantize, preset))
-    arguments |= given(adapter=adapter, adapter_scale=adapter_scale)
+    arguments = given(Loading.__annotations__, values)
+    if "quantize" in arguments:
+        arguments["quantize"] = parse_quantize(arguments["quantize"])
+    known = dict(recorded or {})
+    if "quantize" in arguments or "precision" in arguments:
+        known.pop("quantize", None)
+    if "adapter" in arguments:
+        known.pop("adapter_scale", None)  # it was another adapter's
+    arguments = {**known, **arguments}
     if arguments.get("adapter") == "":  # how a replay gets rid of one
         del arguments["adapter"]
     if "adapter_scale" in arguments and "adapter" not in arguments:
@@ -244,71 +259,55 @@ def load(model: str = DEFAULT_MODEL, **arguments: Any) -> MobileO:
     return MobileO.load(model, progress=sys.stderr.isatty(), **arguments)
 
 
-def parse_size(text: str | None) -> dict[str, int]:
-    """`512x384` as width and height; nothing given is an empty dictionary.
+def parse_size(text: str) -> tuple[int, int]:
+    """`512x384` as width and height.
 
     Raises:
         OptionError: not of the form WIDTHxHEIGHT.
     """
     from mobileo_mlx.errors import OptionError
 
-    if text is None:
-        return {}
     match = re.fullmatch(r"([0-9]{1,9})[xX×]([0-9]{1,9})", text.strip())
     if match is None:
         raise OptionError(f"--size {text}: write WIDTHxHEIGHT in pixels, for example 512x512.")
-    return {"width": int(match[1]), "height": int(match[2])}
+    return int(match[1]), int(match[2])
 
 
-def parse_interval(text: str | None) -> dict[str, list[float]]:
-    """`0.3,0.95` as a guidance interval; nothing given is an empty dictionary. Whether it can be, the library knows.
+def resolve_preset(values: dict[str, Any], *, speeds: bool = False) -> dict[str, Any]:
+    """The options with `--preset`, the old spelling, as `precision` and `speed`; a note says so.
+
+    Args:
+        values: options by name.
+        speeds: whether there is a `speed`, too: in `small,fast` one of each can be.
 
     Raises:
-        OptionError: not of the form LOW,HIGH.
+        OptionError: an unknown name, two of a kind, or the new spelling beside the old one.
     """
+    from mobileo_mlx.checkpoints.quantize import PRECISIONS
     from mobileo_mlx.errors import OptionError
+    from mobileo_mlx.generation_options import SPEEDS
 
+    values = dict(values)
+    text = values.pop("preset")
     if text is None:
-        return {}
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError:
-        raise OptionError(f"--guidance-interval {text}: write LOW,HIGH, for example 0.3,0.95.") from None
-    return {"guidance_interval": [low, high]}
-
-
-def parse_preset(text: str | None) -> tuple[str | None, str | None]:
-    """`small`, `fast` or `small,fast`: the names of a preset of bits and of one of drawing.
-
-    Raises:
-        OptionError: an unknown name, or two of a kind.
-    """
-    from mobileo_mlx.checkpoints.quantize import PRESETS
-    from mobileo_mlx.errors import OptionError
-    from mobileo_mlx.generation_options import SAMPLING_PRESETS
-
-    names = [] if text is None else [name.strip() for name in text.split(",")]
-    if unknown := [name for name in names if name not in PRESETS and name not in SAMPLING_PRESETS]:
-        known = ", ".join((*PRESETS, *SAMPLING_PRESETS))
-        raise OptionError(f"there is no preset {unknown[0]!r}; there are {known}.")
-    bits, sampling = ([name for name in names if name in known] for known in (PRESETS, SAMPLING_PRESETS))
-    if len(bits) > 1 or len(sampling) > 1:
-        raise OptionError(f"--preset {text}: only one of {', '.join(bits if len(bits) > 1 else sampling)} can be.")
-    return (bits[0] if bits else None), (sampling[0] if sampling else None)
-
-
-def parse_quantize(text: str | None, preset: str | None = None) -> dict[str, int] | None:
-    """`llm=4,dit=8` over the bits of a preset, as bits per component; None where neither is given.
-
-    Raises:
-        OptionError: malformed, an unknown preset or component, or bits that can't be.
-    """
-    if text is None and preset is None:
-        return None
-    from mobileo_mlx.checkpoints.quantize import parse_quantize as parse
-    from mobileo_mlx.checkpoints.quantize import resolve_bits
-
-    return resolve_bits(parse(text) if text is not None else None, preset)
+        return values
+    tables: dict[str, Iterable[str]] = {"precision": PRECISIONS, **({"speed": SPEEDS} if speeds else {})}
+    names = [name.strip() for name in text.split(",")]
+    known = [name for table in tables.values() for name in table]
+    if unknown := [name for name in names if name not in known]:
+        raise OptionError(f"there is no preset {unknown[0]!r}; there are {', '.join(known)}.")
+    instead = []
+    for option, table in tables.items():
+        chosen = [name for name in names if name in table]
+        if len(chosen) > 1:
+            raise OptionError(f"--preset {text}: only one of {', '.join(chosen)} can be.")
+        if chosen and values[option] is not None:
+            raise OptionError(f"--preset is the old spelling of --{option}; give only --{option}.")
+        if chosen:
+            values[option] = chosen[0]
+            instead.append(f"--{option} {chosen[0]}")
+    printing.note(f"note: --preset is now {' '.join(instead)}.")
+    return values
 
 
 def expand_seeds(seeds: Sequence[int] | None, count: int | None) -> list[int]:

@@ -118,7 +118,7 @@ def convert(
     *,
     dtype: str | None = None,
     quantize: Mapping[str, int] | None = None,
-    preset: str | None = None,
+    precision: str | None = None,
     progress: Callable[[str], None] | None = None,
     download_progress: bool = False,
 ) -> ModelInfo:
@@ -131,7 +131,7 @@ def convert(
         folder: must be new or empty.
         dtype: float32, float16 or bfloat16; by default what is stored.
         quantize: bits per component, as {"llm": 4, "dit": 8}; `vae` and `all` are understood.
-        preset: a set of bits by name, which `quantize` changes; see `mobileo_mlx.checkpoints.quantize.PRESETS`.
+        precision: bits by name, which `quantize` changes; see `mobileo_mlx.checkpoints.quantize.PRECISIONS`.
         progress: called with the name of each component before it is written.
         download_progress: whether a download draws its bars.
 
@@ -139,11 +139,11 @@ def convert(
         what was written. Its `tokenizer` is False where the source has none: drawing and answering need it.
 
     Raises:
-        OptionError: an unknown dtype, preset or component, or a component that is quantized already.
+        OptionError: an unknown dtype, precision or component, or a component that is quantized already.
         OutputError: the folder exists and is not empty, or can't be written, or the disk is full.
         CheckpointError: the source is damaged; see `Checkpoint`.
     """
-    bits = resolve_bits(quantize, preset)
+    bits = resolve_bits(quantize, precision)
     chosen = parse_dtype(dtype) if dtype is not None else None
     check_output_folder(folder)  # before a download of gigabytes
     source = Checkpoint.open(model, progress=download_progress)

@@ -20,10 +20,10 @@ BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZE = 64
 _ALIASES = {"all": COMPONENTS, "vae": ("vae_encoder", "vae_decoder")}
 
-# Bits by component, for `--preset`; what each costs, `benchmarks.presets` measures. The vision tower, the autoencoder
-# and the connectors stay as they are stored: they are small, convolutions for the most part, or both, and when tasks
-# run in stages none of them is what memory peaks at.
-PRESETS: dict[str, dict[str, int]] = {
+# Bits by component, by name; what each costs, `benchmarks.presets` measures. The vision tower, the autoencoder and the
+# connectors stay as they are stored: they are small, convolutions for the most part, or both, and when tasks run in
+# stages none of them is what memory peaks at.
+PRECISIONS: dict[str, dict[str, int]] = {
     "small": {"llm": 4, "lm_head": 4, "dit": 8},
     "balanced": {"llm": 8, "lm_head": 8, "dit": 8},
     "full": {},
@@ -87,15 +87,15 @@ def resolve_quantize(requested: Mapping[str, int] | None) -> dict[str, int]:
     return resolved | {name: bits for name, bits in requested.items() if name in COMPONENTS}
 
 
-def resolve_bits(requested: Mapping[str, int] | None, preset: str | None = None) -> dict[str, int]:
-    """Bits per component: those of a preset, and over them those that are requested, as `resolve_quantize` reads them.
+def resolve_bits(requested: Mapping[str, int] | None, precision: str | None = None) -> dict[str, int]:
+    """Bits per component: those of a precision, and over them those that are requested, as `resolve_quantize` does.
 
     Raises:
-        OptionError: an unknown preset, an unknown component, or a number of bits that MLX does not have.
+        OptionError: an unknown precision, an unknown component, or a number of bits that MLX does not have.
     """
-    if preset is not None and preset not in PRESETS:
-        raise OptionError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}.")
-    return (PRESETS[preset] if preset is not None else {}) | resolve_quantize(requested)
+    if precision is not None and precision not in PRECISIONS:
+        raise OptionError(f"there is no precision {precision!r}; there are {', '.join(PRECISIONS)}.")
+    return (PRECISIONS[precision] if precision is not None else {}) | resolve_quantize(requested)
 
 
 class QuantizedLinear(nn.QuantizedLinear):

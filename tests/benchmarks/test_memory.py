@@ -13,12 +13,12 @@ from benchmarks import memory, phase_memory, task_memory
 from benchmarks.common import GB
 from benchmarks.synthetic import official_config, tiny_config, write_checkpoint
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
-from mobileo_mlx.checkpoints.quantize import PRESETS
+from mobileo_mlx.checkpoints.quantize import PRECISIONS
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.pipeline import MobileO
 
 
-@pytest.mark.parametrize("bits", [{}, PRESETS["small"]])
+@pytest.mark.parametrize("bits", [{}, PRECISIONS["small"]])
 def test_accounted_weights_are_those_that_loading_takes(tiny_model: Path, bits: dict[str, int]) -> None:
     model = MobileO.load(tiny_model, dtype="float16", quantize=bits)
     for component in COMPONENTS:
@@ -33,7 +33,7 @@ def test_accounted_weights_are_those_that_loading_takes(tiny_model: Path, bits: 
 def test_the_planned_footprint_of_the_weights() -> None:
     """The largest stage of each task fits, and everything in half precision does without the encoder."""
     config = official_config("0.5b")
-    small = {name: phase_memory.weight_bytes(config, name, mx.float16, PRESETS["small"]) for name in COMPONENTS}
+    small = {name: phase_memory.weight_bytes(config, name, mx.float16, PRECISIONS["small"]) for name in COMPONENTS}
     plain = {name: phase_memory.weight_bytes(config, name, mx.float16, {}) for name in COMPONENTS}
     for task, _, components in phase_memory.PHASES:
         assert sum(small[name] for name in components) < memory.STAGED_TARGETS[task] * GB
@@ -74,7 +74,9 @@ def test_a_whole_task_is_measured_phase_by_phase(half: Path) -> None:
         assert [tuple(phase["components"]) for phase in found["phases"]] == [("vision_tower", "mm_projector"), *drawn]
         assert found["peak_gb"] == max(phase["peak_gb"] for phase in found["phases"])
     config = Checkpoint.open(half).config
-    weights = {name: phase_memory.weight_bytes(config, name, mx.float16, PRESETS["small"]) / GB for name in COMPONENTS}
+    weights = {
+        name: phase_memory.weight_bytes(config, name, mx.float16, PRECISIONS["small"]) / GB for name in COMPONENTS
+    }
     assert unstaged["loaded_gb"] >= sum(weights.values()) - weights["vae_encoder"]
     for one, all_of_them in zip(staged["phases"], unstaged["phases"], strict=True):
         needed = sum(weights[name] for name in one["components"])
@@ -114,7 +116,7 @@ def test_measured_tasks_stand_beside_the_accounts(
     assert "phase of a whole task" in (tmp_path / "memory.md").read_text()
     found = run()  # the phases again
     assert found["ask, staged, float16, small"]["measured_gb"] is not None
-    monkeypatch.setitem(PRESETS, "small", {"llm": 8})
+    monkeypatch.setitem(PRECISIONS, "small", {"llm": 8})
     assert run()["ask, staged, float16, small"]["measured_gb"] is None
 
 

@@ -17,7 +17,7 @@ from mobileo_mlx.checkpoints.convert import convert, write_config
 from mobileo_mlx.checkpoints.load import load_component
 from mobileo_mlx.checkpoints.quantize import (
     BITS,
-    PRESETS,
+    PRECISIONS,
     QuantizedLinear,
     QuantizeSpec,
     parse_quantize,
@@ -56,28 +56,28 @@ def test_the_closer_name_counts():
 
 
 def test_presets_are_bits_of_components():
-    assert list(PRESETS) == ["small", "balanced", "full"]
-    assert PRESETS["full"] == {}
-    for bits in PRESETS.values():
+    assert list(PRECISIONS) == ["small", "balanced", "full"]
+    assert PRECISIONS["full"] == {}
+    for bits in PRECISIONS.values():
         assert resolve_quantize(bits) == bits
-    assert resolve_bits(None, "small") == PRESETS["small"]
-    assert resolve_bits({"dit": 6, "vae_decoder": 8}, "small") == {**PRESETS["small"], "dit": 6, "vae_decoder": 8}
+    assert resolve_bits(None, "small") == PRECISIONS["small"]
+    assert resolve_bits({"dit": 6, "vae_decoder": 8}, "small") == {**PRECISIONS["small"], "dit": 6, "vae_decoder": 8}
     assert resolve_bits({"dit": 6}) == {"dit": 6}
     assert resolve_bits(None) == {}
-    with pytest.raises(OptionError, match=r"no preset 'tiny'; there are small, balanced, full\."):
+    with pytest.raises(OptionError, match=r"no precision 'tiny'; there are small, balanced, full\."):
         resolve_bits(None, "tiny")
 
 
 def test_a_preset_loads_and_converts(ours, tmp_path):
-    model = MobileO.load(ours, preset="small", quantize={"dit": 6})
+    model = MobileO.load(ours, precision="small", quantize={"dit": 6})
     assert (model.parts.llm.layers[0].mlp.up_proj.bits, model.parts.lm_head.bits) == (4, 4)
     assert model.generate("a cat", steps=1).quantize == {"llm": 4, "lm_head": 4, "dit": 6}
-    convert(ours, tmp_path / "small", preset="small")
+    convert(ours, tmp_path / "small", precision="small")
     assert {name: spec.bits for name, spec in Checkpoint.open(tmp_path / "small").quantization.items()} == {
         "llm": 4, "lm_head": 4, "dit": 8
     }  # fmt: skip
-    with pytest.raises(OptionError, match="no preset 'tiny'"):
-        MobileO.load("owner/not-downloaded", preset="tiny")
+    with pytest.raises(OptionError, match="no precision 'tiny'"):
+        MobileO.load("owner/not-downloaded", precision="tiny")
 
 
 @pytest.mark.parametrize(

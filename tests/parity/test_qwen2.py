@@ -13,7 +13,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from mobileo_mlx.decoding import Sampling, decode  # noqa: E402
+from mobileo_mlx.decoding import decode  # noqa: E402
+from mobileo_mlx.generation_options import AnswerSettings  # noqa: E402
 from mobileo_mlx.models.mobileo import component_of  # noqa: E402
 from mobileo_mlx.models.qwen2 import Qwen2Config, Qwen2Model, sanitize  # noqa: E402
 
@@ -129,7 +130,7 @@ def test_greedy_generation(tied: bool, penalty: float | None) -> None:
         ours.embed_tokens(mx.array(tokens)),
         ours.make_cache(),
         max_tokens=24,
-        sampling=Sampling(repetition_penalty=penalty),
+        settings=AnswerSettings(repetition_penalty=penalty),
     )
     assert [step.token for step in steps] == expected
 

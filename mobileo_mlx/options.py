@@ -1,0 +1,134 @@
+"""How an option is declared: once, in a `TypedDict`, with everything that is to be known about it.
+
+class GenerationOptions(TypedDict, total=False):
+    steps: Annotated[int | None, Option("Denoising steps.", 20, metavar="N", low=1)]
+
+Type checkers and editors read names and types from there. Checks, defaults, the parameters of the commands, metadata
+and replay are derived from `declared(GenerationOptions)`. Nothing heavy is imported here: `--help` needs it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args, get_origin
+
+from .errors import OptionError
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option that a task takes.
+
+    Attributes:
+        help: what it does.
+        default: None where there is none, or where it depends on the model.
+        metavar: what stands for the value in a command's help.
+        low, high: the range of a number; `above` leaves `low` itself out.
+        range: the range in words, for an error: "choose ...".
+        choices: all values of a text.
+        check: returns a value as it is kept, or raises an OptionError.
+        read: makes a value of a text, where its type does not say how, or raises a ValueError.
+        example: of such a text.
+        default_help: what help shows for the default, where the value itself says too little.
+        on_command: False for what has no text, or another form, on the command line.
+        recorded: whether the settings of a task, its metadata and their replay hold the value.
+        name, kind: set by `declared`: the name, and int, float, str or list, or None for any other type.
+        several: set by `declared`: a sequence of such values is understood, too.
+    """
+
+    help: str
+    default: Any = None
+    metavar: str | None = None
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    range: str = ""
+    choices: Collection[str] = ()
+    check: Callable[[Any], Any] | None = None
+    read: Callable[[str], Any] | None = None
+    example: str = ""
+    default_help: str = ""
+    on_command: bool = True
+    recorded: bool = True
+    name: str = ""
+    kind: type | None = None
+    several: bool = False
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def json_types(self) -> tuple[type, ...]:
+        """The types of the value in JSON."""
+        return (int, float) if self.kind is float else () if self.kind is None else (self.kind,)
+
+    def parse(self, text: str) -> Any:
+        """The value that a text stands for, not checked yet.
+
+        Raises:
+            OptionError: the text is malformed.
+        """
+        try:
+            return (self.read or self.kind or str)(text)
+        except ValueError:
+            form = self.metavar or "a value"
+            example = f", for example {self.example}" if self.example else ""
+            raise OptionError(f"{self.flag} {text}: write {form}{example}.") from None
+
+    def checked(self, value: Any) -> Any:
+        """The value as it is kept.
+
+        Raises:
+            OptionError: it is out of range.
+        """
+        words = self.name.replace("top_p", "top-p").replace("_", " ")
+        if self.choices and value not in self.choices:
+            raise OptionError(f"there is no {words} {value!r}; there are {', '.join(self.choices)}.")
+        if (self.low, self.high) != (-math.inf, math.inf):
+            above_low = self.low < value if self.above else self.low <= value
+            if not (math.isfinite(value) and above_low and value <= self.high):
+                raise OptionError(f"{words} {value} is not possible; choose {self.range}.")
+        return value if self.check is None else self.check(value)
+
+
+def declared(options: type) -> dict[str, Option]:
+    """The options of a TypedDict whose annotations hold an `Option`, by name."""
+    found = {}
+    for name, annotation in options.__annotations__.items():
+        (option,) = annotation.__metadata__
+        kinds = [kind for kind in get_args(annotation.__origin__) or (annotation.__origin__,) if kind is not type(None)]
+        plain = [kind for kind in kinds if kind in (int, float, str)]
+        several = any(get_origin(kind) is Sequence for kind in kinds)
+        kind = plain[0] if plain else list if several else None
+        found[name] = replace(option, name=name, kind=kind, several=bool(plain) and several)
+    return found
+
+
+def resolve_options(
+    options: type, given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """All options by name, checked one by one: what is given and not None, else the default.
+
+    Args:
+        options: the TypedDict that declares them.
+        given: by name.
+        defaults: of single options, instead of those that are declared.
+
+    Raises:
+        OptionError: a value is out of range.
+        TypeError: there is no option of a name.
+    """
+    known = declared(options)
+    if unknown := [name for name in given if name not in known]:
+        raise TypeError(f"there is no option {unknown[0]!r}; there are {', '.join(known)}")
+    values = {}
+    for name, option in known.items():
+        value = given.get(name)
+        if value is None:
+            value = (defaults or {}).get(name, option.default)
+        values[name] = None if value is None else option.checked(value)
+    return values
