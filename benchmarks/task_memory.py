@@ -79,7 +79,7 @@ def measure(folder: Path, task: str, *, preset: str, staged: bool, forms: str) -
     Args:
         folder: as `synthetic.write_checkpoint` wrote it.
         task: one of `TASKS`.
-        preset: as `MobileO.load` takes it.
+        preset: a precision, as `MobileO.load` takes it.
         staged: whether a phase keeps only the components that it needs; else all that any task needs are loaded
             before.
         forms: the backend whose forms of the operations are run, "metal" or "cpu", on whatever backend is here.
@@ -91,7 +91,7 @@ def measure(folder: Path, task: str, *, preset: str, staged: bool, forms: str) -
     # one layer's weight more: not of `lm_head`, which sees one row.
     dense = mock.patch.object(quantize, "MANY_ROWS_GPU", quantize.MANY_ROWS_CPU)
     with pretend_device(forms), dense:
-        model = MobileO.load(folder, dtype="float16", preset=preset, keep_loaded=not staged)
+        model = MobileO.load(folder, dtype="float16", precision=preset, keep_loaded=not staged)
         loaded = 0
         if not staged:
             for name in COMPONENTS:

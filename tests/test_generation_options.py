@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,9 @@ import pytest
 
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.errors import OptionError
-from mobileo_mlx.generation_options import SAMPLING_PRESETS, GenerationOptions, GenerationSettings, resolve_settings
+from mobileo_mlx.generation_options import OPTIONS, SPEEDS, EditOptions, GenerationSettings, resolve
+from mobileo_mlx.options import declared
+from mobileo_mlx.schedulers import SCHEDULERS
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +20,44 @@ def config(tiny_model: Path):
 
 
 def settled(config, **options) -> GenerationSettings:
-    return resolve_settings(config, "generate", "a cat", **options)
+    return resolve(config, "generate", "a cat", **options)
 
 
-def test_the_options_are_those_that_are_settled() -> None:
-    parameters = inspect.signature(resolve_settings).parameters
-    options = {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-    assert GenerationOptions.__annotations__.keys() == options - {"strength"}
+def test_options_are_attributes_of_settings(config) -> None:
+    settings = settled(config, steps=3)
+    assert (settings.steps, settings.scheduler, settings.strength) == (3, "dpm++", None)
+    assert "guidance_scale" in dir(settings)
+    with pytest.raises(AttributeError, match="has no attribute 'step'"):
+        _ = settings.step
+    with pytest.raises(TypeError, match="no option 'step'"):
+        settled(config, step=3)
+    with pytest.raises(TypeError, match="no option 'strength'"):
+        settled(config, strength=0.5)
+
+
+def test_each_option_is_declared_with_its_form() -> None:
+    options = declared(EditOptions)
+    assert (options["seed"].kind, options["seed"].several) == (int, True)
+    assert (options["steps"].kind, options["steps"].several, options["steps"].json_types) == (int, False, (int,))
+    assert options["guidance_scale"].json_types == (int, float)
+    assert options["guidance_interval"].json_types == (list,)
+    assert options["negative_prompt"].json_types == (str,)
+    assert options["guidance_interval"].parse("0.25,1") == options["guidance_interval"].parse("0.25:1") == (0.25, 1.0)
+    assert options["strength"].parse("0.5") == 0.5
+    assert set(options) - set(declared(OPTIONS["generate"])) == {"strength"}
+    assert tuple(options["scheduler"].choices) == tuple(SCHEDULERS)
+
+
+@pytest.mark.parametrize("strength", [0, 1.5, -1, float("nan")])
+def test_what_is_no_strength(config, strength: float) -> None:
+    with pytest.raises(OptionError, match=r"strength .* is not possible; choose a number above 0 and up to 1\."):
+        resolve(config, "edit", "redder", strength=strength)
+    assert resolve(config, "edit", "redder", strength=1).schedule[1] == 0
+    assert resolve(config, "edit", "redder", strength=0.5).schedule[1] > 0
+
+
+def test_none_is_the_default(config) -> None:
+    assert settled(config, **dict.fromkeys(declared(OPTIONS["generate"]))) == settled(config)
 
 
 @pytest.mark.parametrize(
@@ -66,28 +98,34 @@ def test_what_is_no_guidance_interval(config, interval: object) -> None:
         settled(config, guidance_interval=interval)
 
 
-@pytest.mark.parametrize("name", SAMPLING_PRESETS)
-def test_a_preset_is_settings_and_others_win(config, name: str) -> None:
-    preset = SAMPLING_PRESETS[name]
-    assert preset["steps"] < settled(config).steps == 20
-    settings = settled(config, preset=name)
-    assert settings == settled(config, **preset)
+@pytest.mark.parametrize("name", SPEEDS)
+def test_a_speed_is_settings_and_others_win(config, name: str) -> None:
+    speed = SPEEDS[name]
+    assert speed["steps"] < settled(config).steps == 20
+    settings = settled(config, speed=name)
+    assert settings == settled(config, **speed)
     plain: dict[str, Any] = {"steps": 20, "guidance_scale": 1.5, "guidance_interval": (0, 1), "scheduler": "dpm++"}
-    assert settled(config, preset=name, **plain) == settled(config, guidance_interval=(0, 1))
-    assert settled(config, preset=name, scheduler="euler").steps == preset["steps"]
+    assert settled(config, speed=name, **plain) == settled(config, guidance_interval=(0, 1))
+    assert settled(config, speed=name, scheduler="euler").steps == speed["steps"]
 
 
-def test_a_preset_can_say_how_strongly_to_guide(config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SAMPLING_PRESETS, "strong", {"guidance_scale": 2.0})
+def test_a_speed_can_say_how_strongly_to_guide(config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SPEEDS, "strong", {"guidance_scale": 2.0})
     assert settled(config).guidance_scale == 1.5
-    assert settled(config, preset="strong").guidance_scale == 2.0
-    assert settled(config, preset="strong", guidance_scale=1.25).guidance_scale == 1.25
-    assert settled(config, preset="strong", negative_prompt="a dog").negative_prompt == "a dog"
+    assert settled(config, speed="strong").guidance_scale == 2.0
+    assert settled(config, speed="strong", guidance_scale=1.25).guidance_scale == 1.25
+    assert settled(config, speed="strong", negative_prompt="a dog").negative_prompt == "a dog"
 
 
-def test_an_unknown_preset_of_drawing(config) -> None:
-    with pytest.raises(OptionError, match=f"no preset 'small' of drawing; there are {', '.join(SAMPLING_PRESETS)}"):
-        settled(config, preset="small")
+def test_an_unknown_speed(config) -> None:
+    with pytest.raises(OptionError, match=f"no speed 'small'; there are {', '.join(SPEEDS)}"):
+        settled(config, speed="small")
+
+
+def test_preset_is_the_old_name_of_speed(config) -> None:
+    assert settled(config, preset="fast") == settled(config, speed="fast")
+    with pytest.raises(OptionError, match="give only speed"):
+        settled(config, preset="fast", speed="fast")
 
 
 @pytest.mark.parametrize("option", [{"seed": 0}, {"width": 128}, {"height": 128}])

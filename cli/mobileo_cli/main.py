@@ -57,20 +57,16 @@ def _run(arguments: list[str]) -> int:
 
 def _users_mistake(error: Exception) -> str | None:
     """What to tell the user; None for a bug."""
-    import typer
-
     from mobileo_mlx.errors import MobileOError
 
     if isinstance(error, MobileOError):
         return str(error)
-    # The base of all usage errors. Late versions of typer carry a click of their own, earlier ones use the
-    # installed click; this finds the class in both.
-    usage_error = typer.BadParameter.__base__
-    if usage_error is None or not isinstance(error, usage_error):
+    # A usage error of click, or of the one that late versions of typer carry: no class is common to both.
+    if not hasattr(error, "format_message"):
         return None
-    message = error.format_message()  # type: ignore[attr-defined]
-    context = error.ctx  # type: ignore[attr-defined]
-    return message.rstrip(".") + (f"; see '{context.command_path} --help'." if context is not None else ".")
+    context = getattr(error, "ctx", None)
+    remedy = f"; see '{context.command_path} --help'." if context is not None else "."
+    return error.format_message().rstrip(".") + remedy
 
 
 def _fail(sentence: str, status: int) -> int:

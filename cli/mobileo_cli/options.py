@@ -60,14 +60,6 @@ AdapterScale = Annotated[
         help="How strongly the adapter changes the model: 0 not at all, 1 as trained. [default: 1]",
     ),
 ]
-KeepLoaded = Annotated[
-    bool | None,
-    typer.Option(
-        "--keep-loaded/--staged",
-        help="Keep all parts in memory (faster for several images), or free each after use (about half the memory). "
-        "[default: staged for one image, or one question]",
-    ),
-]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show timings per stage and peak memory on standard error.")
 ]
@@ -180,23 +172,30 @@ def drawing(task: Task) -> Parameters:
         *group(Images),
         *group(Output),
         *group(Loading),
-        _parameter("keep_loaded", KeepLoaded),
+        _keep_loaded("staged for one image"),
         _parameter("verbose", Verbose),
     ]
 
 
 def answering(*, keep_loaded: bool = False) -> Parameters:
-    """All that ask and chat take, beside their arguments."""
+    """All that ask takes beside its arguments; with `keep_loaded`, which it has no use for, all that chat takes."""
     return [
         *group(Loading),
         *derived(declared(AnswerOptions).values()),
-        *([_parameter("keep_loaded", KeepLoaded)] if keep_loaded else []),
+        *([_keep_loaded("keep-loaded")] if keep_loaded else []),
         _parameter("verbose", Verbose),
     ]
 
 
+def _keep_loaded(default: str) -> inspect.Parameter:
+    text = (
+        "Keep all parts in memory (faster for several images), or free each after use (about half the memory). "
+        f"[default: {default}]"
+    )
+    return _parameter("keep_loaded", Annotated[bool | None, typer.Option("--keep-loaded/--staged", help=text)])
+
+
 def _parameter(name: str, annotation: Any) -> inspect.Parameter:
-    # Typer reads a switch whose type may be None, and that has no opposite, as one that is off by default.
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

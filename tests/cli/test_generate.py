@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mobileo_mlx.checkpoints.quantize import PRESETS
-from mobileo_mlx.generation_options import SAMPLING_PRESETS
+from mobileo_mlx.checkpoints.quantize import PRECISIONS
+from mobileo_mlx.generation_options import SPEEDS
 from mobileo_mlx.images import read_metadata
 
 from .conftest import COMMAND, Run
@@ -198,23 +198,45 @@ def test_replay(draw, here) -> None:
     assert read_metadata("again.png") == read_metadata("first.png")
 
 
-def test_a_preset_of_drawing_and_a_guidance_interval(draw, here) -> None:
-    preset = SAMPLING_PRESETS["fast"]
+def test_a_speed_and_a_guidance_interval(draw, here) -> None:
+    speed = SPEEDS["fast"]
     # The fixture's two steps are given, too, and so they win.
-    draw("a cat", "--seed", 7, "--preset", "small,fast", "--guidance-interval", "0.3,0.9", "-o", "first.png")
+    draw(
+        "a cat",
+        "--seed",
+        7,
+        "--precision",
+        "small",
+        "--speed",
+        "fast",
+        "--guidance-interval",
+        "0.3,0.9",
+        "-o",
+        "first.png",
+    )
     metadata = read_metadata("first.png")
     assert (metadata["steps"], metadata["guidance_interval"]) == (2, [0.3, 0.9])
-    assert metadata["quantize"] == PRESETS["small"]
+    assert metadata["quantize"] == PRECISIONS["small"]
     assert here("generate", "--from-image", "first.png", "-o", "again.png").status == 0
     assert read_metadata("again.png") == metadata
     assert pixels("again.png") == pixels("first.png")
-    # A preset that is asked for counts more than what an image was made with.
-    assert here("generate", "--from-image", "first.png", "--preset", "fast", "-o", "other.png").status == 0
+    # A speed that is asked for counts more than what an image was made with.
+    assert here("generate", "--from-image", "first.png", "--speed", "fast", "-o", "other.png").status == 0
     assert read_metadata("other.png") == {
         **metadata,
-        "steps": preset["steps"],
-        "guidance_interval": list(preset["guidance_interval"]),
+        "steps": speed["steps"],
+        "guidance_interval": list(speed["guidance_interval"]),
     }
+
+
+def test_presets_are_the_old_spelling(draw) -> None:
+    new = draw("a cat", "--seed", 7, "--precision", "small", "--speed", "fast", "-o", "new.png")
+    old = draw("a cat", "--seed", 7, "--preset", "small,fast", "-o", "old.png")
+    assert read_metadata("old.png") == read_metadata("new.png")
+    assert [line for line in old.err.splitlines() if "preset" in line] == [
+        "note: --preset is now --precision small --speed fast."
+    ]
+    assert "preset" not in new.err
 
 
 def test_older_metadata_know_no_guidance_interval(draw, here, work: Path) -> None:

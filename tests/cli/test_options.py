@@ -1,18 +1,18 @@
-from __future__ import annotations
-
-import inspect
 import re
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
-from mobileo_cli import edit, generate, options
+import typer
+from mobileo_cli import image_job, options
 from PIL import Image
 
-from mobileo_mlx.chat import Chat
-from mobileo_mlx.checkpoints.quantize import PRESETS
-from mobileo_mlx.errors import OptionError
-from mobileo_mlx.generation_options import GUIDANCE_SCALE, SAMPLING_PRESETS, SCHEDULER, STEPS
-from mobileo_mlx.pipeline import DEFAULT_MODEL
+from mobileo_mlx.checkpoints.quantize import PRECISIONS
+from mobileo_mlx.errors import ImageError, OptionError
+from mobileo_mlx.generation_options import OPTIONS, SPEEDS, AnswerSettings, GenerationOptions
+from mobileo_mlx.images import save_png
+from mobileo_mlx.options import Option
+from mobileo_mlx.pipeline import DEFAULT_MODEL, MobileO
 from mobileo_mlx.schedulers import SCHEDULERS
 
 
@@ -27,30 +27,67 @@ def shown_default(result: str, option: str) -> str:
 @pytest.mark.parametrize("command", ["generate", "edit"])
 def test_help_shows_the_defaults_of_drawing(here, command: str) -> None:
     text = here(command, "--help").out
-    assert int(shown_default(text, "--steps")) == STEPS
-    assert float(shown_default(text, "--guidance-scale")) == GUIDANCE_SCALE
-    assert shown_default(text, "--scheduler") == SCHEDULER
+    assert int(shown_default(text, "--steps")) == 20
+    assert float(shown_default(text, "--guidance-scale")) == 1.5
+    assert shown_default(text, "--scheduler") == "dpm++"
     assert shown_default(text, "--model") == DEFAULT_MODEL == options.DEFAULT_MODEL
-    assert all(name in text for name in (*SCHEDULERS, *SAMPLING_PRESETS))
+    assert all(name in text for name in (*SCHEDULERS, *SPEEDS))
 
 
 @pytest.mark.parametrize("command", ["ask", "chat"])
 def test_help_shows_the_defaults_of_answering(here, command: str) -> None:
     text = here(command, "--help").out
-    defaults = inspect.signature(Chat.stream).parameters
     for option in ("max_tokens", "temperature", "top_p", "seed"):
-        assert float(shown_default(text, "--" + option.replace("_", "-"))) == defaults[option].default
+        assert float(shown_default(text, "--" + option.replace("_", "-"))) == getattr(AnswerSettings(), option)
 
 
-def test_edit_has_all_options_of_generate() -> None:
-    drawn = set(inspect.signature(generate.command).parameters) - {"prompt"}
-    edited = set(inspect.signature(edit.command).parameters) - {"image", "instruction", "strength"}
-    assert drawn == edited
+class OneMore(GenerationOptions, total=False):
+    """The options of drawing, and one that does not exist."""
+
+    sparkle: Annotated[
+        float | None,
+        Option("How much it sparkles.", 0.25, metavar="X", low=0, high=2, range="0 to 2"),
+    ]
+
+
+def test_an_option_that_is_declared_is_everywhere(
+    tiny_model: Path, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In Python, in a command with its help, in its checks, in metadata, and in their replay."""
+    monkeypatch.setitem(OPTIONS, "generate", OneMore)
+    monkeypatch.chdir(work)
+
+    def command(prompt: Annotated[str | None, typer.Argument()] = None, **given: Any) -> None:
+        jobs.append(image_job.plan("generate", prompt, given, text_name="PROMPT"))
+
+    jobs: list[image_job.Job] = []
+    program = typer.Typer(rich_markup_mode=None)
+    program.command()(options.takes(options.drawing("generate"))(command))
+    run = typer.main.get_command(program)
+    assert "--sparkle X" in run.get_help(typer.Context(run))
+    assert "[default: 0.25]" in run.get_help(typer.Context(run))
+    run(["a cat", "--sparkle", "1.5"], standalone_mode=False)
+    assert jobs.pop().options == {"sparkle": 1.5}
+    with pytest.raises(OptionError, match=r"sparkle 3\.0 is not possible; choose 0 to 2"):
+        run(["a cat", "--sparkle", "3"], standalone_mode=False)
+
+    model = MobileO.load(tiny_model)
+    assert model.generate("a cat", steps=1).sparkle == 0.25
+    result = model.generate("a cat", steps=1, sparkle=1.5)  # type: ignore[call-arg]
+    assert result.metadata()["sparkle"] == 1.5
+    save_png(result.images[0], work / "cat.png", result.metadata())
+    run(["--from-image", "cat.png"], standalone_mode=False)
+    assert jobs.pop().options["sparkle"] == 1.5
+    run(["--from-image", "cat.png", "--sparkle", "0.5"], standalone_mode=False)
+    assert jobs.pop().options["sparkle"] == 0.5
+    save_png(result.images[0], work / "damaged.png", {**result.metadata(), "sparkle": "much"})
+    with pytest.raises(ImageError, match="no valid sparkle"):
+        run(["--from-image", "damaged.png"], standalone_mode=False)
 
 
 @pytest.mark.parametrize(("text", "size"), [("512x384", (512, 384)), ("64X32", (64, 32)), (" 64×32 ", (64, 32))])
 def test_size(text: str, size: tuple[int, int]) -> None:
-    assert options.parse_size(text) == {"width": size[0], "height": size[1]}
+    assert options.parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["512", "512x", "x", "-64x64", "64x64x64", "64.0x64", "٦٤x٦٤", "9" * 5000 + "x64", ""])
@@ -108,37 +145,44 @@ def test_what_stays_loaded(
         assert len(models[0].parts.loaded) <= 2
 
 
-def test_presets_are_bits() -> None:
-    assert options.parse_quantize(None) is None
-    assert options.parse_quantize(None, "full") == {}
-    assert options.parse_quantize(None, "small") == PRESETS["small"]
-    assert options.parse_quantize("dit=6", "small") == {**PRESETS["small"], "dit": 6}
-
-
 @pytest.mark.parametrize("command", ["generate", "edit", "ask", "chat", "convert"])
-def test_an_unknown_preset_lists_those_that_are_there(here, tiny_model: Path, command: str) -> None:
+def test_names_of_precisions_and_speeds(here, tiny_model: Path, command: str) -> None:
+    """Those that are there are in the help, and in the error for another one."""
     Image.new("RGB", (32, 32), "red").save("in.png")
     given = {"generate": ["a cat"], "edit": ["in.png", "bluer"], "ask": ["in.png", "what?"], "chat": []}
     arguments = [str(tiny_model), "out"] if command == "convert" else [*given[command], "-m", str(tiny_model)]
+    speeds = {"speed": SPEEDS} if command in ("generate", "edit") else {}
+    for option, names in {"precision": PRECISIONS, **speeds}.items():
+        result = here(command, *arguments, f"--{option}", "tiny")
+        assert result.status == 2
+        assert f"no {option} 'tiny'; there are {', '.join(names)}." in result.err
+        assert all(name in here(command, "--help").out for name in names)
     result = here(command, *arguments, "--preset", "tiny")
     assert result.status == 2
-    known = [*PRESETS, *(SAMPLING_PRESETS if command in ("generate", "edit") else ())]
-    assert f"no preset 'tiny'; there are {', '.join(known)}." in result.err
+    assert f"no preset 'tiny'; there are {', '.join([*PRECISIONS, *(SPEEDS if speeds else ())])}." in result.err
     assert not Path("out").exists()
-    assert all(name in here(command, "--help").out for name in known)
 
 
-def test_presets_of_bits_and_of_drawing() -> None:
-    assert options.parse_preset(None) == (None, None)
-    assert options.parse_preset("small") == ("small", None)
-    assert options.parse_preset("fast") == (None, "fast")
-    assert options.parse_preset("small,faster") == ("small", "faster")
-    assert options.parse_preset("fast, small") == options.parse_preset("small,fast") == ("small", "fast")
+def test_preset_is_the_old_spelling(capsys: pytest.CaptureFixture[str]) -> None:
+    def resolved(text: str | None, **others: str) -> tuple[str | None, str | None]:
+        values = {"preset": text, "precision": None, "speed": None, **others}
+        found = options.resolve_preset(values, speeds=True)
+        assert "preset" not in found
+        return found["precision"], found["speed"]
+
+    assert resolved(None, speed="fast") == (None, "fast")
+    assert capsys.readouterr().err == ""
+    assert resolved("small") == ("small", None)
+    assert resolved("fast", precision="full") == ("full", "fast")
+    assert resolved("fast, small") == resolved("small,fast") == ("small", "fast")
+    assert "note: --preset is now --precision small --speed fast." in capsys.readouterr().err.splitlines()
     with pytest.raises(OptionError, match="only one of small, full can be"):
-        options.parse_preset("small,full")
+        resolved("small,full")
+    with pytest.raises(OptionError, match="the old spelling of --speed; give only --speed"):
+        resolved("fast", speed="faster")
 
 
 @pytest.mark.parametrize("text", ["0.3", "0.3,x", "0.1,0.2,0.3", ""])
 def test_what_is_no_interval(text: str) -> None:
-    with pytest.raises(OptionError, match="write LOW,HIGH"):
-        options.parse_interval(text)
+    with pytest.raises(OptionError, match=f"--guidance-interval {text}: write LOW,HIGH, for example 0.3,0.95"):
+        options.given_options(GenerationOptions, {"guidance_interval": text})
