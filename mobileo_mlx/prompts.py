@@ -65,11 +65,6 @@ def next_turn(text: str, *, images: int = 0) -> str:
     return f"{IM_END}\n" + first_turn(text, images=images, system_prompt="")
 
 
-def chat_prompt(text: str) -> str:
-    """A first message without an image."""
-    return first_turn(text)
-
-
 def ask_prompt(text: str, images: int = 1) -> str:
     """A question about one image or several."""
     return first_turn(text, images=images)

@@ -7,7 +7,7 @@ from mobileo_mlx.errors import PromptError
 from mobileo_mlx.tokenizer import Tokenizer
 
 BUILDERS = {
-    "chat": prompts.chat_prompt,
+    "chat": prompts.first_turn,
     "ask": prompts.ask_prompt,
     "generate": prompts.generate_prompt,
     "edit": prompts.edit_prompt,
@@ -27,11 +27,11 @@ class Letters:
 
 
 def test_the_prompts_of_the_four_tasks():
-    assert prompts.chat_prompt("Hi") == f"{SYSTEM}<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert prompts.first_turn("Hi") == f"{SYSTEM}<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert prompts.ask_prompt("What?") == (
         f"{SYSTEM}<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert prompts.generate_prompt("a cat") == prompts.chat_prompt(
+    assert prompts.generate_prompt("a cat") == prompts.first_turn(
         "Please generate image based on the following caption: a cat"
     )
     assert prompts.edit_prompt("add a hat") == prompts.ask_prompt(

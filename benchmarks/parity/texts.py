@@ -9,9 +9,9 @@ from typing import Any
 from mobileo_mlx.prompts import (
     IMAGE_TOKEN_INDEX,
     ask_prompt,
-    chat_prompt,
     edit_prompt,
     encode_prompt,
+    first_turn,
     generate_prompt,
 )
 from mobileo_mlx.tokenizer import END_OF_TEXT, IM_END, Tokenizer
@@ -21,7 +21,7 @@ from .goldens import read_json
 
 COMPONENT = "prompts"
 _TEMPLATES: dict[str, Callable[[str], str]] = {
-    "chat": chat_prompt,
+    "chat": first_turn,
     "ask": ask_prompt,
     "generate": generate_prompt,
     "edit": edit_prompt,
