@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 
 from mobileo_mlx import conditioning
-from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.conditioning import encode_image
 from mobileo_mlx.diffusion import GenerationStep
 from mobileo_mlx.images import cover_crop, to_signed
 from mobileo_mlx.latents import decode_latents, encode_latents, noise
 from mobileo_mlx.models.mobileo import COMPONENTS
+from mobileo_mlx.parts import Parts
 from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.prompts import encode_prompt
 from mobileo_mlx.results import GenerationResult
@@ -132,13 +132,14 @@ def test_a_task_reads_its_own_parts_only(
 ) -> None:
     used, run = TASKS[task]
     loaded: list[str] = []
-    load = Checkpoint.load
+    load = Parts.__getitem__
 
-    def recording(self: Checkpoint, component: str, **options: Any) -> Any:
-        loaded.append(component)
-        return load(self, component, **options)
+    def recording(self: Parts, component: str) -> Any:
+        if component not in self.loaded:
+            loaded.append(component)
+        return load(self, component)
 
-    monkeypatch.setattr(Checkpoint, "load", recording)
+    monkeypatch.setattr(Parts, "__getitem__", recording)
     folder = tiny_model if files == "all" else without(tiny_model, tmp_path / "part", used)
     run(MobileO.load(folder), pictures[0])
     assert sorted(loaded) == sorted(used)
