@@ -1,6 +1,6 @@
-"""How soon the program is there: `python -m benchmarks.startup`.
+"""Start-up time: `python -m benchmarks.startup`.
 
-Each measurement is a fresh process, and its processor time, which other work on the machine changes little. Compiled
+Each measurement is the processor time of a fresh process, which other work on the machine changes little. Compiled
 kernels of MLX are on disk after the first run, as they are for a user.
 Exit status: 0 all targets are met, 1 some are not, 2 it can't be done.
 """
@@ -18,25 +18,27 @@ from pathlib import Path
 
 from . import common
 
-HEAVY = ("torch", "transformers", "mlx_lm", "diffusers")  # never to be imported on the way to an image
+HEAVY = ("torch", "transformers", "mlx_lm", "diffusers")  # never imported on the way to an image
+# Not imported either before there is something to compute.
+COMPUTING = ("mlx", "numpy", "PIL", "tokenizers", "huggingface_hub", "safetensors")
 
-# The program, stopped as soon as the first step of denoising is there, or at its end where it draws nothing.
+# The command, stopped after the first step of denoising; without --first-step it runs to its end.
 _PROGRAM = """
 import sys
 from mobileo_cli.main import main
 if "--first-step" in sys.argv:
     sys.argv.remove("--first-step")
     from mobileo_mlx import MobileO
-    drawn = MobileO.stream_generate
+    whole = MobileO.stream_generate
     class Reached(BaseException):
         pass
     def stream_generate(*arguments, **options):
-        for step in drawn(*arguments, **options):
+        for step in whole(*arguments, **options):
             raise Reached
     MobileO.stream_generate = stream_generate
     try:
         main(sys.argv[1:])
-        sys.exit("no step was drawn")
+        sys.exit("there was no step")
     except Reached:
         pass
 else:
@@ -45,18 +47,36 @@ else:
 _IMPORT = "import mobileo_mlx"
 _REPORT = """
 import json as _json, sys as _sys, time as _time
-_told = {"seconds": _time.process_time(), "modules": [name for name in %r if name in _sys.modules]}
-_sys.stderr.write("\\nSTARTUP " + _json.dumps(_told))
+_found = {"seconds": _time.process_time(), "modules": [name for name in %r if name in _sys.modules]}
+_sys.stderr.write("\\nSTARTUP " + _json.dumps(_found))
 """
 
 
 @dataclass(frozen=True)
+class Start:
+    """One way to start.
+
+    Attributes:
+        source: a program text.
+        arguments: of the program.
+        target: seconds of processor time that it may take.
+        unwanted: modules that it must not import.
+    """
+
+    name: str
+    source: str
+    arguments: tuple[str, ...]
+    target: float
+    unwanted: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class StartUp:
-    """One way to start, in a fresh process.
+    """A start that was measured.
 
     Attributes:
         seconds: of processor time, from the process's start; the median of the runs.
-        heavy: the modules of `HEAVY` that were imported.
+        heavy: the unwanted modules that were imported.
     """
 
     name: str
@@ -69,40 +89,47 @@ class StartUp:
         return self.seconds <= self.target and not self.heavy
 
 
-def started(source: str, arguments: Sequence[str] = ()) -> tuple[float, tuple[str, ...]]:
-    """Runs a program text in a new process: its processor time in seconds, and which of `HEAVY` it imported.
-
-    Raises:
-        RuntimeError: it failed.
-    """
-    environment = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
-    command = [sys.executable, "-c", source + _REPORT % (HEAVY,), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    told = done.stderr.rpartition("STARTUP ")[2]
-    if done.returncode != 0 or not told.startswith("{"):
-        raise RuntimeError(f"{' '.join(arguments) or source} failed:\n{done.stderr}")
-    result = json.loads(told)
-    return result["seconds"], tuple(result["modules"])
-
-
-def measure(model: str, folder: Path, *, runs: int = 3) -> list[StartUp]:
+def starts(model: str, folder: Path) -> tuple[Start, ...]:
     """Import, help, and drawing up to its first step.
 
     Args:
         model: what the program is to draw with.
         folder: where it may write.
     """
-    draw = ["generate", "a red circle", "--model", model, "--output", str(folder / "out.png"), "--first-step"]
-    jobs = {
-        "import mobileo_mlx": (_IMPORT, [], 0.15),
-        "mobileo-mlx --help": (_PROGRAM, ["--help"], 0.25),
-        "generate, to the first denoising step": (_PROGRAM, draw, 1.0),
-    }
+    draw = ("generate", "a red circle", "--model", model, "--output", str(folder / "out.png"), "--first-step")
+    return (
+        Start("import mobileo_mlx", _IMPORT, (), 0.15, HEAVY + COMPUTING),
+        Start("mobileo-mlx --help", _PROGRAM, ("--help",), 0.25, HEAVY + COMPUTING),
+        Start("generate, to the first denoising step", _PROGRAM, draw, 1.0, HEAVY),
+    )
+
+
+def started(
+    source: str, arguments: Sequence[str] = (), unwanted: Sequence[str] = HEAVY
+) -> tuple[float, tuple[str, ...]]:
+    """Runs a program text in a new process: its processor time in seconds, and which unwanted modules it imported.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    environment = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
+    command = [sys.executable, "-c", source + _REPORT % (tuple(unwanted),), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    found = done.stderr.rpartition("STARTUP ")[2]
+    if done.returncode != 0 or not found.startswith("{"):
+        raise RuntimeError(f"{' '.join(arguments) or source} failed:\n{done.stderr}")
+    result = json.loads(found)
+    return result["seconds"], tuple(result["modules"])
+
+
+def measure(model: str, folder: Path, *, runs: int = 3) -> list[StartUp]:
+    """Every one of `starts`, as often as `runs` says."""
     results = []
-    for name, (source, arguments, target) in jobs.items():
-        started(source, arguments)  # byte code and compiled kernels are on disk from now on
-        times, heavy = zip(*(started(source, arguments) for _ in range(runs)), strict=True)
-        results.append(StartUp(name, sorted(times)[runs // 2], target, heavy[0]))
+    for start in starts(model, folder):
+        started(start.source, start.arguments)  # byte code and compiled kernels are on disk from now on
+        measured = [started(start.source, start.arguments, start.unwanted) for _ in range(runs)]
+        seconds, heavy = zip(*measured, strict=True)
+        results.append(StartUp(start.name, sorted(seconds)[runs // 2], start.target, heavy[0]))
     return results
 
 

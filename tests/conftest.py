@@ -1,6 +1,8 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from parity_skips import NO_DATA, summary
 
 import mobileo_mlx  # noqa: F401  (before any test imports MLX: this is what loads a fast BLAS)
 
@@ -10,7 +12,7 @@ def reference() -> Path:
     """The folder with the original's outputs, which lies beside the repository where there is one."""
     path = Path(__file__).parents[2] / "shared" / "reference"
     if not path.is_dir():
-        pytest.skip("the reference data are not beside the repository")
+        pytest.skip(NO_DATA)
     return path
 
 
@@ -22,3 +24,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny"
     write_random_model(path)
     return path
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Says at the end, below pytest's own summary, how many parity tests were skipped."""
+    yield
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = [(r.nodeid, r.longrepr[2] if isinstance(r.longrepr, tuple) else str(r.longrepr)) for r in reports]
+    if (line := summary(reasons)) is not None:
+        terminalreporter.write_line(line)

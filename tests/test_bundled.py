@@ -119,9 +119,13 @@ def test_the_readme_s_first_command(tmp_path: Path) -> None:
     assert satisfies(read_picture(np.asarray(Image.open(tmp_path / "star.png"))), SPEC)
 
 
-def test_is_small_and_loads_at_once() -> None:
+def test_is_small() -> None:
     folder = bundled()[MODEL]
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 15e6
+
+
+@pytest.mark.timing
+def test_loads_at_once() -> None:
     begin = time.process_time()
     loaded = MobileO.load(MODEL, dtype="float32")
     for component in ("vision_tower", "mm_projector", "llm", "lm_head", "diffusion_connector", "dit", "vae_decoder"):

@@ -1,4 +1,4 @@
-"""A command answers at once: processor time of fresh processes, and what they import."""
+"""What each way to start imports, seen from a fresh process; how long it takes is a test of its own."""
 
 from __future__ import annotations
 
@@ -6,27 +6,33 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.startup import HEAVY, StartUp, measure, started
+from benchmarks.startup import COMPUTING, HEAVY, measure, started, starts
 
 
-@pytest.fixture(scope="module")
-def results(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[StartUp]:
-    return measure(str(tiny_model), tmp_path_factory.mktemp("startup"))
+@pytest.mark.parametrize("index", range(3), ids=["import", "help", "generate"])
+def test_nothing_unwanted_is_imported(index: int, tiny_model: Path, tmp_path: Path) -> None:
+    start = starts(str(tiny_model), tmp_path)[index]
+    assert started(start.source, start.arguments, start.unwanted)[1] == ()
 
 
-def test_import_and_help_and_the_first_step_are_in_time(results: list[StartUp]) -> None:
-    late = [f"{result.name}: {result.seconds:.2f} s" for result in results if result.seconds > result.target]
-    assert not late
+def test_what_is_unwanted_where() -> None:
+    before_computing, also_before_computing, to_the_first_step = (start.unwanted for start in starts("m", Path()))
+    assert {"mlx", "numpy", "PIL", "tokenizers"} <= set(COMPUTING) <= set(before_computing)
+    assert before_computing == also_before_computing
+    assert {"mlx_lm", "transformers", "torch"} <= set(to_the_first_step)
 
 
-def test_drawing_imports_nothing_heavy(results: list[StartUp]) -> None:
-    assert {result.name: result.heavy for result in results} == {result.name: () for result in results}
-
-
-def test_what_is_imported_is_noticed() -> None:
+def test_an_import_is_noticed() -> None:
     assert started("import sys; sys.modules['torch'] = sys")[1] == ("torch",)
     assert "torch" in HEAVY
 
 
+@pytest.mark.timing
+def test_starts_are_in_time(tiny_model: Path, tmp_path: Path) -> None:
+    results = measure(str(tiny_model), tmp_path)
+    assert [f"{result.name}: {result.seconds:.2f} s" for result in results if result.seconds > result.target] == []
+
+
+@pytest.mark.timing
 def test_processor_time_is_counted() -> None:
     assert started("import time\nwhile time.process_time() < 0.5: pass")[0] >= 0.5

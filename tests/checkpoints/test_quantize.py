@@ -1,5 +1,7 @@
 import gc
+import io
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -104,19 +106,28 @@ def test_nonsense_is_refused(text, expected):
 # Layers
 
 
+def primitives(y: mx.array) -> set[str]:
+    """The names of the operations that y is the result of."""
+    text = io.StringIO()
+    mx.export_to_dot(text, y)
+    return set(re.findall(r'label ="(\w+)", shape=rectangle', text.getvalue()))
+
+
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_both_paths_of_the_linear_layer_agree(bits, bias, monkeypatch):
     layer = QuantizedLinear.from_linear(nn.Linear(128, 48, bias=bias), 32, bits)
+    mx.eval(layer.parameters())
     x = mx.random.normal((2, 5, 128), key=mx.random.key(0))
-    monkeypatch.setattr(quantize_module, "MANY_ROWS_CPU", 1000)
-    monkeypatch.setattr(quantize_module, "MANY_ROWS_GPU", 1000)
-    few = layer(x)
-    monkeypatch.setattr(quantize_module, "MANY_ROWS_CPU", 10)
-    monkeypatch.setattr(quantize_module, "MANY_ROWS_GPU", 10)
-    many = layer(x)
-    monkeypatch.setattr(nn.QuantizedLinear, "__call__", lambda *_: pytest.fail("took the path for few rows"))
-    layer(x)
+
+    def output(many: int) -> mx.array:
+        monkeypatch.setattr(quantize_module, "MANY_ROWS_CPU", many)
+        monkeypatch.setattr(quantize_module, "MANY_ROWS_GPU", many)
+        return layer(x)
+
+    few, many = output(11), output(10)
+    assert "QuantizedMatmul" in primitives(few)
+    assert "Matmul" in primitives(many)
     assert few.shape == many.shape == (2, 5, 48)
     assert mx.abs(few - many).max().item() < 1e-5 * mx.abs(few).max().item()
 
@@ -124,15 +135,16 @@ def test_both_paths_of_the_linear_layer_agree(bits, bias, monkeypatch):
 @pytest.mark.parametrize(("device", "name"), [(mx.cpu, "MANY_ROWS_CPU"), (mx.gpu, "MANY_ROWS_GPU")])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_number_of_rows_chooses_the_path(monkeypatch, device, name, batch):
-    """Batch and positions count together."""
-    layer, taken = QuantizedLinear.from_linear(nn.Linear(64, 8), 32, 4), []
-    monkeypatch.setattr(nn.QuantizedLinear, "__call__", lambda *_: taken.append("few"))
-    monkeypatch.setattr(quantize_module.mx, "dequantize", lambda *_, **__: taken.append("many") or mx.zeros((8, 64)))
-    monkeypatch.setattr(quantize_module.mx, "default_device", lambda: device)
+    """Batch and positions count together; `test_many_rows_are_fast_on_a_cpu` says why it matters."""
+    layer = QuantizedLinear.from_linear(nn.Linear(64, 8), 32, 4)
+    mx.eval(layer.parameters())
     threshold = getattr(quantize_module, name)
-    layer(mx.zeros((batch, threshold // batch - 1, 64)))
-    layer(mx.zeros((batch, threshold // batch, 64)))
-    assert taken == ["few", "many"]
+    few, many = mx.zeros((batch, threshold // batch - 1, 64)), mx.zeros((batch, threshold // batch, 64))
+    monkeypatch.setattr(quantize_module.mx, "default_device", lambda: device)
+    for rows, taken, other in ((few, "QuantizedMatmul", "Matmul"), (many, "Matmul", "QuantizedMatmul")):
+        found = primitives(layer(rows))
+        assert taken in found
+        assert other not in found
 
 
 def test_logits_do_not_depend_on_the_path(ours, monkeypatch):
@@ -149,6 +161,7 @@ def test_logits_do_not_depend_on_the_path(ours, monkeypatch):
     assert mx.abs(few - many).max().item() < 1e-3
 
 
+@pytest.mark.timing
 def test_many_rows_are_fast_on_a_cpu():
     """The paths differ by a factor of 30 there; of 5 at least, lest other programs' load matters."""
     if mx.default_device() != mx.cpu:

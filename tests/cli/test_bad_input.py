@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import struct
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -310,9 +309,7 @@ def test_model_that_does_not_exist(refused: Refused, name: str) -> None:
 
 
 def test_hub_that_cannot_be_reached(refused: Refused) -> None:
-    start = time.monotonic()
     sentence = refused("generate", "a cat")
-    assert time.monotonic() - start < 30
     assert "Amshaker/Mobile-O-0.5B" in sentence
     assert "mobileo-mlx random-model" in sentence  # the alternative that needs no network
     assert "Amshaker/Mobile-O-0.5B" in refused("info", "Amshaker/Mobile-O-0.5B", HF_HUB_OFFLINE="1")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ def modules_after(*arguments: str, cwd: Path) -> set[str]:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=cwd)
     return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.timing
+def test_help_answers_at_once() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([str(COMMAND), "--help"], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    # The quickest of several: the others say how busy the machine was.
+    assert min(seconds() for _ in range(6)) < 0.3
 
 
 def test_help_imports_nothing_heavy(work: Path) -> None:
