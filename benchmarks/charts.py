@@ -1,20 +1,37 @@
-"""Bars and curves as PNG files, drawn with Pillow alone."""
+"""Bars and curves as PNG files, by matplotlib (extra `bench`)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import common
+
 if TYPE_CHECKING:
-    from PIL import Image, ImageDraw
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Points = Sequence[tuple[float, float]]
-INK, RULE = "#333333", "#e4e4e4"
-COLOURS = ("#1f4e8c", "#c8442c", "#4d8c57", "#8a5fa8", "#b8860b", "#5c6b73")
-_PANEL = (520, 380)
-_LEFT, _TOP, _RIGHT, _BOTTOM = 70, 50, 20, 50
+OURS, OTHERS = "#1f4e8c", "#b9c4cf"
+_WIDTH = 10.0  # inches
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+}
+
+
+def available(path: Path) -> bool:
+    """Whether charts can be drawn; says on standard error that the one at `path` is left out where not."""
+    if find_spec("matplotlib") is not None:
+        return True
+    common.say(f"{path} is left out: matplotlib is missing; pip install -e '.[bench]'")
+    return False
 
 
 def bar_chart(panels: Mapping[str, Sequence[tuple[str, float]]], path: Path, *, ours: str) -> None:
@@ -23,112 +40,75 @@ def bar_chart(panels: Mapping[str, Sequence[tuple[str, float]]], path: Path, *, 
     Raises:
         OutputError: the file can't be written.
     """
-    from PIL import Image, ImageDraw
-
     panels = {title: bars for title, bars in panels.items() if bars}
-    height = 60 + 30 * max((len(bars) for bars in panels.values()), default=0)
-    image = Image.new("RGB", (_PANEL[0], max(1, height * len(panels))), "white")
-    draw = ImageDraw.Draw(image)
-    left, right = 210, _PANEL[0] - 90
-    for row, (title, bars) in enumerate(panels.items()):
-        top = row * height
-        draw.text((10, top + 14), title, fill=INK, font=_font(15))
-        low = math.log10(min(value for _, value in bars)) - 0.3
-        high = max(math.log10(max(value for _, value in bars)), low + 0.3)
-        for i, (name, value) in enumerate(bars):
-            y = top + 44 + 30 * i
-            end = left + (right - left) * (math.log10(value) - low) / (high - low)
-            draw.rectangle((left, y, end, y + 20), fill=COLOURS[0] if name == ours else "#b9c4cf")
-            draw.text((left - 8, y + 10), name, fill=INK, font=_font(12), anchor="rm")
-            told = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-            draw.text((end + 6, y + 10), told, fill=INK, font=_font(12), anchor="lm")
-    _save(image, path)
+    heights = [1.2 + 0.26 * len(bars) for bars in panels.values()]
+
+    def draw(figure: Figure) -> None:
+        rows = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
+        for axes, (title, bars) in zip(rows[:, 0], panels.items(), strict=True):
+            names, values = zip(*bars, strict=True)
+            drawn = axes.barh(range(len(bars)), values, color=[OURS if name == ours else OTHERS for name in names])
+            axes.bar_label(drawn, [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values], padding=3)
+            axes.set_yticks(range(len(bars)), names)
+            axes.invert_yaxis()
+            axes.set_xscale("log")
+            axes.set_xlim(min(values) / 2, max(values) * 3)
+            axes.set_title(title)
+            axes.grid(axis="x", color="#e4e4e4")
+            axes.set_axisbelow(True)
+
+    _save(draw, (_WIDTH, sum(heights, 0.1)), path)
 
 
 def curves(panels: Sequence[tuple[str, str, str, Mapping[str, Points]]], path: Path) -> None:
-    """Panels side by side, each (title, x label, y label, curve by name), both axes logarithmic.
+    """Panels two in a row, each (title, x label, y label, curve by name), both axes logarithmic.
+
+    The first curve of a panel has markers and its own ticks on the x axis; the others are dashed, for comparison.
 
     Raises:
         OutputError: the file can't be written.
     """
-    from PIL import Image, ImageDraw
-
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    image = Image.new("RGB", (columns * _PANEL[0], rows * _PANEL[1]), "white")
-    draw = ImageDraw.Draw(image)
-    for i, (title, x_label, y_label, lines) in enumerate(panels):
-        corner = (i % columns * _PANEL[0], i // columns * _PANEL[1])
-        _panel(draw, corner, title, x_label, y_label, lines)
-    _save(image, path)
+
+    def draw(figure: Figure) -> None:
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, panel in zip(grid, panels, strict=False):
+            _curves(axes, *panel)
+        for axes in grid[len(panels) :]:
+            axes.set_visible(False)
+
+    _save(draw, (_WIDTH * columns / 2, 3.2 * rows), path)
 
 
-def _panel(
-    draw: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
-    title: str,
-    x_label: str,
-    y_label: str,
-    lines: Mapping[str, Points],
-) -> None:
-    xs = [x for line in lines.values() for x, _ in line]
-    ys = [y for line in lines.values() for _, y in line]
-    left, top = corner[0] + _LEFT, corner[1] + _TOP
-    right, bottom = corner[0] + _PANEL[0] - _RIGHT, corner[1] + _PANEL[1] - _BOTTOM
-    draw.text((left, corner[1] + 10), title, fill=INK, font=_font(15))
-    if not xs:
-        return
-    x_range, y_range = _range(xs), _range(ys)
+def _curves(axes: Axes, title: str, x_label: str, y_label: str, lines: Mapping[str, Points]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        return (
-            left + (right - left) * _share(x, x_range),
-            bottom - (bottom - top) * _share(y, y_range),
-        )
-
-    for y in _ticks(y_range):
-        _, level = place(xs[0], y)
-        draw.line((left, level, right, level), fill=RULE)
-        draw.text((left - 6, level), f"{y:g}", fill=INK, font=_font(11), anchor="rm")
-    for x in sorted(set(xs)):
-        draw.text((place(x, ys[0])[0], bottom + 6), f"{x:g}", fill=INK, font=_font(11), anchor="ma")
-    draw.rectangle((left, top, right, bottom), outline="#888888")
-    draw.text(((left + right) / 2, bottom + 26), x_label, fill=INK, font=_font(12), anchor="ma")
-    draw.text((left, top - 4), y_label, fill=INK, font=_font(11), anchor="ld")
     for i, (name, line) in enumerate(lines.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        placed = [place(x, y) for x, y in line]
-        draw.line(placed, fill=colour, width=2)
-        for x, y in placed:
-            draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-        draw.text((left + 10, top + 8 + 16 * i), name, fill=colour, font=_font(12))
+        style: dict[str, Any] = {"color": OURS, "marker": "o"} if i == 0 else {"color": "#888888", "linestyle": "--"}
+        axes.plot(*zip(*line, strict=True), label=name, **style)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = [x for x, _ in next(iter(lines.values()))]
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    axes.grid(color="#e4e4e4")
+    axes.legend(frameon=False)
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """The logarithms of the ends of an axis, with room on both sides."""
-    low, high = math.log10(min(values)), math.log10(max(values))
-    margin = max(0.08 * (high - low), 0.05)
-    return low - margin, high + margin
+def _save(draw: Any, size: tuple[float, float], path: Path) -> None:
+    """Draws on a figure of that size in inches, without a display, and writes it in place of an earlier one."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
+    from mobileo_mlx.files import atomic_write
 
-def _share(value: float, limits: tuple[float, float]) -> float:
-    return (math.log10(value) - limits[0]) / (limits[1] - limits[0])
-
-
-def _ticks(limits: tuple[float, float]) -> list[float]:
-    """1, 2 and 5 times the powers of ten that are in range."""
-    powers = range(math.floor(limits[0]), math.ceil(limits[1]) + 1)
-    values = [n * 10.0**power for power in powers for n in (1, 2, 5)]
-    return [value for value in values if limits[0] <= math.log10(value) <= limits[1]]
-
-
-def _font(size: int) -> Any:
-    from PIL import ImageFont
-
-    return ImageFont.load_default(size)
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    from mobileo_mlx.images import save_png
-
-    save_png(image, path, overwrite=True)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained", dpi=100)
+        draw(figure)
+        with atomic_write(path, overwrite=True) as temporary:
+            figure.savefig(temporary, format="png", facecolor="white")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine described, runs timed, tables and JSON written, mistakes told in a sentence.
+"""What the benchmarks share: sizes of prompts, the machine, timing, tables, JSON, and errors in one sentence.
 
 Nothing heavy is imported here, so that `--help` answers at once.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 RESULTS = Path("benchmarks/results")  # where `benchmarks.report` looks
 GB = 1e9
-PROMPT_TOKENS = 60  # of a request to draw
+PROMPT_TOKENS = 60  # of a request to draw, its template included
 POSITIONS = 300  # of a question about an image, the image included
 
 
@@ -128,15 +128,19 @@ def fitted_exponent(xs: Sequence[float], ys: Sequence[float]) -> float:
     return sum((x - mean_x) * (y - mean_y) for x, y in logs) / spread
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """The lines of a Markdown table, aligned for a terminal too; columns after the first stand right."""
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 1) -> Iterator[str]:
+    """The lines of a Markdown table, aligned for a terminal too.
+
+    Args:
+        names: how many of the first columns are aligned on the left; the others are numbers, on the right.
+    """
     cells = [tuple(head), *(tuple(row) for row in rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]
     for n, row in enumerate(cells):
-        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        padded = [c.ljust(w) if i < names else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         yield f"| {' | '.join(padded)} |"
         if n == 0:
-            rules = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+            rules = ["-" * w if i < names else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
             yield f"| {' | '.join(rules)} |"
 
 
@@ -183,7 +187,7 @@ def say(line: str) -> None:
 
 
 def exit_status(name: str, run: Callable[[], int | None]) -> int:
-    """Runs a benchmark: 0 done, 2 a user's mistake, told in a sentence, 130 stopped with Ctrl-C."""
+    """Runs a benchmark: 0 done, 2 a user's mistake, shown as one sentence, 130 stopped with Ctrl-C."""
     from mobileo_mlx.errors import MobileOError
 
     try:

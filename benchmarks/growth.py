@@ -122,7 +122,7 @@ def token_by_images(model: MobileO, counts: Sequence[int]) -> Iterator[Prepared]
 def _second_step(model: MobileO, size: int, batch: int) -> Job:
     from .synthetic import prompt_of
 
-    prompt = prompt_of(60, model.tokenizer)
+    prompt = prompt_of(common.PROMPT_TOKENS, model.tokenizer)
     stream = model.stream_generate(prompt, seed=range(batch), width=size, height=size)
     next(stream)
     return lambda: next(stream)
@@ -255,7 +255,10 @@ def markdown(value: Mapping[str, Any]) -> Iterator[str]:
 
 def chart(value: Mapping[str, Any], path: Path) -> None:
     """Time on the left and memory on the right, with a line that is linear for comparison."""
-    from .charts import curves
+    from .charts import available, curves
+
+    if not available(path):
+        return
 
     panels = []
     for series in (series for series in value["series"] if series["points"]):

@@ -211,7 +211,10 @@ def markdown(value: Mapping[str, Any]) -> Iterator[str]:
 
 def chart(value: Mapping[str, Any], path: Path) -> None:
     """The table as bars."""
-    from .charts import bar_chart
+    from .charts import available, bar_chart
+
+    if not available(path):
+        return
 
     rows = {row["name"]: row["seconds"]["mean"] for row in value["rows"]}
     ours = f"mobileo-mlx, {value['machine']['chip']}"

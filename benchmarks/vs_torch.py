@@ -17,11 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mobileo_mlx.conditioning import embed_prompts, encode_image, hidden_states
-from mobileo_mlx.latents import decode_latents, noise
-
 from . import common
-from .common import Timing, timed
+from .common import POSITIONS, PROMPT_TOKENS, Timing, timed
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -37,7 +34,7 @@ NAMES = {
     "prefill": "prefill",
     "decode": "decoding a token",
 }
-PROMPT_TOKENS, POSITIONS, DECODED = 60, 300, 16
+DECODED = 16  # tokens
 GUIDANCE = 1.5
 
 
@@ -69,6 +66,8 @@ def dit(config: MobileOConfig, runs: int, size: int | None = None) -> Stage:
     import torch
 
     from mobileo_mlx import GenerationStep
+    from mobileo_mlx.conditioning import embed_prompts, hidden_states
+    from mobileo_mlx.latents import noise
     from mobileo_mlx.models.mobileo import sanitize
     from mobileo_mlx.prompts import encode_prompt, generate_prompt
 
@@ -115,6 +114,7 @@ def vision(config: MobileOConfig, runs: int, size: int | None = None) -> Stage:
     import mlx.core as mx
     import torch
 
+    from mobileo_mlx.conditioning import encode_image
     from mobileo_mlx.models.mobileo import sanitize
 
     from .synthetic import synthetic_model
@@ -151,6 +151,7 @@ def decoder(config: MobileOConfig, runs: int, size: int | None = None) -> Stage:
     import mlx.core as mx
     import torch
 
+    from mobileo_mlx.latents import decode_latents
     from mobileo_mlx.models.mobileo import sanitize
 
     from .synthetic import synthetic_model
@@ -252,7 +253,7 @@ def fastest_layout(
 
 
 def randomised(module: Any) -> Any:
-    """The module in evaluation mode, with no bias zero and no norm the identity, so that a mistake would show."""
+    """The module in evaluation mode, with no bias zero and no norm the identity, so that an error would show."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

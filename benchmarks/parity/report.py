@@ -11,6 +11,7 @@ from typing import Any
 
 from mobileo_mlx.errors import OutputError
 
+from ..common import markdown_table
 from .compare import RATIO_LIMIT, Check
 from .runner import Report
 
@@ -23,14 +24,7 @@ def table(report: Report, every_tensor: bool = False) -> Iterator[str]:
     The ratio of a case is the largest of its tensors', so that none hides behind another.
     """
     rows = [_row([check]) for check in report.checks] if every_tensor else [_row(case) for case in _cases(report)]
-    widths = [max(len(row[i]) for row in (_HEAD, *rows)) for i in range(len(_HEAD))]
-    for row in (_HEAD, tuple("-" * width for width in widths), *rows):
-        # Numbers to the right, names to the left.
-        cells = [
-            cell.rjust(w) if i in (3, 4, 6) else cell.ljust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
+    yield from markdown_table(_HEAD, rows, names=3)
 
 
 def summary(report: Report) -> Iterator[str]:

@@ -12,8 +12,9 @@ from typing import Any
 
 from mobileo_mlx.files import atomic_write
 
+from ..common import markdown_table
+
 _HEAD = ("task", "category", "right", "of", "accuracy", "95 % interval", "blank", "prior")
-_NUMBERS = (2, 3, 4, 6, 7)  # columns to the right
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,7 @@ def most_frequent(answers: Sequence[str]) -> int:
 
 def table(report: Report) -> Iterator[str]:
     """The lines of the table."""
-    rows = [_cells(row) for row in report.rows]
-    widths = [max(len(row[i]) for row in (_HEAD, *rows)) for i in range(len(_HEAD))]
-    for row in (_HEAD, tuple("-" * width for width in widths), *rows):
-        cells = [
-            cell.rjust(width) if i in _NUMBERS else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
+    yield from markdown_table(_HEAD, map(_cells, report.rows), names=2)
 
 
 def write_json(report: Report, path: Path) -> None:

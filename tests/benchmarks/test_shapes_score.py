@@ -135,10 +135,10 @@ def test_wilson() -> None:
 
 def test_report(tmp_path: Path) -> None:
     report = Report("m", {"n": 4}, [Row("draw", "colours", 3, 4), Row("ask", "colour", 4, 4, blank=1, prior=2)])
-    head, _, draw, ask = table(report)
-    assert head.split("  ")[0] == "task"
-    assert draw.split() == ["draw", "colours", "3", "4", "0.750", "0.301", "-", "0.954"]
-    assert ask.split()[-2:] == ["0.250", "0.500"]
+    head, _, draw, ask = ([cell.strip() for cell in line.strip("|").split("|")] for line in table(report))
+    assert head[:2] == ["task", "category"]
+    assert draw == ["draw", "colours", "3", "4", "0.750", "0.301 - 0.954", "", ""]
+    assert ask[-2:] == ["0.250", "0.500"]
     write_json(report, tmp_path / "score.json")
     value = json.loads((tmp_path / "score.json").read_text())
     assert value["rows"][1]["blank"] == 0.25
@@ -171,7 +171,7 @@ def test_an_interrupted_run_shows_what_it_has(
 
     monkeypatch.setattr(score, "score_drawing", stopped)
     assert main(["score", "--model", str(tiny_model), "--n", "1"]) == 130
-    assert "draw  colours" in capsys.readouterr().out
+    assert "| draw | colours" in capsys.readouterr().out
 
 
 def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
