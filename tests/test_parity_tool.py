@@ -226,7 +226,7 @@ def test_weights_that_are_not_numbers(small: Path, run: Run) -> None:
     edit_tensors(small / WEIGHTS, spoil)
     status, out = run(small, "--component", "mcp")
     assert status == 1
-    assert re.search(r"^mcp +len9_t2 +output .* inf .* fail$", out, re.MULTILINE)
+    assert re.search(r"^\| mcp +\| len9_t2 +\| output .* inf \|.* fail \|$", out, re.MULTILINE)
 
 
 def test_the_epsilon_of_the_connectors_norms(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
