@@ -244,9 +244,9 @@ def markdown(value: Mapping[str, Any]) -> Iterator[str]:
         if series["polynomial"] is not None:
             constant, linear, square = series["polynomial"]
             largest = series["points"][-1]
-            told = f"{constant:.3g} s + {1e3 * linear:.3g} ms n + {1e9 * square:.3g} ns n^2"
+            formula = f"{constant:.3g} s + {1e3 * linear:.3g} ms n + {1e9 * square:.3g} ns n^2"
             share = square * largest["n"] ** 2 / (constant + linear * largest["n"] + square * largest["n"] ** 2)
-            yield f"Time: {told}; attention's square is {share:.0%} of it at n = {largest['n']:g}."
+            yield f"Time: {formula}; attention's square is {share:.0%} of it at n = {largest['n']:g}."
         yield from (f"{note}." for note in series["notes"])
         yield ""
     layers = "all layers" if value["full"] else "fewer layers than the published model, its widths"
@@ -324,8 +324,8 @@ def _run(options: argparse.Namespace) -> None:
         if name == "batch":
             difference = same_alone(model, BATCHES[-1])
             entry["difference"] = difference
-            told = f"A seed in a batch of {BATCHES[-1]} and alone: relative difference {difference:.1e} after a step"
-            entry["notes"].append(told)
+            note = f"A seed in a batch of {BATCHES[-1]} and alone: relative difference {difference:.1e} after a step"
+            entry["notes"].append(note)
         series.append(entry)
         model.release()
     value = {

@@ -43,7 +43,7 @@ PAPER: tuple[tuple[str, str, Spread, Spread, Spread], ...] = (
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """What was measured of one task.
 
     Attributes:
@@ -130,7 +130,7 @@ class Tasks:
         return lambda: sum(1 for _ in tokens)
 
 
-def measure(tasks: Tasks, names: Sequence[str], *, warmup: int, runs: int) -> Iterator[Row]:
+def measure(tasks: Tasks, names: Sequence[str], *, warmup: int, runs: int) -> Iterator[Measurement]:
     """Each task `warmup` times unmeasured, then `runs` times, with no other component in memory than it needs."""
     import mlx.core as mx
 
@@ -147,10 +147,10 @@ def measure(tasks: Tasks, names: Sequence[str], *, warmup: int, runs: int) -> It
                 wall.append(seconds / units)
                 processor.append(cpu / units)
                 peak = max(peak, mx.get_peak_memory())
-        yield Row(name, Timing(tuple(wall)), Timing(tuple(processor)), peak)
+        yield Measurement(name, Timing(tuple(wall)), Timing(tuple(processor)), peak)
 
 
-def result(rows: Sequence[Row], settings: Mapping[str, Any]) -> dict[str, Any]:
+def result(rows: Sequence[Measurement], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that was measured, ready for JSON; times in seconds."""
     return {
         "machine": common.machine(),

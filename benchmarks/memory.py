@@ -132,7 +132,7 @@ def report(config: MobileOConfig, result: Mapping[str, Any]) -> Iterator[str]:
     yield from markdown_table(
         ["GB", "target", "measured", "accounted"],
         [
-            [row["name"], *(_told(row[k]) for k in ("target_gb", "measured_gb", "accounted_gb"))]
+            [row["name"], *(_number(row[k]) for k in ("target_gb", "measured_gb", "accounted_gb"))]
             for row in result["rows"]
         ],
     )
@@ -169,7 +169,7 @@ def _tasks_table(config: MobileOConfig, result: Mapping[str, Any]) -> Iterator[s
         yield ""
 
 
-def _told(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 

@@ -49,7 +49,7 @@ class Sample:
     seconds: float
 
 
-Found = dict[str, dict[str, list[Sample]]]  # by task and variant, in the order of the samples
+VariantSamples = dict[str, dict[str, list[Sample]]]  # by task and variant, in the order of the samples
 
 
 def difference(both: int, first: int, second: int, neither: int) -> tuple[float, float, float]:
@@ -83,7 +83,7 @@ def mcnemar(first: int, second: int) -> float:
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
 
 
-def rows(found: Found, chosen: Sequence[Variant], seed: int) -> Iterator[dict[str, Any]]:
+def rows(found: VariantSamples, chosen: Sequence[Variant], seed: int) -> Iterator[dict[str, Any]]:
     """A row for each task and variant that changes it, beside the default; in points and seconds."""
     for task, by_name in found.items():
         default = by_name[DEFAULT]
@@ -144,7 +144,7 @@ def markdown(value: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     for row in {row["preset"]: row for row in presets}.values():
         settings = row["settings"].get("bits") or row["settings"]
-        yield f"- {row['preset']}: {', '.join(f'{name} {told}' for name, told in settings.items())}"
+        yield f"- {row['preset']}: {', '.join(f'{name} {value}' for name, value in settings.items())}"
     yield ""
     yield common.machine_line(value["machine"])
 

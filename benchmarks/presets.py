@@ -1,13 +1,13 @@
 """What the presets cost: `python -m benchmarks.presets --model tiny --n 1000`.
 
 Every preset beside the default (20 steps of DPM-Solver++, guidance in all of them, weights as they are stored): the
-same prompts, edits and questions of the shapes world, the same seeds, judged by the same reader of pictures. For each
+same prompts, edits and questions of the shapes world, the same seeds, the same scorer. For each
 how often it is right, the difference in points with its 95 % interval, what only one of the two had right, passes of
 the diffusion transformer, and processor time per sample on one thread. A preset of drawing may lose a point at most:
 where the lower end of an interval is below -1 it is not to be offered. Drawings are computed 25 at a time, each with
 its own prompt, which gives the same pictures in less than half the time.
 
-What presets could be made of is tried in the same way, and told in tables of its own:
+What presets could be made of is tried in the same way, in tables of its own:
 
     python -m benchmarks.presets --n 1000 --quantize llm=4 --quantize dit=4 --drawing steps=8,guidance_interval=0:0.97
 
@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import common
-from .paired_stats import BATCH, DEFAULT, TITLES, Found, Sample, Variant, markdown, merged, rows
+from .paired_stats import BATCH, DEFAULT, TITLES, Sample, Variant, VariantSamples, markdown, merged, rows
 from .preset_variants import tried_bits, tried_drawing, variants
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def measured(
     seed: int,
     folder: Path,
     share: tuple[int, int] = (0, 1),
-) -> Found:
+) -> VariantSamples:
     """Runs samples through every variant; of each task those whose index is `share[0]` modulo `share[1]`.
 
     Args:
@@ -66,7 +66,7 @@ def measured(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"presets-samples-{share[0]}-of-{share[1]}.jsonl"
     kept, warm = _kept(path), set[tuple[str, str]]()
-    found: Found = {}
+    found: VariantSamples = {}
     for task, count in counts.items():
         changed = [variant for variant in chosen if variant.name == DEFAULT or variant.changes(task)]
         found[task] = {variant.name: [] for variant in changed}
@@ -104,12 +104,12 @@ def _kept(path: Path) -> dict[str, Sample]:
 
 
 def _progress(task: str, done: int, of: int, found: Mapping[str, Sequence[Sample]]) -> str:
-    told = []
+    counts = []
     for name, samples in found.items():
         pairs = [(a.right, b.right) for a, b in zip(found[DEFAULT], samples, strict=True)]
         lost, won = pairs.count((True, False)), pairs.count((False, True))
-        told.append(f"{name} {sum(sample.right for sample in samples)} (-{lost} +{won})")
-    return f"{TITLES[task]} {done}/{of}: {', '.join(told)}"
+        counts.append(f"{name} {sum(sample.right for sample in samples)} (-{lost} +{won})")
+    return f"{TITLES[task]} {done}/{of}: {', '.join(counts)}"
 
 
 def _run_samples(

@@ -1,6 +1,6 @@
 """All targets in one table: `python -m benchmarks.report`.
 
-Reads what the other benchmarks wrote into a folder, and runs the two that take seconds, `audit` and `startup`, itself.
+Reads what the other benchmarks wrote into a folder, and runs the two that take seconds, `flops` and `startup`, itself.
 What was not measured says so; what is missed is shown as missed. Writes report.md there.
 Exit status: 0 no target that was measured is missed, 1 some are, 2 it can't be done.
 
@@ -26,7 +26,7 @@ SAME_IMAGE = 1e-4  # relative difference after a step, float32
 
 
 @dataclass(frozen=True)
-class Line:
+class Target:
     """One target.
 
     Attributes:
@@ -41,26 +41,33 @@ class Line:
     command: str
 
 
-Found = Mapping[str, Any] | None
+Result = Mapping[str, Any] | None
 PYTHON = "python -m benchmarks."
 _NO_FILE = "not measured: run the command"
 
 
-def audit_lines(found: Found) -> Iterator[Line]:
-    command = f"{PYTHON}audit"
-    for row in (found or {}).get("rows", ()):
+def flops_lines(found: Result) -> Iterator[Target]:
+    command = f"{PYTHON}flops"
+    if found is None:
+        yield Target("operations of each stage", "see the command", _NO_FILE, None, command)
+        return
+    for row in found["rows"]:
         if row["target"] is not None:
             measured = f"{row['value']:,.4g} {row['unit']}".strip()
-            yield Line(row["name"], f"<= {row['target']:,g} {row['unit']}".strip(), measured, row["met"], command)
+            yield Target(row["name"], f"<= {row['target']:,g} {row['unit']}".strip(), measured, row["met"], command)
 
 
-def startup_lines(found: Found) -> Iterator[Line]:
-    for row in (found or {}).get("rows", ()):
+def startup_lines(found: Result) -> Iterator[Target]:
+    command = f"{PYTHON}startup"
+    if found is None:
+        yield Target("start-up", "see the command", _NO_FILE, None, command)
+        return
+    for row in found["rows"]:
         measured = f"{row['seconds']:.3f} s" + (f", imports {', '.join(row['heavy'])}" if row["heavy"] else "")
-        yield Line(row["name"], f"<= {row['target']:g} s", measured, row["met"], f"{PYTHON}startup")
+        yield Target(row["name"], f"<= {row['target']:g} s", measured, row["met"], command)
 
 
-def torch_lines(found: Found) -> Iterator[Line]:
+def torch_lines(found: Result) -> Iterator[Target]:
     from .vs_torch import NAMES, TARGETS
 
     command = f"{PYTHON}vs_torch"
@@ -68,29 +75,29 @@ def torch_lines(found: Found) -> Iterator[Line]:
     for name, target in TARGETS.items():
         title, wanted = f"{NAMES[name]}, speed against PyTorch on a CPU", f">= {target:g}"
         if name not in rows:
-            yield Line(title, wanted, _NO_FILE, None, command)
+            yield Target(title, wanted, _NO_FILE, None, command)
         elif not (found or {})["full_size"]:
-            yield Line(title, wanted, "not measured: the file is of a smaller model", None, command)
+            yield Target(title, wanted, "not measured: the file is of a smaller model", None, command)
         else:
             ratio = rows[name]["ratio"]
-            yield Line(title, wanted, f"{ratio:.2f}", ratio >= target, command)
+            yield Target(title, wanted, f"{ratio:.2f}", ratio >= target, command)
 
 
-def memory_lines(found: Found) -> Iterator[Line]:
+def memory_lines(found: Result) -> Iterator[Target]:
     command = f"{PYTHON}memory"
     if found is None:
-        yield Line("memory: above the weights, and planned footprints", "see the command", _NO_FILE, None, command)
+        yield Target("memory: above the weights, and planned footprints", "see the command", _NO_FILE, None, command)
         return
     for row in found["rows"]:
         figures = {kind: row.get(f"{kind}_gb") for kind in ("measured", "accounted")}
         known = {kind: value for kind, value in figures.items() if value is not None}
         target = row.get("target_gb")
-        told = ", ".join(f"{value:.2f} GB {kind}" for kind, value in known.items()) or "not measured"
+        text = ", ".join(f"{value:.2f} GB {kind}" for kind, value in known.items()) or "not measured"
         met = None if target is None or not known else max(known.values()) <= target
-        yield Line(row["name"], "" if target is None else f"<= {target:g} GB", told, met, command)
+        yield Target(row["name"], "" if target is None else f"<= {target:g} GB", text, met, command)
 
 
-def growth_lines(found: Found) -> Iterator[Line]:
+def growth_lines(found: Result) -> Iterator[Target]:
     from .growth import TITLES
 
     command = f"{PYTHON}growth"
@@ -99,13 +106,13 @@ def growth_lines(found: Found) -> Iterator[Line]:
     for name, (title, _) in TITLES.items():
         for what in ("time", "memory"):
             exponent = series.get(name, {}).get(f"{what}_exponent")
-            told, met = reason, None
+            text, met = reason, None
             if exponent is not None:
                 labels = [point["label"] for point in series[name]["points"]]
-                told, met = f"{exponent:.2f} ({labels[0]} to {labels[-1]})", exponent <= NEAR_LINEAR
-            yield Line(f"growth of the {title}: exponent of {what}", f"<= {NEAR_LINEAR}", told, met, command)
+                text, met = f"{exponent:.2f} ({labels[0]} to {labels[-1]})", exponent <= NEAR_LINEAR
+            yield Target(f"growth of the {title}: exponent of {what}", f"<= {NEAR_LINEAR}", text, met, command)
     difference = series.get("batch", {}).get("difference")
-    yield Line(
+    yield Target(
         "a seed in a batch and alone: relative difference",
         f"<= {SAME_IMAGE:g}",
         reason if difference is None else f"{difference:.1e}",
@@ -114,7 +121,7 @@ def growth_lines(found: Found) -> Iterator[Line]:
     )
 
 
-def latency_lines(found: Found) -> Iterator[Line]:
+def latency_lines(found: Result) -> Iterator[Target]:
     from .latency import PAPER
 
     command = f"{PYTHON}latency --model MODEL"
@@ -130,7 +137,7 @@ def latency_lines(found: Found) -> Iterator[Line]:
     )
     for (name, title, factor, unit), (target, _) in zip(columns, paper, strict=True):
         value = rows[name] * factor if there and name in rows else None
-        yield Line(
+        yield Target(
             f"{title}, {machine}",
             f"< {target:g} {unit}, the paper's",
             reason if value is None else f"{value:.4g} {unit}",
@@ -139,24 +146,24 @@ def latency_lines(found: Found) -> Iterator[Line]:
         )
 
 
-def preset_lines(found: Found) -> Iterator[Line]:
+def preset_lines(found: Result) -> Iterator[Target]:
     from .paired_stats import LOSS, TITLES
 
     command = f"{PYTHON}presets"
     target = f"lower end of the 95 % interval >= {LOSS:g} points"
     if found is None:
-        yield Line("presets of drawing against the default", target, _NO_FILE, None, command)
+        yield Target("presets of drawing against the default", target, _NO_FILE, None, command)
         return
     for row in found["rows"]:
         if not row["tried"]:
-            told = f"{row['difference']:+.2f} points ({row['low']:+.2f} to {row['high']:+.2f}), n = {row['n']}"
+            text = f"{row['difference']:+.2f} points ({row['low']:+.2f} to {row['high']:+.2f}), n = {row['n']}"
             name = f"{TITLES[row['task']]}, preset {row['preset']}, {row['speed']:.2f} times the default's speed"
             limited = row["offered"] is not None
-            yield Line(name, target if limited else "", told, row["offered"], command)
+            yield Target(name, target if limited else "", text, row["offered"], command)
 
 
-SOURCES: Mapping[str, Callable[[Found], Iterator[Line]]] = {
-    "audit": audit_lines,
+SOURCES: Mapping[str, Callable[[Result], Iterator[Target]]] = {
+    "audit": flops_lines,
     "startup": startup_lines,
     "vs_torch": torch_lines,
     "memory": memory_lines,
@@ -166,7 +173,7 @@ SOURCES: Mapping[str, Callable[[Found], Iterator[Line]]] = {
 }
 
 
-def lines(folder: Path) -> list[Line]:
+def lines(folder: Path) -> list[Target]:
     """All lines, from the JSON files in a folder.
 
     Raises:
@@ -176,7 +183,7 @@ def lines(folder: Path) -> list[Line]:
     return [line for name, source in SOURCES.items() for line in source(found[name])]
 
 
-def markdown(report: Sequence[Line]) -> Iterator[str]:
+def markdown(report: Sequence[Target]) -> Iterator[str]:
     """The table, and a count."""
     verdicts = {None: "", True: "yes", False: "MISSED"}
     head = ("what", "target", "measured", "met", "command")
@@ -208,7 +215,7 @@ def _run(folder: Path, *, run: bool) -> int:
     from . import flops, startup
 
     if run:
-        for name, tool in (("audit", flops), ("startup", startup)):
+        for name, tool in (("flops", flops), ("startup", startup)):
             common.say(f"running {name}")
             with contextlib.redirect_stdout(io.StringIO()):  # its lines come in our table
                 status = tool.main(["--out", str(folder)])

@@ -56,7 +56,7 @@ CHIPS = (
 
 
 @dataclass(frozen=True)
-class Stage:
+class Work:
     """One part of the work.
 
     Attributes:
@@ -78,7 +78,7 @@ class Stage:
         return (compute, "compute") if compute >= memory else (memory, "memory")
 
 
-def stages(config: MobileOConfig, *, pixels: int | None = None, bits: Mapping[str, int] | None = None) -> list[Stage]:
+def stages(config: MobileOConfig, *, pixels: int | None = None, bits: Mapping[str, int] | None = None) -> list[Work]:
     """All stages.
 
     Args:
@@ -100,18 +100,18 @@ def stages(config: MobileOConfig, *, pixels: int | None = None, bits: Mapping[st
         "dit": step,
         "decoder": flops.decoder(config, size=pixels),
     }
-    return [_stage(name, count, bits or {}) for name, count in counts.items()]
+    return [_work(name, count, bits or {}) for name, count in counts.items()]
 
 
-def _stage(name: str, count: Count, bits: Mapping[str, int]) -> Stage:
+def _work(name: str, count: Count, bits: Mapping[str, int]) -> Work:
     def size(component: str) -> float:
         return bits[component] / 8 + GROUP_BYTES if component in bits else 2
 
     weights = sum(elements * size(component) for component, elements in count.weights().items())
-    return Stage(name, count.flops, weights, count.activations * ACTIVATION_BYTES)
+    return Work(name, count.flops, weights, count.activations * ACTIVATION_BYTES)
 
 
-def floors(parts: Sequence[Stage], chip: Chip, steps: int = STEPS) -> dict[str, tuple[float, str]]:
+def floors(parts: Sequence[Work], chip: Chip, steps: int = STEPS) -> dict[str, tuple[float, str]]:
     """Seconds at least and what bounds them, by stage and by the rows of latency.json."""
     alone = {stage.name: stage.floor(chip) for stage in parts}
     image = alone["text"][0] + steps * alone["dit"][0] + alone["decoder"][0]
@@ -169,7 +169,7 @@ def markdown(value: Mapping[str, Any]) -> Iterator[str]:
         yield from common.markdown_table(head, reached)
 
 
-def reached(latency: Mapping[str, Any], parts: Sequence[Stage], chip: Chip) -> list[dict[str, Any]]:
+def reached(latency: Mapping[str, Any], parts: Sequence[Work], chip: Chip) -> list[dict[str, Any]]:
     """The share of the floor's speed, of each row that has one."""
     best = floors(parts, chip, latency["steps"])
     rows = []

@@ -39,7 +39,7 @@ GUIDANCE = 1.5
 
 
 @dataclass(frozen=True)
-class Stage:
+class Comparison:
     """One part of the model on both sides.
 
     Attributes:
@@ -59,7 +59,7 @@ class Stage:
         return self.theirs.median / self.ours.median
 
 
-def dit(config: MobileOConfig, runs: int, size: int | None = None) -> Stage:
+def dit(config: MobileOConfig, runs: int, size: int | None = None) -> Comparison:
     """A step of denoising with guidance: two rows, `PROMPT_TOKENS` tokens of text."""
     import diffusers
     import mlx.core as mx
@@ -106,10 +106,10 @@ def dit(config: MobileOConfig, runs: int, size: int | None = None) -> Stage:
         unconditional, conditional = step(doubled).chunk(2)
         expected = unconditional + GUIDANCE * (conditional - unconditional)
         error = difference(first.velocity.transpose(0, 3, 1, 2), expected)
-        return Stage("dit", *alternating(lambda: next(stream), lambda: step(doubled), runs), error, layout)
+        return Comparison("dit", *alternating(lambda: next(stream), lambda: step(doubled), runs), error, layout)
 
 
-def vision(config: MobileOConfig, runs: int, size: int | None = None) -> Stage:
+def vision(config: MobileOConfig, runs: int, size: int | None = None) -> Comparison:
     """An image to the language model's features."""
     import mlx.core as mx
     import torch
@@ -142,10 +142,10 @@ def vision(config: MobileOConfig, runs: int, size: int | None = None) -> Stage:
         measured = alternating(
             lambda: mx.eval(encode_image(model.parts, pixels)), lambda: projector(tower(given)), runs
         )
-    return Stage("vision", *measured, error, layout)
+    return Comparison("vision", *measured, error, layout)
 
 
-def decoder(config: MobileOConfig, runs: int, size: int | None = None) -> Stage:
+def decoder(config: MobileOConfig, runs: int, size: int | None = None) -> Comparison:
     """Latents to an image."""
     import diffusers
     import mlx.core as mx
@@ -168,10 +168,10 @@ def decoder(config: MobileOConfig, runs: int, size: int | None = None) -> Stage:
         given, layout = fastest_layout(theirs, theirs, given)
         error = difference(decode_latents(model.parts, latents).transpose(0, 3, 1, 2), theirs(given))
         measured = alternating(lambda: mx.eval(decode_latents(model.parts, latents)), lambda: theirs(given), runs)
-    return Stage("decoder", *measured, error, layout)
+    return Comparison("decoder", *measured, error, layout)
 
 
-def language(config: MobileOConfig, runs: int, *, positions: int = POSITIONS) -> Iterator[Stage]:
+def language(config: MobileOConfig, runs: int, *, positions: int = POSITIONS) -> Iterator[Comparison]:
     """The first token of a prompt of `positions`, then one token after the other."""
     import mlx.core as mx
     import torch
@@ -204,7 +204,7 @@ def language(config: MobileOConfig, runs: int, *, positions: int = POSITIONS) ->
     with torch.inference_mode():
         logits, _ = prefilled()
         error = difference(next(answer(1)).logits, logits[0, 0])
-        yield Stage("prefill", *alternating(lambda: next(answer(1)), prefilled, runs), error)
+        yield Comparison("prefill", *alternating(lambda: next(answer(1)), prefilled, runs), error)
 
         def rest(logits: torch.Tensor, cache: Any) -> torch.Tensor:
             for _ in range(DECODED):
@@ -225,7 +225,7 @@ def language(config: MobileOConfig, runs: int, *, positions: int = POSITIONS) ->
             pairs.append(((between - begin) / DECODED, (time.process_time() - start) / DECODED))
             error = max(error, difference(last.logits, logits[0, 0]))
         mine, other = zip(*pairs, strict=True)
-        yield Stage("decode", Timing(mine), Timing(other), error)
+        yield Comparison("decode", Timing(mine), Timing(other), error)
 
 
 def alternating(ours: Callable[[], object], theirs: Callable[[], object], runs: int) -> tuple[Timing, Timing]:
@@ -294,7 +294,7 @@ def difference(ours: mx.array, theirs: torch.Tensor) -> float:
 
 def stages(
     config: MobileOConfig, names: Sequence[str], *, runs: int = 3, positions: int = POSITIONS
-) -> Iterator[Stage]:
+) -> Iterator[Comparison]:
     """The stages that are named, one after the other, so that one is in memory at a time."""
     import gc
 

@@ -397,7 +397,7 @@ def test_a_large_ratio_is_flagged(small: Path, run: Run) -> None:
     edit_json(small / "tiny/goldens/mcp.json", shrink)
     status, out = run(small, "--component", "mcp")
     assert status == 0
-    assert re.search(r"^mcp +len9_t2 .* !  pass$", out, re.MULTILINE)
+    assert re.search(r"^\| mcp +\| len9_t2 .* ! \| +pass \|$", out, re.MULTILINE)
     assert re.search(r"^ratio \d+\.\d above 20: mcp / len9_t2 / output: the original happens", out, re.MULTILINE)
 
 
@@ -410,7 +410,7 @@ def test_a_part_that_was_taken_away_is_absent(small: Path, run: Run) -> None:
     status, out = run(small)
     assert status == 0
     assert re.search(r"^absent from the directory: .*\bmcp\b", out, re.MULTILINE)
-    assert not re.search(r"^mcp ", out, re.MULTILINE)
+    assert not re.search(r"^\| mcp ", out, re.MULTILINE)
 
 
 def remove(name: str) -> Callable[[Path], None]:

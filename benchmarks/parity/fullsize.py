@@ -29,7 +29,7 @@ from mobileo_mlx.schedulers import make_scheduler
 from .compare import Tolerance, compare, tolerance, unexercised
 from .goldens import Case, GoldenError, Goldens, Reference
 from .networks import Outputs, nchw, nhwc
-from .runner import COMPONENTS, Report
+from .runner import COMPONENTS, ParityReport
 
 # The notes of the reference: these stacks are deeper than the tiny ones, so start from five times the tolerance.
 DEPTH = 5
@@ -46,7 +46,7 @@ _COMPONENT_OF = {
 Say = Callable[[str], None]
 
 
-def run_fullsize(reference: Reference, checkpoint: Path, say: Say) -> Report:
+def run_fullsize(reference: Reference, checkpoint: Path, say: Say) -> ParityReport:
     """Compares a full-size checkpoint with the goldens that were made with the same weights.
 
     Args:
@@ -60,7 +60,7 @@ def run_fullsize(reference: Reference, checkpoint: Path, say: Say) -> Report:
     goldens = _matching(reference, model.checkpoint)
     say(f"{goldens.component}: the first weights are those of the goldens")
     given = _inputs(reference.path / "fullsize" / "fullsize_inputs.py")
-    report = Report(not_run=[name for name in COMPONENTS if name in reference.goldens or name == "prompts"])
+    report = ParityReport(not_run=[name for name in COMPONENTS if name in reference.goldens or name == "prompts"])
     for case in goldens.cases():
         outputs: Outputs = {}
         for stage, made in _stages(case, model, given, say):

@@ -13,12 +13,12 @@ from mobileo_mlx.errors import OutputError
 
 from ..common import markdown_table
 from .compare import RATIO_LIMIT, Check
-from .runner import Report
+from .runner import ParityReport
 
 _HEAD = ("component", "case", "tensor (worst)", "max abs", "relative", "tolerance", "ratio", "verdict")
 
 
-def table(report: Report, every_tensor: bool = False) -> Iterator[str]:
+def table(report: ParityReport, every_tensor: bool = False) -> Iterator[str]:
     """The lines of the table: a row for each case with its worst tensor, or for each tensor.
 
     The ratio of a case is the largest of its tensors', so that none hides behind another.
@@ -27,7 +27,7 @@ def table(report: Report, every_tensor: bool = False) -> Iterator[str]:
     yield from markdown_table(_HEAD, rows, names=3)
 
 
-def summary(report: Report) -> Iterator[str]:
+def summary(report: ParityReport) -> Iterator[str]:
     """What the table does not say at a glance."""
     for check in report.checks:
         if check.verdict in ("fail", "not exercised"):
@@ -51,7 +51,7 @@ def summary(report: Report) -> Iterator[str]:
     )
 
 
-def write_json(report: Report, path: Path) -> None:
+def write_json(report: ParityReport, path: Path) -> None:
     """Writes all checks, for programs.
 
     Raises:
@@ -69,7 +69,7 @@ def write_json(report: Report, path: Path) -> None:
         raise OutputError(f"'{path}' can't be written ({error.strerror}); choose another file.") from error
 
 
-def _cases(report: Report) -> Iterator[list[Check]]:
+def _cases(report: ParityReport) -> Iterator[list[Check]]:
     groups: dict[tuple[str, str], list[Check]] = {}
     for check in report.checks:
         groups.setdefault((check.component, check.case), []).append(check)

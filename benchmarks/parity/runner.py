@@ -31,7 +31,7 @@ _DRAWINGS = ("generate", "edit")
 
 
 @dataclass
-class Report:
+class ParityReport:
     """What came out.
 
     Attributes:
@@ -48,7 +48,7 @@ class Report:
         return all(check.verdict in ("pass", "inputs") for check in self.checks)
 
 
-def run(reference: Reference, only: Collection[str] = ()) -> Report:
+def run(reference: Reference, only: Collection[str] = ()) -> ParityReport:
     """Compares everything in the directory with the original.
 
     Args:
@@ -64,7 +64,7 @@ def run(reference: Reference, only: Collection[str] = ()) -> Report:
         raise GoldenError(f"'{reference.path}' holds no goldens; give a folder that has tiny/goldens/*.json.")
     if missing := [name for name in only if name not in there]:
         raise GoldenError(f"'{reference.path}' has no goldens of {', '.join(missing)}; it has {', '.join(there)}.")
-    report = Report()
+    report = ParityReport()
     report.absent = [name for name in COMPONENTS if name not in there]
     report.not_run = [name for name in there if only and name not in only]
     for name in (*COMPONENTS, *(name for name in there if name not in COMPONENTS)):

@@ -19,12 +19,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shapes", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    score = commands.add_parser("score", help="judge a model: what it draws, answers and edits")
+    score = commands.add_parser("score", help="score a model: drawings, answers and edits")
     score.add_argument("--model", required=True, help="a bundled name, a folder, or a repository on the hub")
     score.add_argument("--n", type=int, default=100, help="samples of each category (default: 100)")
     score.add_argument("--seed", type=int, default=0, help="of prompts and noise (default: 0)")
     score.add_argument("--only", action="append", choices=("draw", "ask", "edit"), help="a task; repeatable")
-    score.add_argument("--new", metavar="NAME", help="also judge what was taught by 'quadruplets --new NAME'")
+    score.add_argument("--new", metavar="NAME", help="also judge what 'quadruplets --new NAME' trains")
     score.add_argument("--steps", type=int, help="of the sampler, in place of the default")
     score.add_argument("--guidance-scale", type=float, help="in place of the default")
     score.add_argument("--scheduler", help="in place of the default")
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quadruplets.add_argument("--size", type=int, default=64, help="of the images, in pixels (default: 64)")
     quadruplets.add_argument("--edits", type=float, default=0.25, help="the share of edits (default: 0.25)")
     quadruplets.add_argument("--questions", type=int, default=1, help="of each sample, at most (default: 1)")
-    quadruplets.add_argument("--new", metavar="NAME", help="teach a colour or shape outside the world: brown, ring")
+    quadruplets.add_argument("--new", metavar="NAME", help="with a colour or shape outside the world: brown, ring")
     quadruplets.add_argument("--new-share", type=float, default=0.5, help="samples that show it (default: 0.5)")
     quadruplets.set_defaults(run=run_quadruplets)
 
@@ -52,11 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     render.add_argument("--new", metavar="NAME", help="with a colour or shape outside the world: brown, ring")
     render.set_defaults(run=run_render)
 
-    train = commands.add_parser("train", help="teach the small model from nothing, stage by stage")
+    train = commands.add_parser("train", help="train the small model from random weights, stage by stage")
     train.add_argument(
         "--stage", default="all", help="autoencoder, decoder, questions, vision, drawing, joint, export, all"
     )
-    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="a stopped run goes on from here")
+    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="a stopped run resumes from here")
     train.set_defaults(run=run_train)
 
     options = parser.parse_args(arguments)
@@ -77,7 +77,7 @@ def run_score(options: argparse.Namespace) -> None:
     from mobileo_mlx.files import check_output
     from mobileo_mlx.images import save_png
 
-    from .report import Report, table, write_json
+    from .report import ScoreReport, table, write_json
     from .score import TASKS, score_answers, score_drawing, score_edits
     from .sheet import draw_sheet
     from .world import WORLD
@@ -105,7 +105,7 @@ def run_score(options: argparse.Namespace) -> None:
     settings = {"n": options.n, "seed": options.seed, "quantize": options.quantize, **drawing}
     if options.adapter is not None:
         settings |= {"adapter": str(options.adapter), "adapter_scale": options.adapter_scale}
-    report = Report(options.model, settings)
+    report = ScoreReport(options.model, settings)
     begin = time.perf_counter()
     sheet = []
 

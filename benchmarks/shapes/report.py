@@ -18,7 +18,7 @@ _HEAD = ("task", "category", "right", "of", "accuracy", "95 % interval", "blank"
 
 
 @dataclass(frozen=True)
-class Row:
+class Score:
     """How often something was right.
 
     Attributes:
@@ -44,12 +44,12 @@ class Row:
 
 
 @dataclass
-class Report:
+class ScoreReport:
     """All rows of a model, and what they were measured with."""
 
     model: str
     settings: dict[str, Any]
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Score] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -66,12 +66,12 @@ def most_frequent(answers: Sequence[str]) -> int:
     return max(Counter(answers).values(), default=0)
 
 
-def table(report: Report) -> Iterator[str]:
+def table(report: ScoreReport) -> Iterator[str]:
     """The lines of the table."""
     yield from markdown_table(_HEAD, map(_cells, report.rows), names=2)
 
 
-def write_json(report: Report, path: Path) -> None:
+def write_json(report: ScoreReport, path: Path) -> None:
     """Writes all numbers, for programs.
 
     Raises:
@@ -99,7 +99,7 @@ def write_json(report: Report, path: Path) -> None:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Score) -> tuple[str, ...]:
     low, high = row.interval
     shares = ["" if count is None else f"{count / row.total:.3f}" for count in (row.blank, row.prior)]
     interval = f"{low:.3f} - {high:.3f}"

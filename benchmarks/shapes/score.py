@@ -1,4 +1,4 @@
-"""Judges a model on the shapes world through its public functions: what it draws, answers and edits."""
+"""Scores a model on the shapes world through its public functions: what it draws, answers and edits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from .data import is_about
 from .edits import EDIT_TYPES, sample_edit
 from .questions import QUESTION_TYPES, Question, sample_question
-from .report import Row, most_frequent
+from .report import Score, most_frequent
 from .scorer import Reading, edit_succeeded, keeps_relation, read_picture, satisfies, shows, shows_colours
 from .sheet import Tile
 from .text import Caption, sample_caption
@@ -42,13 +42,13 @@ QUESTION_GROUPS = {
 class Scored:
     """Rows of a category, and its first samples for a contact sheet."""
 
-    rows: list[Row]
+    rows: list[Score]
     label: str
     tiles: list[Tile]
 
 
 @dataclass(frozen=True)
-class _NoisySample:
+class _Drawing:
     caption: Caption
     image: Image.Image
     reading: Reading
@@ -86,19 +86,19 @@ def score_drawing(
         new: also draw captions that name this, of `world.NEW_COLOURS` or `world.NEW_SHAPES`.
         options: for `MobileO.generate`, in place of its defaults.
     """
-    drawn: dict[str, list[_NoisySample]] = {}
+    drawings: dict[str, list[_Drawing]] = {}
     for name, sample in caption_samplers(new).items():
         world = _world(new if name == new else None)
         rng = _generator(seed, "draw", name)
         captions = [sample(rng) for _ in range(count)]
         images = _draw(model, captions, rng, options or {})
-        drawn[name] = [
-            _NoisySample(caption, image, read_picture(np.asarray(image.convert("RGB")), world=world))
+        drawings[name] = [
+            _Drawing(caption, image, read_picture(np.asarray(image.convert("RGB")), world=world))
             for caption, image in zip(captions, images, strict=True)
         ]
-        tiles = [Tile((one.image,), f"{one.caption.text}{_seen(one)}", one.right) for one in drawn[name][:SHOWN]]
-        yield Scored([_row("draw", name, [one.right for one in drawn[name]])], f"draw: {name}", tiles)
-    ordinary = [one for name, some in drawn.items() if name not in (new, "held-out pairs") for one in some]
+        tiles = [Tile((one.image,), f"{one.caption.text}{_seen(one)}", one.right) for one in drawings[name][:SHOWN]]
+        yield Scored([_row("draw", name, [one.right for one in drawings[name]])], f"draw: {name}", tiles)
+    ordinary = [one for name, some in drawings.items() if name not in (new, "held-out pairs") for one in some]
     yield Scored(list(_aspects(ordinary)), "", [])
 
 
@@ -215,7 +215,7 @@ def _answer(model: MobileO, image: Image.Image, question: str) -> str:
     return model.ask(image, question, max_tokens=MAX_TOKENS).text.lower().strip().rstrip(".")
 
 
-def _aspects(drawn: Sequence[_NoisySample]) -> Iterator[Row]:
+def _aspects(drawn: Sequence[_Drawing]) -> Iterator[Score]:
     """What is right about the ordinary drawings, one thing at a time."""
     coloured = [one for one in drawn if all(colour is not None for _, colour in one.caption.spec.objects)]
     # The question of order only arises where both objects are there.
@@ -230,7 +230,7 @@ def _aspects(drawn: Sequence[_NoisySample]) -> Iterator[Row]:
             yield _row("draw", name, verdicts)
 
 
-def _seen(one: _NoisySample) -> str:
+def _seen(one: _Drawing) -> str:
     """What was read instead, where a drawing is wrong."""
     if one.right:
         return ""
@@ -238,12 +238,12 @@ def _seen(one: _NoisySample) -> str:
     return f"\n> {', '.join(things) or 'nothing'}; {one.reading.background}"
 
 
-def _row(task: str, name: str, verdicts: Sequence[bool]) -> Row:
-    return Row(task, name, sum(verdicts), len(verdicts))
+def _row(task: str, name: str, verdicts: Sequence[bool]) -> Score:
+    return Score(task, name, sum(verdicts), len(verdicts))
 
 
-def _asked_row(name: str, asked: Sequence[_Asked]) -> Row:
-    return Row(
+def _asked_row(name: str, asked: Sequence[_Asked]) -> Score:
+    return Score(
         "ask",
         name,
         right=sum(one.right for one in asked),

@@ -27,7 +27,7 @@ IN_PLACE = 1 / 16  # of the side: how far an untouched object's centre may move,
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectedObject:
     """A component.
 
     Attributes:
@@ -47,7 +47,7 @@ class Found:
 class Reading:
     """All that was read from a picture."""
 
-    objects: tuple[Found, ...]
+    objects: tuple[DetectedObject, ...]
     background: str
 
 
@@ -75,7 +75,7 @@ def read_picture(pixels: np.ndarray, *, world: World = WORLD) -> Reading:
         ious = {shape: _best_iou(mask, box_masks(shape, box_width, box_height)) for shape in world.shapes}
         best = max(ious, key=ious.__getitem__)
         found.append(
-            Found(
+            DetectedObject(
                 shape=best if ious[best] >= SHAPE_IOU else None,
                 colour=_nearest(np.median(levels[rows, columns], axis=0), world.colours),
                 x=float(left + box_width / 2) / width,
@@ -163,7 +163,7 @@ def edit_succeeded(reading: Reading, edit: Edit) -> bool:
     )
 
 
-def _matches(reading: Reading, spec: Spec) -> Iterator[tuple[Found, ...]]:
+def _matches(reading: Reading, spec: Spec) -> Iterator[tuple[DetectedObject, ...]]:
     """All orders of the objects in which each is what the caption names."""
     # A spoilt picture may have dozens of components; only as many as named are ever put in order.
     if len(reading.objects) == len(spec.objects):
@@ -175,7 +175,7 @@ def _matches(reading: Reading, spec: Spec) -> Iterator[tuple[Found, ...]]:
                 yield order
 
 
-def _in_place(found: Found, thing: Object) -> bool:
+def _in_place(found: DetectedObject, thing: Object) -> bool:
     return max(abs(found.x - thing.x / UNITS), abs(found.y - thing.y / UNITS)) <= IN_PLACE
 
 

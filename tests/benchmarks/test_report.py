@@ -8,20 +8,24 @@ from typing import Any
 
 import pytest
 
-from benchmarks import report
+from benchmarks import growth, report, vs_torch
 
 
 def write(folder: Path, name: str, **value: Any) -> None:
     (folder / f"{name}.json").write_text(json.dumps(value))
 
 
-def by_name(folder: Path) -> dict[str, report.Line]:
+def by_name(folder: Path) -> dict[str, report.Target]:
     return {line.name: line for line in report.lines(folder)}
 
 
 def test_nothing_measured_is_nothing_met(tmp_path: Path) -> None:
     found = report.lines(tmp_path)
-    assert len(found) >= 12
+    # Every benchmark has its lines, and all targets that are known without a file are there.
+    commands = {line.command.removeprefix("python -m benchmarks.").split()[0] for line in found}
+    assert commands == {"flops", *report.SOURCES} - {"audit"}
+    assert len(found) == 1 + 1 + len(vs_torch.TARGETS) + 1 + (2 * len(growth.SERIES) + 1) + 3 + 1
+    assert len({line.name for line in found}) == len(found)
     assert {line.met for line in found} == {None}
     assert all(line.measured.startswith("not measured: ") for line in found)
     assert all(line.command.startswith("python -m benchmarks.") for line in found)

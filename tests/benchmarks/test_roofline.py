@@ -12,16 +12,16 @@ from benchmarks.synthetic import official_config
 
 
 @pytest.fixture(scope="module")
-def stages() -> dict[str, roofline.Stage]:
+def stages() -> dict[str, roofline.Work]:
     return {stage.name: stage for stage in roofline.stages(official_config("0.5b"))}
 
 
 @pytest.mark.parametrize(("name", "gflop"), [("vision", 488.5), ("prefill", 213.1), ("decode", 1.0), ("decoder", 1845)])
-def test_operations(stages: dict[str, roofline.Stage], name: str, gflop: float) -> None:
+def test_operations(stages: dict[str, roofline.Work], name: str, gflop: float) -> None:
     assert stages[name].flops / 1e9 == pytest.approx(gflop, rel=0.03)
 
 
-def test_weights_of_a_token_are_those_of_the_language_model(stages: dict[str, roofline.Stage]) -> None:
+def test_weights_of_a_token_are_those_of_the_language_model(stages: dict[str, roofline.Work]) -> None:
     assert stages["decode"].weights == pytest.approx(988e6, rel=0.01)
     m2 = next(chip for chip in roofline.CHIPS if chip.name == "M2 Pro 19c")
     seconds, bound = stages["decode"].floor(m2)
@@ -35,7 +35,7 @@ def test_bits_shrink_what_is_read() -> None:
     assert stage.weights == pytest.approx(half + whole, rel=0.01)
 
 
-def test_a_larger_image_takes_more(stages: dict[str, roofline.Stage]) -> None:
+def test_a_larger_image_takes_more(stages: dict[str, roofline.Work]) -> None:
     larger = {stage.name: stage for stage in roofline.stages(official_config("0.5b"), pixels=1024)}
     assert larger["decoder"].flops == pytest.approx(4 * stages["decoder"].flops, rel=0.01)
     assert larger["prefill"] == stages["prefill"]

@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks.shapes import score
 from benchmarks.shapes.__main__ import main
 from benchmarks.shapes.gallery import gallery
-from benchmarks.shapes.report import Report, Row, table, wilson, write_json
+from benchmarks.shapes.report import Score, ScoreReport, table, wilson, write_json
 from benchmarks.shapes.score import Scored, score_answers, score_drawing, score_edits
 from benchmarks.shapes.world import render
 
@@ -64,7 +64,7 @@ class Oracle:
         return SimpleNamespace(images=[Image.fromarray(render(after, 64)) if self.sees else image])
 
 
-def rows(parts: Any) -> dict[str, Row]:
+def rows(parts: Any) -> dict[str, Score]:
     return {row.name: row for part in parts for row in part.rows}
 
 
@@ -134,7 +134,9 @@ def test_wilson() -> None:
 
 
 def test_report(tmp_path: Path) -> None:
-    report = Report("m", {"n": 4}, [Row("draw", "colours", 3, 4), Row("ask", "colour", 4, 4, blank=1, prior=2)])
+    report = ScoreReport(
+        "m", {"n": 4}, [Score("draw", "colours", 3, 4), Score("ask", "colour", 4, 4, blank=1, prior=2)]
+    )
     head, _, draw, ask = ([cell.strip() for cell in line.strip("|").split("|")] for line in table(report))
     assert head[:2] == ["task", "category"]
     assert draw == ["draw", "colours", "3", "4", "0.750", "0.301 - 0.954", "", ""]
@@ -166,7 +168,7 @@ def test_an_interrupted_run_shows_what_it_has(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stopped(*_: object, **__: object) -> Iterator[Scored]:
-        yield Scored([Row("draw", "colours", 1, 1)], "draw: colours", [])
+        yield Scored([Score("draw", "colours", 1, 1)], "draw: colours", [])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(score, "score_drawing", stopped)

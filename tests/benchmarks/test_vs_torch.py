@@ -24,7 +24,7 @@ def test_all_stages_agree(tmp_path: Path) -> None:
 
 
 def test_twice_as_fast_is_a_ratio_of_two() -> None:
-    assert vs_torch.Stage("dit", Timing((1.0, 1.0, 9.0)), Timing((2.0, 0.1, 2.0)), 0.0).ratio == 2
+    assert vs_torch.Comparison("dit", Timing((1.0, 1.0, 9.0)), Timing((2.0, 0.1, 2.0)), 0.0).ratio == 2
 
 
 def test_other_weights_would_show() -> None:

@@ -1,4 +1,4 @@
-"""First stage of the small model: DC-AE on pictures of the shapes world."""
+"""How the bundled model `tiny` was made: the stages of its autoencoder, on images of the shapes world."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..world import BACKGROUNDS, LAYOUTS, NEW_COLOURS, NEW_SHAPES, RGB, WORLD, O
 from .tiny import SIDE
 
 OBJECT_WEIGHT = 3.0  # objects are a small part of the pixels and all of what counts
-LATENT_NOISE = 0.05  # the decoder has to bear what sampling leaves
+LATENT_NOISE = 0.05  # the decoder has to cope with the errors of sampled latents
 MOMENTS_WEIGHT = 0.01  # without it the latents drift to any scale
-# With all that the model may be taught later: what can't be painted can't be learned.
+# With the colours and shapes of later finetuning, which trains no decoder.
 WIDE = World((*WORLD.shapes, *NEW_SHAPES), (*WORLD.colours, *NEW_COLOURS))
 
 

@@ -1,4 +1,8 @@
-"""Batches for the small model: captions, questions and edits as the sequences that inference will see."""
+"""How the bundled model `tiny` was made: its training batches.
+
+Captions, questions and edits become the token sequences that inference uses. Which kinds of questions are asked
+changes in the course of the training.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,8 @@ from .tiny import GRID
 
 # What has to find an object first is hard, so it is asked more often.
 ALL_KINDS = (*QUESTION_TYPES, "colour", "presence", "presence", "relation", "relation", "relation", "where", "where")
-# One thing after the other, each up to a share of the way: finding an object by its name is learned in some hundred
-# steps where little else is asked, and hardly at all in a mixture of all kinds. Relations take longest.
+# The kinds of questions up to a share of all steps: to find an object by its name takes some hundred steps of training
+# where little else is asked, and is hardly trained at all by a mixture of all kinds. Relations take longest.
 _CURRICULUM = (
     (0.12, ("colour", "shape")),
     (0.24, ("colour", "shape", "presence", "count")),
@@ -69,7 +73,7 @@ def edits(rng: np.random.Generator, tokenizer: Tokenizer, size: int) -> Sequence
 
 
 def kinds_at(progress: float) -> Sequence[str]:
-    """The kinds of questions to ask at a share of the way, from 0 to 1."""
+    """The kinds of questions after a share of all steps, from 0 to 1."""
     return next(kinds for until, kinds in _CURRICULUM if progress <= until)
 
 
@@ -87,10 +91,10 @@ def questions(rng: np.random.Generator, tokenizer: Tokenizer, size: int, kinds: 
 
 
 def symbols(scene: Scene, tokenizer: Tokenizer) -> np.ndarray:
-    """What the image tokens of a scene should say, (GRID * GRID, 4) ids: colour, shape, row and column.
+    """Token ids that describe each cell of a scene, (GRID * GRID, 4): colour, shape, row and column.
 
     Where there is no object, the ground's name stands for colour and shape. Rows and columns are letters that no text
-    of the world has: places learned in this way are enough for relations, which are hardly learned without.
+    of the world has: with them relations can be answered, and hardly without.
     """
 
     def word(text: str) -> int:

@@ -1,4 +1,4 @@
-"""What the stages after the autoencoder train, and their losses."""
+"""How the bundled model `tiny` was made: what the stages after the autoencoder train, and their losses."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Batch = dict[str, Any]
 CONDITIONING_DROPOUT = 0.1  # shares of the texts replaced by zeros, for guidance
 
 
-class Student(nn.Module):
-    """Some of the model's components, by their names; the loss of a stage calls those that it needs."""
+class StageModel(nn.Module):
+    """The components that a stage trains, by their names; its loss calls those that it needs."""
 
     def __init__(self, config: MobileOConfig, *components: str):
         super().__init__()
@@ -31,12 +31,12 @@ class Student(nn.Module):
 
 
 def symbol_features(model: Any, symbol_ids: mx.array) -> mx.array:
-    """What an ideal vision tower would say, (B, N, hidden_size): the sum of the words of each image token."""
+    """The features of an ideal vision tower, (B, N, hidden_size): the sum of the words of each image token."""
     return model.llm.embed_tokens(symbol_ids).sum(axis=2)
 
 
 def symbol_ids(scenes: list[Scene], tokenizer: Tokenizer) -> mx.array:
-    """(B, N, 4) ids; see `lessons.symbols`."""
+    """(B, N, 4) ids; see `curriculum.symbols`."""
     return mx.array(np.stack([symbols(scene, tokenizer) for scene in scenes]))
 
 

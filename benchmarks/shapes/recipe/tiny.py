@@ -1,4 +1,4 @@
-"""The small model of the shapes world: what it looks like. `benchmarks.shapes.recipe.train` teaches it."""
+"""How the bundled model `tiny` was made: its configuration and tokenizer."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def tiny_config(vocab_size: int, eos_token_ids: tuple[int, ...]) -> MobileOConfi
             cross_attention_head_dim=40,
             caption_channels=160,
             sample_size=GRID,
-            interpolation_scale=1.0,  # positions: without them the order of objects is hardly learned
+            interpolation_scale=1.0,  # positions: without them training hardly gets the order of objects right
         ),
         vae=DCAEConfig(
             **_both_halves(),
@@ -96,7 +96,7 @@ def tiny_tokenizer() -> tokenizers.Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # What the model may be taught later has its words too, so that it need not learn to spell.
+    # The words of later finetuning are single tokens too.
     words = sorted({word for new in (*NEW_COLOURS, *NEW_SHAPES) for word in vocabulary(WORLD.extended(new))})
     tokenizer.train_from_iterator([f"{word} {word}" for word in words], trainer)
     constant = (f"system\n{SYSTEM_PROMPT}", GENERATE_PREFIX.rstrip(), EDIT_PREFIX.rstrip(), "user\n", "assistant\n")

@@ -1,11 +1,14 @@
-"""Teaches the small model from nothing, in six stages, each of which goes on where it was stopped.
+"""How the bundled model `tiny` was made: trained from random weights in six stages, each of which can be resumed.
 
-autoencoder  DC-AE on pictures.
-decoder      its decoder alone, on pictures that hold what may be taught later too; the latents stay what they are.
-questions    the language model answers about scenes that it is told in symbols.
-vision       the vision tower learns to say these symbols of pictures.
-drawing      the diffusion transformer, from captions and from edits of scenes told in symbols; questions go on.
-joint        all but the autoencoder, with the vision tower in the place of the symbols.
+autoencoder  DC-AE on images.
+decoder      its decoder alone, on images that show the colours and shapes of later finetuning too; the latent space is
+             fixed from here on.
+questions    the language model and its head, on questions about scenes. Token embeddings that name what each cell of a
+             scene holds (`curriculum.symbols`) stand for the image features.
+vision       the vision tower and the projector, towards these embeddings.
+drawing      the language model, the connector and the DiT, on captions, and on edits and questions with those
+             embeddings as image features.
+joint        everything but the autoencoder, on the same, with the vision tower's own features.
 
 With several processes (`mlx.launch -n N`) each stage is data-parallel. Every stage writes metrics.jsonl and its last
 checkpoints into a folder of its own.
@@ -39,7 +42,7 @@ from . import autoencoder, curriculum
 from .autoencoder import Autoencoder, any_scene
 from .losses import (
     Batch,
-    Student,
+    StageModel,
     drawing_loss,
     question_loss,
     sequence_arrays,
@@ -96,7 +99,7 @@ class Workspace:
         end = [tokenizer.token_id(token) for token in ("<|im_end|>", "<|endoftext|>")]
         return cls(folder, tokenizer, tiny_config(tokenizer.vocab_size, tuple(i for i in end if i is not None)))
 
-    def learned(self, stage: str, *components: str) -> list[tuple[str, mx.array]]:
+    def stage_weights(self, stage: str, *components: str) -> list[tuple[str, mx.array]]:
         """The parameters that an earlier stage ended with, their running mean where it kept one.
 
         Raises:
@@ -111,15 +114,12 @@ class Workspace:
                 arrays |= mx.load(str(path))  # type: ignore[arg-type]
         return [(name, array) for name, array in arrays.items() if name.split(".")[0] in components]
 
-    def tokens(self) -> int:
-        return self.config.image_tokens
-
 
 def run(stage: Stage, folder: Path) -> Iterator[StepReport]:
     """Runs a stage, or what is left of it, yielding its steps."""
     mx.random.seed(stage.seed)  # of the initial weights alone; the rest has keys
-    school = Workspace.at(folder)
-    model, batches, loss = _SETUPS[stage.name](school, stage)
+    workspace = Workspace.at(folder)
+    model, batches, loss = _SETUPS[stage.name](workspace, stage)
     world = mx.distributed.init()
     size = stage.pictures or stage.captions + stage.edits or stage.questions
     yield from TrainingLoop(
@@ -152,16 +152,16 @@ def _schedule(stage: Stage) -> Callable:
 Setup = tuple[nn.Module, Callable[[int, int], Any], Callable[[Any, Any, mx.array], tuple[mx.array, dict]]]
 
 
-def _autoencoder(school: Workspace, stage: Stage) -> Setup:
+def _autoencoder(workspace: Workspace, stage: Stage) -> Setup:
     def batches(step: int, part: int) -> Batch:
         return autoencoder.batch(stage.seed, stage.pictures, step, part)
 
-    return Autoencoder(school.config), batches, autoencoder.loss
+    return Autoencoder(workspace.config), batches, autoencoder.loss
 
 
-def _decoder(school: Workspace, stage: Stage) -> Setup:
-    model = Autoencoder(school.config)
-    model.update(tree_unflatten(school.learned("autoencoder", "vae_encoder", "vae_decoder")))
+def _decoder(workspace: Workspace, stage: Stage) -> Setup:
+    model = Autoencoder(workspace.config)
+    model.update(tree_unflatten(workspace.stage_weights("autoencoder", "vae_encoder", "vae_decoder")))
     model.vae_encoder.freeze()
 
     def batches(step: int, part: int) -> Batch:
@@ -171,28 +171,28 @@ def _decoder(school: Workspace, stage: Stage) -> Setup:
     return model, batches, autoencoder.loss
 
 
-def _questions(school: Workspace, stage: Stage) -> Setup:
+def _questions(workspace: Workspace, stage: Stage) -> Setup:
     def batches(step: int, part: int) -> Batch:
         rng = np.random.default_rng([stage.seed, step, part])
         kinds = curriculum.kinds_at(step / stage.steps)
-        sequences = curriculum.questions(rng, school.tokenizer, stage.questions, kinds)
+        sequences = curriculum.questions(rng, workspace.tokenizer, stage.questions, kinds)
         return {
             **sequence_arrays(sequences),
-            "symbols": symbol_ids(sequences.seen, school.tokenizer),
+            "symbols": symbol_ids(sequences.seen, workspace.tokenizer),
         }
 
     def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict]:
         return question_loss(model, batch, symbol_features(model, batch["symbols"])), {}
 
-    return Student(school.config, "llm", "lm_head"), batches, loss
+    return StageModel(workspace.config, "llm", "lm_head"), batches, loss
 
 
-def _vision(school: Workspace, stage: Stage) -> Setup:
-    words = dict(school.learned("questions", "llm"))["llm.embed_tokens.weight"]
+def _vision(workspace: Workspace, stage: Stage) -> Setup:
+    words = dict(workspace.stage_weights("questions", "llm"))["llm.embed_tokens.weight"]
     sample = [any_scene(np.random.default_rng(i)) for i in range(300)]
-    used = mx.array(np.unique(symbol_ids(sample, school.tokenizer)))
+    used = mx.array(np.unique(symbol_ids(sample, workspace.tokenizer)))
     scale = words[used].std()
-    model = Student(school.config, "vision_tower", "mm_projector")
+    model = StageModel(workspace.config, "vision_tower", "mm_projector")
     # The published networks start from 1e-5; so small a start would leave all images alike for long.
     model.update(
         tree_map_with_path(lambda k, v: mx.full(v.shape, 0.3) if "layer_scale" in k else v, model.parameters())
@@ -203,7 +203,7 @@ def _vision(school: Workspace, stage: Stage) -> Setup:
     def batches(step: int, part: int) -> Batch:
         rng = np.random.default_rng([stage.seed, step, part])
         scenes = [any_scene(rng) for _ in range(stage.pictures)]
-        return {"pixels": pixels(scenes), "target": words[symbol_ids(scenes, school.tokenizer)].sum(axis=2)}
+        return {"pixels": pixels(scenes), "target": words[symbol_ids(scenes, workspace.tokenizer)].sum(axis=2)}
 
     def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict]:
         features = model.mm_projector(model.vision_tower(batch["pixels"]))
@@ -215,7 +215,7 @@ def _vision(school: Workspace, stage: Stage) -> Setup:
 def standardise(tower: FastViTHD, pictures: mx.array) -> None:
     """Scales each convolution so that every channel has mean 0 and variance 1 on `pictures` (arXiv 1511.06422).
 
-    With the usual initial weights what differs between images is soon lost among the biases, and hardly learned.
+    With the usual initial weights what differs between images is soon lost among the biases, and the loss hardly falls.
     """
     x = pictures
     for block in tower.blocks():
@@ -232,25 +232,31 @@ def standardise(tower: FastViTHD, pictures: mx.array) -> None:
         mx.eval(x)
 
 
-def _drawing(school: Workspace, stage: Stage) -> Setup:
-    model = Student(school.config, "llm", "lm_head", "diffusion_connector", "dit")
-    model.update(tree_unflatten(school.learned("questions", "llm", "lm_head")))
-    # The vision tower learns to say these words meanwhile.
+def _drawing(workspace: Workspace, stage: Stage) -> Setup:
+    model = StageModel(workspace.config, "llm", "lm_head", "diffusion_connector", "dit")
+    model.update(tree_unflatten(workspace.stage_weights("questions", "llm", "lm_head")))
+    # The vision tower is trained towards these embeddings.
     model.llm.embed_tokens.freeze()  # type: ignore[attr-defined]
-    return model, _lessons(school, stage), _lesson_loss(stage, lambda model, batch: symbol_features(model, batch))
+    return (
+        model,
+        _mixed_batches(workspace, stage),
+        _mixed_loss(stage, lambda model, batch: symbol_features(model, batch)),
+    )
 
 
-def _joint(school: Workspace, stage: Stage) -> Setup:
+def _joint(workspace: Workspace, stage: Stage) -> Setup:
     names = ("vision_tower", "mm_projector", "llm", "lm_head", "diffusion_connector", "dit")
-    model = Student(school.config, *names)
-    model.update(tree_unflatten(school.learned("questions", "llm")))  # the embeddings, which drawing left alone
-    model.update(tree_unflatten(school.learned("vision", *names[:2])))
-    model.update(tree_unflatten(school.learned("drawing", *names[2:])))
+    model = StageModel(workspace.config, *names)
+    model.update(
+        tree_unflatten(workspace.stage_weights("questions", "llm"))
+    )  # the embeddings, which drawing left alone
+    model.update(tree_unflatten(workspace.stage_weights("vision", *names[:2])))
+    model.update(tree_unflatten(workspace.stage_weights("drawing", *names[2:])))
 
     def see(model: Any, pictures: mx.array) -> mx.array:
         return model.mm_projector(model.vision_tower(pictures))
 
-    return model, _lessons(school, stage, pictures=True), _lesson_loss(stage, see)
+    return model, _mixed_batches(workspace, stage, pictures=True), _mixed_loss(stage, see)
 
 
 _SETUPS: dict[str, Callable[[Workspace, Stage], Setup]] = {
@@ -263,12 +269,12 @@ _SETUPS: dict[str, Callable[[Workspace, Stage], Setup]] = {
 }
 
 
-def _lessons(school: Workspace, stage: Stage, *, pictures: bool = False) -> Callable[[int, int], Batch]:
+def _mixed_batches(workspace: Workspace, stage: Stage, *, pictures: bool = False) -> Callable[[int, int], Batch]:
     """Captions and edits from the pool, and new questions; scenes as pictures or as symbols."""
-    pool = _pool(school)
+    pool = _pool(workspace)
 
     def shown(scenes: list[Scene]) -> mx.array:
-        return pixels(scenes) if pictures else symbol_ids(scenes, school.tokenizer)
+        return pixels(scenes) if pictures else symbol_ids(scenes, workspace.tokenizer)
 
     def drawn(kind: str, rng: np.random.Generator, size: int) -> Batch:
         arrays, scenes = pool[kind]
@@ -285,7 +291,7 @@ def _lessons(school: Workspace, stage: Stage, *, pictures: bool = False) -> Call
 
     def batches(step: int, part: int) -> Batch:
         rng = np.random.default_rng([stage.seed, step, part])
-        asked = curriculum.questions(rng, school.tokenizer, stage.questions)
+        asked = curriculum.questions(rng, workspace.tokenizer, stage.questions)
         return {
             "captions": drawn("captions", rng, stage.captions),
             "edits": drawn("edits", rng, stage.edits),
@@ -295,7 +301,7 @@ def _lessons(school: Workspace, stage: Stage, *, pictures: bool = False) -> Call
     return batches
 
 
-def _lesson_loss(stage: Stage, see: Callable[[Any, mx.array], mx.array]) -> Callable:
+def _mixed_loss(stage: Stage, see: Callable[[Any, mx.array], mx.array]) -> Callable:
     def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict]:
         caption_key, edit_key = mx.random.split(key)
         captions, edits, questions = batch["captions"], batch["edits"], batch["questions"]
@@ -313,19 +319,19 @@ def pixels(scenes: list[Scene]) -> mx.array:
     return mx.array(render_batch(scenes, SIDE).astype(np.float32) / 255)
 
 
-def _pool(school: Workspace) -> dict[str, tuple[dict[str, np.ndarray], list[Scene]]]:
+def _pool(workspace: Workspace) -> dict[str, tuple[dict[str, np.ndarray], list[Scene]]]:
     """Captions and edits with the latents of what they draw, and the scenes that edits see.
 
     The latents are computed once and kept in a file; the others wait for the first process to write it.
     """
     sequences = {
-        "captions": curriculum.captions(np.random.default_rng([7, 0]), school.tokenizer, POOL),
-        "edits": curriculum.edits(np.random.default_rng([7, 1]), school.tokenizer, POOL // 2),
+        "captions": curriculum.captions(np.random.default_rng([7, 0]), workspace.tokenizer, POOL),
+        "edits": curriculum.edits(np.random.default_rng([7, 1]), workspace.tokenizer, POOL // 2),
     }
-    path = school.folder / "latents.npz"
+    path = workspace.folder / "latents.npz"
     if mx.distributed.init().rank() == 0 and not path.exists():
-        model: Any = Autoencoder(school.config)
-        model.update(tree_unflatten(school.learned("autoencoder", "vae_encoder", "vae_decoder")))
+        model: Any = Autoencoder(workspace.config)
+        model.update(tree_unflatten(workspace.stage_weights("autoencoder", "vae_encoder", "vae_decoder")))
         latents = {}
         for kind, drawn in sequences.items():
             parts = [drawn.drawn[i : i + 128] for i in range(0, len(drawn.drawn), 128)]
@@ -343,7 +349,7 @@ def _pool(school: Workspace) -> dict[str, tuple[dict[str, np.ndarray], list[Scen
 
 
 def export(folder: Path, destination: Path) -> None:
-    """Writes what the stages have learned as a model in our layout, float16, and the log of its training beside it.
+    """Writes the weights of all stages as a model in our layout, float16, and the log of its training beside it.
 
     Raises:
         CheckpointError: a stage is not done.
@@ -355,18 +361,20 @@ def export(folder: Path, destination: Path) -> None:
     from mobileo_mlx.files import atomic_folder
     from mobileo_mlx.models.mobileo import COMPONENTS, build
 
-    school = Workspace.at(folder)
-    learned = dict(school.learned("joint", *COMPONENTS))
-    learned |= dict(school.learned("autoencoder", "vae_encoder")) | dict(school.learned("decoder", "vae_decoder"))
+    workspace = Workspace.at(folder)
+    trained = dict(workspace.stage_weights("joint", *COMPONENTS))
+    trained |= dict(workspace.stage_weights("autoencoder", "vae_encoder")) | dict(
+        workspace.stage_weights("decoder", "vae_decoder")
+    )
     with atomic_folder(destination) as temporary:
         for component in COMPONENTS:
-            parameters = named_parameters(build(component, school.config))
+            parameters = named_parameters(build(component, workspace.config))
             # The connector's temperature is a buffer, which no stage changes.
-            found = {k: v if k == "temperature" else learned[f"{component}.{k}"] for k, v in parameters.items()}
+            found = {k: v if k == "temperature" else trained[f"{component}.{k}"] for k, v in parameters.items()}
             tensors = {name: array.astype(mx.float16) for name, array in found.items()}
             write_tensors(temporary / f"{component}.safetensors", tensors)
-        school.tokenizer.save(temporary / "tokenizer.json")
-        write_config(temporary, school.config, COMPONENTS)
+        workspace.tokenizer.save(temporary / "tokenizer.json")
+        write_config(temporary, workspace.config, COMPONENTS)
         with (temporary / "training.jsonl").open("w", encoding="utf-8") as log:
             log.writelines(_log(folder))
 
