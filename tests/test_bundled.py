@@ -1,4 +1,7 @@
-"""The model that comes with the program draws, answers and edits as it is told: all parts at once, on real weights."""
+"""The bundled model draws, answers and edits as it is asked to: all parts at once, on trained weights.
+
+Counts are multiples of the kinds of samples, and small: a drawing takes a second where there is no fast BLAS.
+"""
 
 import subprocess
 import sys
@@ -67,7 +70,7 @@ def edited_right(model: MobileO, count: int, **options: Any) -> float:
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_draws_with_every_sampler(model: MobileO, scheduler: str) -> None:
-    assert drawn_right(model, 24, scheduler=scheduler) >= 0.8
+    assert drawn_right(model, 12, scheduler=scheduler) >= 0.8
 
 
 def test_answers(model: MobileO) -> None:
@@ -76,7 +79,7 @@ def test_answers(model: MobileO) -> None:
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_edits_with_every_sampler(model: MobileO, scheduler: str) -> None:
-    assert edited_right(model, 15, scheduler=scheduler) >= 0.7
+    assert edited_right(model, 5, scheduler=scheduler) >= 0.8
 
 
 def test_one_picture_answers_for_the_other(model: MobileO) -> None:
@@ -90,9 +93,9 @@ def test_one_picture_answers_for_the_other(model: MobileO) -> None:
 @pytest.mark.parametrize("bits", [8, 4])
 def test_in_few_bits(bits: int) -> None:
     quantized = MobileO.load(MODEL, dtype="float32", quantize={"all": bits})
-    assert drawn_right(quantized, 16) >= 0.75
+    assert drawn_right(quantized, 8) >= 0.75
     assert answered_right(quantized, 32) >= 0.85
-    assert edited_right(quantized, 10) >= 0.6
+    assert edited_right(quantized, 5) >= 0.6
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +112,7 @@ def test_with_an_adapter(model: MobileO, adapter: Path) -> None:
     adapted = MobileO.load(MODEL, dtype="float32", adapter=adapter)
     plain, changed = (one.generate(PROMPT, seed=0) for one in (model, adapted))
     assert not mx.array_equal(plain.latents, changed.latents)
-    assert drawn_right(adapted, 12) >= 0.75
+    assert drawn_right(adapted, 8) >= 0.75
     assert answered_right(adapted, 16) >= 0.85
 
 
