@@ -15,10 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mobileo_mlx.conditioning import embed_prompts, encode_image, hidden_states
-from mobileo_mlx.latents import decode_latents
-
 from . import common
+from .common import POSITIONS, PROMPT_TOKENS
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 
     from .op_counter import Count
 
-PROMPT_TOKENS = 60  # of a request to draw, its template included
-PREFILL_POSITIONS = 300  # of a question about an image, the image included
 QUESTION_TOKENS = 30  # after the image
 VISION = ("vision_tower", "mm_projector")
 
@@ -72,6 +68,8 @@ def decoder(config: MobileOConfig, *, size: int | None = None, backend: str = "m
     """From latents to one image of `size` pixels squared, the model's default where None."""
     import mlx.core as mx
 
+    from mobileo_mlx.latents import decode_latents
+
     from .op_counter import trace
 
     side = (size or config.default_size[0]) // config.vae.factor
@@ -81,7 +79,7 @@ def decoder(config: MobileOConfig, *, size: int | None = None, backend: str = "m
 
 @functools.lru_cache(maxsize=8)
 def understanding(config: MobileOConfig, *, backend: str = "metal") -> Count:
-    """From an image and a question, `PREFILL_POSITIONS` in all, to the first token."""
+    """From an image and a question, `POSITIONS` in all, to the first token."""
     from .op_counter import trace
 
     return trace(config, asking(config, [(0, None, 1)]), backend=backend)
@@ -90,6 +88,8 @@ def understanding(config: MobileOConfig, *, backend: str = "metal") -> Count:
 @functools.lru_cache(maxsize=8)
 def prefill(config: MobileOConfig, *, backend: str = "metal") -> Count:
     """The language model's part of `understanding`: without the vision tower and its projector."""
+    from mobileo_mlx.conditioning import encode_image
+
     from .op_counter import trace
     from .synthetic import random_image
 
@@ -114,6 +114,7 @@ def second_question(config: MobileOConfig, *, backend: str = "metal") -> Count:
 
 def template(config: MobileOConfig, *, backend: str = "metal") -> int:
     """What reading the words takes that come before every prompt to draw: the most that keeping them could save."""
+    from mobileo_mlx.conditioning import embed_prompts, hidden_states
     from mobileo_mlx.prompts import encode_prompt, generate_prompt
 
     from .op_counter import trace
@@ -135,15 +136,20 @@ def token(config: MobileOConfig, *, backend: str = "metal") -> Count:
     return two - one
 
 
-def dit_block_operations(config: MobileOConfig, *, backend: str = "metal", staged: bool = True) -> Counter[str]:
-    """The operations of one block in one step with guidance, neither the first block nor the first step."""
+def dit_block_operations(
+    config: MobileOConfig, *, backend: str = "metal", staged: bool = True, size: int | None = None
+) -> Counter[str]:
+    """The operations of one block in one step with guidance, neither the first block nor the first step.
+
+    They are computed, so a small image of `size` pixels squared takes less time; it has the same operations.
+    """
     from .op_counter import operations
     from .synthetic import with_layers
 
     def step(layers: int) -> Counter[str]:
         states = config.diffusion_connector.num_layers
         smaller = with_layers(with_layers(config, layers), states, llm=True)
-        first, both = (operations(smaller, drawing(config, steps, None, staged), backend=backend) for steps in (1, 2))
+        first, both = (operations(smaller, drawing(config, steps, size, staged), backend=backend) for steps in (1, 2))
         return both - first
 
     return step(3) - step(2)
@@ -177,13 +183,13 @@ def asking(
 
     Args:
         questions: for each the image's seed; the first word, then `QUESTION_TOKENS` come after the image, or None
-            for a prompt of `PREFILL_POSITIONS`; and the tokens of the answer.
+            for a prompt of `POSITIONS`; and the tokens of the answer.
     """
 
     def job(model: MobileO) -> list[mx.array]:
         from .synthetic import positions_before_image, question_of, random_image
 
-        rest = PREFILL_POSITIONS - config.image_tokens - positions_before_image(model.tokenizer)
+        rest = POSITIONS - config.image_tokens - positions_before_image(model.tokenizer)
         for seed, word, tokens in questions:
             image = random_image(config.image_size, seed)
             text = question_of(rest if word is None else QUESTION_TOKENS, model.tokenizer, first_word=word or "what")
@@ -202,7 +208,7 @@ def audit(config: MobileOConfig, *, backend: str = "metal", targets: bool = True
     lines = [
         Line("DiT step with guidance", dit_step(config, backend=backend).flops * giga, "GFLOP", 476, 540.2),
         Line("decoder, default size", decoder(config, backend=backend).flops * giga, "GFLOP", 1850, 2092),
-        Line(f"prefill of {PREFILL_POSITIONS}", prefill(config, backend=backend).flops * giga, "GFLOP", 223, 304.1),
+        Line(f"prefill of {POSITIONS}", prefill(config, backend=backend).flops * giga, "GFLOP", 223, 304.1),
         Line("second question on the same image", second.flops * giga, "GFLOP", 25, 711),
         Line("... operations that read the vision tower", seen, "", 0),
         Line("operations in a DiT block, views left out", sum(block.values()), "", 22),

@@ -8,17 +8,16 @@ figures beside those that it accounts.
 from __future__ import annotations
 
 import gc
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import mlx.core as mx
 
-from mobileo_mlx import MobileO, pipeline
+from mobileo_mlx import GenerationResult, GenerationStep, MobileO
 from mobileo_mlx.checkpoints import quantize
-from mobileo_mlx.diffusion import denoise
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.parts import PHASES, Parts
 
@@ -26,7 +25,7 @@ from .common import GB, POSITIONS, PROMPT_TOKENS, machine, say
 from .op_counter import pretend_device
 
 TASKS = ("ask", "generate", "edit")
-STEPS, STEPS_RUN, ANSWER_TOKENS = 20, 1, 2
+STEPS, ANSWER_TOKENS = 20, 2
 
 
 class MemoryProbe:
@@ -59,18 +58,29 @@ def run_task(model: MobileO, task: str) -> list[tuple[tuple[str, ...], int]]:
 
     config, tokenizer = model.config, model.tokenizer
     image = random_image(config.image_size)
+    prompt = prompt_of(PROMPT_TOKENS, tokenizer)
     drawing: Any = {"steps": STEPS, "seed": 0}
     after_image = POSITIONS - config.image_tokens - positions_before_image(tokenizer)
     jobs: dict[str, Callable[[], object]] = {
         "ask": lambda: model.ask(image, question_of(after_image, tokenizer), max_tokens=ANSWER_TOKENS),
-        "generate": lambda: model.generate(prompt_of(PROMPT_TOKENS, tokenizer), **drawing),
-        "edit": lambda: model.edit(image, "make it blue", **drawing),
+        "generate": lambda: _draw(model, partial(model.stream_generate, prompt, **drawing)),
+        "edit": lambda: _draw(model, partial(model.stream_edit, image, "make it blue", **drawing)),
     }
     probe = MemoryProbe(model.parts)
-    with mock.patch.object(pipeline, "denoise", lambda *a, **k: itertools.islice(denoise(*a, **k), STEPS_RUN)):
-        jobs[task]()
+    jobs[task]()
     probe.end()
     return probe.peaks
+
+
+def _draw(model: MobileO, stream: Callable[[], Iterator[GenerationStep | GenerationResult]]) -> None:
+    """The first step of a drawing; then its latents are decoded, as otherwise those of the last step are."""
+    events = stream()
+    step = next(events)
+    assert isinstance(step, GenerationStep)
+    latents = step.latents
+    del step, events  # ends the drawing
+    model.parts.enter("decode")
+    model.decode_latents(latents)
 
 
 def measure(folder: Path, task: str, *, preset: str, staged: bool, forms: str) -> dict[str, Any]:

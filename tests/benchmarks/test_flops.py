@@ -6,6 +6,8 @@ faster there.
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable
 
 import mlx.core as mx
@@ -61,7 +63,9 @@ def test_one_more_token_reads_the_language_model_once(config: MobileOConfig) -> 
 
 
 def test_operations_in_a_block_of_the_dit(config: MobileOConfig) -> None:
-    block = flops.dit_block_operations(config)
+    if sys.platform == "linux" and shutil.which("g++") is None:
+        pytest.skip("no compiler for the CPU, so that nothing is fused")
+    block = flops.dit_block_operations(config, size=128)
     assert block["Matmul"] + block["AddMM"] > 5
     # 22 is the aim. Splitting the rows by the text that they read costs four, which save a tenth of the work; queries,
     # keys and values apart cost three, and joining them was no faster and takes a second copy of their weights.
