@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +27,12 @@ _STYLE: dict[Any, Any] = {
 
 def available(path: Path) -> bool:
     """Whether charts can be drawn; says on standard error that the one at `path` is left out where not."""
-    if find_spec("matplotlib") is not None:
-        return True
-    common.say(f"{path} is left out: matplotlib is missing; pip install -e '.[bench]'")
-    return False
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        common.say(f"{path} is left out: matplotlib is missing; pip install -e '.[bench]'")
+        return False
+    return True
 
 
 def bar_chart(panels: Mapping[str, Sequence[tuple[str, float]]], path: Path, *, ours: str) -> None:

@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that `--help` answers at once.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import os
@@ -61,9 +62,14 @@ def timed(run: Callable[[], Any], clock: Callable[[], float] = time.perf_counter
 
 
 def one_thread() -> None:
-    """Keeps BLAS to one thread, so that processor time is comparable; call it before MLX or torch is imported."""
+    """Keeps BLAS to one thread, so that processor time is comparable; call it before torch is imported.
+
+    OpenBLAS reads the environment when it is loaded, which for MLX has happened by now; so it is set there as well.
+    """
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
+    if _blas() == "OpenBLAS":
+        ctypes.CDLL("libopenblas.so.0").openblas_set_num_threads(1)
 
 
 def machine() -> dict[str, Any]:

@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--backend", choices=("metal", "cpu"), default="metal", help="whose forms are counted (default: metal)"
     )
-    common.add_out(parser, "audit.json")
+    common.add_out(parser, "flops.json")
     options = parser.parse_args(arguments)
 
     def run() -> int:
@@ -255,10 +255,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in common.markdown_table(("counted", "here", "target", "original", "met"), table(lines)):
             print(line)
         rows = [vars(line) | {"met": line.met} for line in lines]
-        common.write_json({"size": options.size, "backend": options.backend, "rows": rows}, options.out / "audit.json")
+        common.write_json({"size": options.size, "backend": options.backend, "rows": rows}, options.out / "flops.json")
         return 1 if any(line.met is False for line in lines) else 0
 
-    return common.exit_status("audit", run)
+    return common.exit_status("flops", run)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def _second_step(model: MobileO, size: int, batch: int) -> Job:
 def measured(points: Iterable[Prepared], *, runs: int, limit: float) -> Iterator[Point | str]:
     """Points in the order of their n, and a sentence in place of what would take too long or too much memory.
 
-    Both are judged by the point before: four times the tokens, four times the cost.
+    Both are estimated from the point before: four times the tokens, four times the cost.
     """
     import mlx.core as mx
 

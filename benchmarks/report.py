@@ -163,7 +163,7 @@ def preset_lines(found: Result) -> Iterator[Target]:
 
 
 SOURCES: Mapping[str, Callable[[Result], Iterator[Target]]] = {
-    "audit": flops_lines,
+    "flops": flops_lines,
     "startup": startup_lines,
     "vs_torch": torch_lines,
     "memory": memory_lines,

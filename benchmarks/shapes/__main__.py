@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     score.add_argument("--n", type=int, default=100, help="samples of each category (default: 100)")
     score.add_argument("--seed", type=int, default=0, help="of prompts and noise (default: 0)")
     score.add_argument("--only", action="append", choices=("draw", "ask", "edit"), help="a task; repeatable")
-    score.add_argument("--new", metavar="NAME", help="also judge what 'quadruplets --new NAME' trains")
+    score.add_argument("--new", metavar="NAME", help="also score what 'quadruplets --new NAME' trains")
     score.add_argument("--steps", type=int, help="of the sampler, in place of the default")
     score.add_argument("--guidance-scale", type=float, help="in place of the default")
     score.add_argument("--scheduler", help="in place of the default")

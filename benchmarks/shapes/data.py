@@ -53,7 +53,7 @@ def write_quadruplets(
         size: of the images, in pixels.
         edits: the share of edits.
         questions: for each sample, at most.
-        new: something to teach, of `world.NEW_COLOURS` or `world.NEW_SHAPES`. The other samples are of the old
+        new: something to train on, of `world.NEW_COLOURS` or `world.NEW_SHAPES`. The other samples are of the old
             world, so that nothing is forgotten.
         new_share: the share of samples that show and name what is new.
 

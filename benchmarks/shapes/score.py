@@ -31,7 +31,7 @@ MAX_TOKENS = 48  # the longest description has fewer words
 SHOWN = 8  # samples of each row on the contact sheet: the first ones, whatever their verdicts
 _BLANK = (128, 128, 128)
 
-# The groups in which questions are often judged together.
+# The groups in which questions are often scored together.
 QUESTION_GROUPS = {
     "attributes, counts, presence": ("colour", "shape", "background", "count", "presence"),
     "relations": ("relation", "where"),

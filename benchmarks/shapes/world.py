@@ -27,7 +27,7 @@ CATEGORIES = ("single", "two", "count", "position")
 HELD_OUT: frozenset[Pair] = frozenset(
     {("triangle", "purple"), ("star", "green"), ("cross", "orange"), ("diamond", "blue"), ("square", "pink")}
 )
-# Not of the world, but known here, so that a model can be taught something that it has never seen.
+# Outside the world, for finetuning on something that the model has never seen.
 NEW_COLOURS = ("brown",)
 NEW_SHAPES = ("ring",)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
@@ -23,7 +24,7 @@ def test_all_series_on_a_tiny_model(tmp_path: Path) -> None:
     assert all(point["seconds"] > 0 for entry in value["series"] for point in entry["points"])
     assert series["decoder"]["points"][1]["memory"] > series["decoder"]["points"][0]["memory"]
     assert series["batch"]["difference"] < 1e-5
-    assert (tmp_path / "growth.png").stat().st_size > 1000
+    assert (tmp_path / "growth.png").exists() == (find_spec("matplotlib") is not None)
     assert "Exponents: time" in (tmp_path / "growth.md").read_text()
 
 

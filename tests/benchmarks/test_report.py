@@ -23,7 +23,7 @@ def test_nothing_measured_is_nothing_met(tmp_path: Path) -> None:
     found = report.lines(tmp_path)
     # Every benchmark has its lines, and all targets that are known without a file are there.
     commands = {line.command.removeprefix("python -m benchmarks.").split()[0] for line in found}
-    assert commands == {"flops", *report.SOURCES} - {"audit"}
+    assert commands == set(report.SOURCES)
     assert len(found) == 1 + 1 + len(vs_torch.TARGETS) + 1 + (2 * len(growth.SERIES) + 1) + 3 + 1
     assert len({line.name for line in found}) == len(found)
     assert {line.met for line in found} == {None}
@@ -87,9 +87,9 @@ def test_another_machine_measures_nothing_of_the_papers(tmp_path: Path) -> None:
 
 def test_a_missed_target_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"name": "decoder", "value": 1.0, "unit": "GFLOP", "target": 2.0, "met": True}]
-    write(tmp_path, "audit", rows=rows)
+    write(tmp_path, "flops", rows=rows)
     assert report.main(["--no-run", str(tmp_path)]) == 0
-    write(tmp_path, "audit", rows=[rows[0] | {"value": 3.0, "met": False}])
+    write(tmp_path, "flops", rows=[rows[0] | {"value": 3.0, "met": False}])
     assert report.main(["--no-run", str(tmp_path)]) == 1
     assert "MISSED" in capsys.readouterr().out
     assert "MISSED" in (tmp_path / "report.md").read_text()

@@ -48,10 +48,10 @@ def test_several_questions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["brown", "ring"])
 def test_something_new(tmp_path: Path, name: str) -> None:
     records = lines(write_quadruplets(tmp_path / "set", 200, new=name))
-    taught = [record for record in records if name in record["question"] + record["answer"]]
-    assert 80 <= len(taught) <= 120
-    assert all(name in record["prompt"] or "source_image" in record for record in taught)
-    others = [record for record in records if record not in taught]
+    shown = [record for record in records if name in record["question"] + record["answer"]]
+    assert 80 <= len(shown) <= 120
+    assert all(name in record["prompt"] or "source_image" in record for record in shown)
+    others = [record for record in records if record not in shown]
     assert not any(name in record["prompt"] for record in others)
 
 

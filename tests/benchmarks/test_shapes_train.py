@@ -24,9 +24,9 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def school(tmp_path_factory) -> Path:
+def workspace(tmp_path_factory) -> Path:
     """A folder in which every stage has been run for four steps with small batches."""
-    folder = tmp_path_factory.mktemp("school")
+    folder = tmp_path_factory.mktemp("workspace")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "POOL", 16)
         patch.setattr(train, "STAGES", {name: _short(stage) for name, stage in train.STAGES.items()})
@@ -43,8 +43,8 @@ def _short(stage: train.Stage) -> train.Stage:
     return replace(stage, steps=4, **sizes)
 
 
-def test_the_exported_model_runs(school):
-    model = MobileO.load(school / "model")
+def test_the_exported_model_runs(workspace):
+    model = MobileO.load(workspace / "model")
     result = model.generate("a red star", steps=2)
     assert result.images[0].size == (SIDE, SIDE)
     assert isinstance(model.ask(result.images[0], "what color is the star?", max_tokens=4).text, str)
@@ -53,8 +53,8 @@ def test_the_exported_model_runs(school):
     assert model.edit(result.images[0], "make the star blue", steps=4, strength=0.7).images[0].size == (SIDE, SIDE)
 
 
-def test_the_log_of_the_training_is_kept_beside_the_model(school):
-    lines = (school / "model" / "training.jsonl").read_text().splitlines()
+def test_the_log_of_the_training_is_kept_beside_the_model(workspace):
+    lines = (workspace / "model" / "training.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in lines]
     assert [(entry["stage"], entry["step"]) for entry in entries] == [
         (name, i) for name in train.STAGES for i in (1, 4)
@@ -98,7 +98,7 @@ def test_the_model_is_small(tokenizer):
     assert sum(sizes) < 7_500_000  # 15 MB in float16
 
 
-def test_lessons_are_the_captions_prompts(tokenizer):
+def test_batches_hold_the_prompts_of_captions(tokenizer):
     sequences = curriculum.captions(np.random.default_rng(0), tokenizer, 3)
     rng = np.random.default_rng(0)
     expected = [encode_prompt(tokenizer, generate_prompt(sample_caption(rng).text)) for _ in range(3)]
