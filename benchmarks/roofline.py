@@ -88,7 +88,7 @@ def stages(config: MobileOConfig, *, pixels: int | None = None, bits: Mapping[st
     from . import flops
     from .op_counter import trace
 
-    begun = trace(config, flops.drawing(config, 1, pixels, staged=True))
+    begun = trace(config, flops.drawing(config, 1, pixels))
     step = flops.dit_step(config, size=pixels)
     understood, prefill = flops.understanding(config), flops.prefill(config)
     counts = {

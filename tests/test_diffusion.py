@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import pytest
 
 from mobileo_mlx.diffusion import denoise, guided_steps
 from mobileo_mlx.models.layers import GLUMBConv
-from mobileo_mlx.models.sana import CrossAttention, LinearAttention, SanaConfig, SanaTransformer
+from mobileo_mlx.models.sana import CrossAttention, SanaConfig, SanaTransformer
+from mobileo_mlx.models.sana_cross_attention import TextInput
 from mobileo_mlx.models.sana_prepared import PreparedSana
 from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.schedulers import make_scheduler
@@ -43,18 +46,26 @@ def noise(batch: int) -> mx.array:
     return mx.random.normal((batch, 3, 2, 4), key=mx.random.key(0))
 
 
-def text(batch: int) -> mx.array:
+def states(batch: int) -> mx.array:
     return mx.random.normal((batch, 5, 6), key=mx.random.key(1))
 
 
+def text(batch: int) -> TextInput:
+    return TextInput(states(batch))
+
+
+def opposite(batch: int) -> TextInput:
+    return TextInput(-states(batch))
+
+
 def counted(monkeypatch: pytest.MonkeyPatch, kind: type, name: str) -> list[tuple[int, ...]]:
-    """The shapes of the last argument in all calls of a method."""
+    """The shapes of the first array in all calls of a method."""
     shapes: list[tuple[int, ...]] = []
     method = getattr(kind, name)
 
-    def counting(self: Any, *arguments: Any) -> Any:
-        shapes.append(arguments[-1].shape)
-        return method(self, *arguments)
+    def counting(self: Any, *arguments: Any, **options: Any) -> Any:
+        shapes.append(next(a.shape for a in arguments if isinstance(a, mx.array)))
+        return method(self, *arguments, **options)
 
     monkeypatch.setattr(kind, name, counting)
     return shapes
@@ -62,7 +73,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, kind: type, name: str) -> list[tupl
 
 @pytest.mark.parametrize("name", ["dpm++", "euler"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_every_step_is_told(dit: SanaTransformer, name: str, batch: int) -> None:
+def test_every_step_is_yielded(dit: SanaTransformer, name: str, batch: int) -> None:
     scheduler = make_scheduler(name, 4)
     steps = list(denoise(dit, scheduler, noise(batch), text(batch)))
     assert [(step.step, step.steps) for step in steps] == [(i, 4) for i in (1, 2, 3, 4)]
@@ -77,7 +88,8 @@ def test_every_step_is_told(dit: SanaTransformer, name: str, batch: int) -> None
 
 def test_without_guidance_the_network_runs_once_a_step(dit: SanaTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = counted(monkeypatch, PreparedSana, "__call__")
-    list(denoise(dit, make_scheduler("dpm++", 5), noise(2), text(2), guidance_scale=1.0))
+    options = {"unconditional": opposite(2), "guidance_scale": 1.0}
+    list(denoise(dit, make_scheduler("dpm++", 5), noise(2), text(2), **options))
     assert shapes == [(2, 3, 2, 4)] * 5
 
 
@@ -85,22 +97,19 @@ def test_with_guidance_both_halves_run_together(dit: SanaTransformer, monkeypatc
     shapes = counted(monkeypatch, PreparedSana, "__call__")
     convolved = counted(monkeypatch, GLUMBConv, "__call__")
     monkeypatch.setattr(mx, "compile", lambda function: function)  # else it is traced once and not called again
-    list(denoise(dit, make_scheduler("dpm++", 5), noise(2), text(4), guidance_scale=1.5))
+    options = {"unconditional": opposite(2), "guidance_scale": 1.5}
+    list(denoise(dit, make_scheduler("dpm++", 5), noise(2), text(2), **options))
     assert shapes == [(2, 3, 2, 4)] * 5
     assert convolved == [(4, 3, 2, 16)] * 5 * CONFIG.num_layers
 
 
-def test_the_first_self_attention_sees_both_halves_as_one(
-    dit: SanaTransformer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shapes = counted(monkeypatch, LinearAttention, "__call__")
-    monkeypatch.setattr(mx, "compile", lambda function: function)
-    list(denoise(dit, make_scheduler("dpm++", 2), noise(3), text(2), guidance_scale=1.5))
-    assert shapes == [(3, 6, 16), (6, 6, 16)] * 2
+def test_guidance_needs_an_unconditional_text(dit: SanaTransformer) -> None:
+    with pytest.raises(ValueError, match="unconditional"):
+        list(denoise(dit, make_scheduler("euler", 2), noise(1), text(1), guidance_scale=1.5))
 
 
 def test_keys_and_values_of_the_text_are_computed_once(dit: SanaTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = counted(monkeypatch, CrossAttention, "keys_values")
+    shapes = counted(monkeypatch, CrossAttention, "read")
     projections = []
     for block in dit.transformer_blocks:
         for layer in (block.attn2.to_k, block.attn2.to_v):
@@ -114,26 +123,25 @@ def test_keys_and_values_of_the_text_are_computed_once(dit: SanaTransformer, mon
         return call(self, x)
 
     monkeypatch.setattr(linear, "__call__", counting)
-    list(denoise(dit, make_scheduler("dpm++", 6), noise(1), text(2), guidance_scale=2.0))
+    options = {"unconditional": opposite(1), "guidance_scale": 2.0}
+    list(denoise(dit, make_scheduler("dpm++", 6), noise(1), text(1), **options))
     assert len(shapes) == 2 * CONFIG.num_layers  # for each half
     assert sorted(calls) == sorted(2 * list(range(2 * CONFIG.num_layers)))
 
 
 def test_guidance_of_equal_halves_changes_nothing(dit: SanaTransformer) -> None:
     scheduler = make_scheduler("euler", 3)
-    twice = mx.concatenate([text(1), text(1)])
     *_, plain = denoise(dit, scheduler, noise(1), text(1))
-    *_, guided = denoise(dit, scheduler, noise(1), twice, guidance_scale=7.0)
+    *_, guided = denoise(dit, scheduler, noise(1), text(1), unconditional=text(1), guidance_scale=7.0)
     assert mx.allclose(plain.latents, guided.latents, atol=1e-5)
 
 
-def test_guidance_extrapolates_from_the_first_half(dit: SanaTransformer) -> None:
+def test_guidance_leads_away_from_the_unconditional_text(dit: SanaTransformer) -> None:
     scheduler = make_scheduler("euler", 1)
-    conditional, unconditional = text(1), -text(1)
+    conditional, unconditional = text(1), opposite(1)
     (c,) = denoise(dit, scheduler, noise(1), conditional)
     (u,) = denoise(dit, scheduler, noise(1), unconditional)
-    both = mx.concatenate([unconditional, conditional])
-    (guided,) = denoise(dit, scheduler, noise(1), both, guidance_scale=2.5)
+    (guided,) = denoise(dit, scheduler, noise(1), conditional, unconditional=unconditional, guidance_scale=2.5)
     expected = u.velocity + 2.5 * (c.velocity - u.velocity)
     assert mx.allclose(guided.velocity, expected, atol=1e-5)
 
@@ -142,38 +150,54 @@ def test_guidance_extrapolates_from_the_first_half(dit: SanaTransformer) -> None
 @pytest.mark.parametrize("guidance_scale", [1.0, 1.5])
 def test_a_drawing_is_that_of_the_plain_form(dit: SanaTransformer, name: str, guidance_scale: float) -> None:
     guided = guidance_scale != 1
-    conditioning, latents, previous, earlier = text(2 if guided else 1), noise(1), None, None
+    latents, history = noise(1), []
     scheduler = make_scheduler(name, 6)
-    context = dit.encode_text(conditioning)
-    for index, step in enumerate(denoise(dit, scheduler, noise(1), conditioning, guidance_scale=guidance_scale)):
+    context = dit.encode_text(mx.concatenate([-states(1), states(1)]) if guided else states(1))
+    options: dict[str, Any] = {"unconditional": opposite(1), "guidance_scale": guidance_scale}
+    for index, step in enumerate(denoise(dit, scheduler, noise(1), text(1), **options)):
         rows = mx.concatenate([latents, latents]) if guided else latents
         velocity = dit(rows, mx.full((rows.shape[0],), float(scheduler.timesteps[index])), context)
         if guided:
             velocity = velocity[:1] + guidance_scale * (velocity[1:] - velocity[:1])
-        latents, x_0 = scheduler.step(index, latents, velocity, previous, earlier)
-        previous, earlier = x_0, previous
+        latents, x_0 = scheduler.step(index, latents, velocity, history)
+        history = [x_0, *history]
         assert mx.abs(step.latents - latents).max() <= 1e-5 * mx.abs(latents).max()
 
 
-def test_positions_that_are_equal_are_found_from_the_edge(dit: SanaTransformer) -> None:
-    scheduler, prompt = make_scheduler("euler", 2), text(1)
-    unconditional = mx.concatenate([-prompt[:, :1], *[prompt[:, 1:2]] * 3, -prompt[:, 4:]], axis=1)
-    both = mx.concatenate([unconditional, prompt])
-    *_, plain = denoise(dit, scheduler, noise(2), both, guidance_scale=3.0)
-    *_, short = denoise(dit, scheduler, noise(2), both, guidance_scale=3.0, edge=1)
-    assert mx.abs(plain.latents - short.latents).max() <= 1e-5 * mx.abs(plain.latents).max()
-    # An edge too narrow leaves positions out that differ.
-    *_, wrong = denoise(dit, scheduler, noise(2), both, guidance_scale=3.0, edge=0)
-    assert mx.abs(plain.latents - wrong.latents).max() > 1e-4
+def test_positions_that_are_equal_are_known_by_the_halo(dit: SanaTransformer) -> None:
+    scheduler, prompt = make_scheduler("euler", 2), states(1)
+    uniform = mx.concatenate([-prompt[:, :1], *[prompt[:, 1:2]] * 3, -prompt[:, 4:]], axis=1)
+
+    def drawn(halo: int | None) -> mx.array:
+        unconditional = TextInput(uniform, halo=halo)
+        *_, last = denoise(dit, scheduler, noise(2), text(1), unconditional=unconditional, guidance_scale=3.0)
+        return last.latents
+
+    plain = drawn(None)
+    assert mx.abs(plain - drawn(1)).max() <= 1e-5 * mx.abs(plain).max()
+    # A halo too narrow leaves positions out that differ.
+    assert mx.abs(plain - drawn(0)).max() > 1e-4
+
+
+def test_the_texts_may_have_different_lengths(dit: SanaTransformer) -> None:
+    """Each reads as it would alone, and as it would padded and masked to the length of the other."""
+    scheduler, short = make_scheduler("euler", 2), states(1)[:, :3]
+    padded = mx.concatenate([short, mx.full((1, 2, 6), 9.0)], axis=1)
+    masked = TextInput(padded, mask=mx.array([[True] * 3 + [False] * 2]))
+    for first, second in ((TextInput(short), masked), (text(1), text(1))):
+        *_, ours = denoise(dit, scheduler, noise(1), first, unconditional=opposite(1), guidance_scale=3.0)
+        *_, same = denoise(dit, scheduler, noise(1), second, unconditional=opposite(1), guidance_scale=3.0)
+        assert mx.abs(ours.latents - same.latents).max() <= 1e-5 * mx.abs(same.latents).max()
 
 
 MIDDLE = (0.1, 0.9)  # of the levels 1, 0.86, 0.6, 0.01 of four steps: the second and the third
 
 
-def guided_somewhere(dit: SanaTransformer, interval: tuple[float, float] | None, **options: Any) -> list[Any]:
-    both = mx.concatenate([-text(1), text(1)])
-    options = {"guidance_scale": 3.0, **options}
-    return list(denoise(dit, make_scheduler("euler", 4), noise(2), both, guidance_interval=interval, **options))
+def guided_somewhere(
+    dit: SanaTransformer, interval: tuple[float, float] | None, halo: int | None = None, **options: Any
+) -> list[Any]:
+    options = {"guidance_scale": 3.0, "unconditional": TextInput(-states(1), halo=halo), **options}
+    return list(denoise(dit, make_scheduler("euler", 4), noise(2), text(1), guidance_interval=interval, **options))
 
 
 def test_the_steps_of_an_interval() -> None:
@@ -185,11 +209,11 @@ def test_the_steps_of_an_interval() -> None:
     assert guided_steps(scheduler, 1.5, (above, at)) == [False, True, False, False]  # low < sigma <= high
 
 
-@pytest.mark.parametrize("edge", [None, 2])
-def test_outside_the_interval_a_step_is_conditional_and_inside_guided(dit: SanaTransformer, edge: int | None) -> None:
+@pytest.mark.parametrize("halo", [None, 2])
+def test_outside_the_interval_a_step_is_conditional_and_inside_guided(dit: SanaTransformer, halo: int | None) -> None:
     latents, scheduler = noise(2), make_scheduler("euler", 4)
-    contexts = [dit.encode_text(mx.concatenate([states] * 2)) for states in (-text(1), text(1))]
-    for index, step in enumerate(guided_somewhere(dit, MIDDLE, edge=edge)):
+    contexts = [dit.encode_text(mx.concatenate([each] * 2)) for each in (-states(1), states(1))]
+    for index, step in enumerate(guided_somewhere(dit, MIDDLE, halo)):
         timestep = mx.full((2,), float(scheduler.timesteps[index]))
         unconditional, conditional = (dit(latents, timestep, context) for context in contexts)
         guided = unconditional + 3.0 * (conditional - unconditional)
@@ -217,18 +241,19 @@ def test_an_interval_counts_from_the_steps_that_are_run(dit: SanaTransformer) ->
     assert mx.abs(late[1].velocity - second.velocity).max() > 1e-3
 
 
-def test_with_masked_halves_the_conditional_one_keeps_its_mask(dit: SanaTransformer) -> None:
-    mask = mx.array([[True] * 2 + [False] * 3, [True] * 4 + [False]])
-    *_, masked = guided_somewhere(dit, (0.1, 0.2), attention_mask=mask)
-    *_, short = denoise(dit, make_scheduler("euler", 4), noise(2), text(1)[:, :4])
-    assert mx.abs(masked.latents - short.latents).max() <= 1e-5 * mx.abs(short.latents).max()
+def test_a_masked_text_keeps_its_mask_where_it_is_alone(dit: SanaTransformer) -> None:
+    masked = TextInput(states(1), mask=mx.array([[True] * 4 + [False]]))
+    options = {"unconditional": opposite(1), "guidance_scale": 3.0, "guidance_interval": (0.1, 0.2)}
+    *_, ours = denoise(dit, make_scheduler("euler", 4), noise(2), masked, **options)
+    *_, short = denoise(dit, make_scheduler("euler", 4), noise(2), TextInput(states(1)[:, :4]))
+    assert mx.abs(ours.latents - short.latents).max() <= 1e-5 * mx.abs(short.latents).max()
 
 
 def test_outside_the_interval_one_half_runs_on_what_is_prepared(
     dit: SanaTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convolved = counted(monkeypatch, GLUMBConv, "__call__")
-    prepared = counted(monkeypatch, CrossAttention, "keys_values")
+    prepared = counted(monkeypatch, CrossAttention, "read")
     monkeypatch.setattr(mx, "compile", lambda function: function)
     guided_somewhere(dit, MIDDLE)
     rows = [shape[0] for shape in convolved[:: CONFIG.num_layers]]
@@ -241,6 +266,27 @@ def test_a_later_start_leaves_steps_out(dit: SanaTransformer) -> None:
     steps = list(denoise(dit, scheduler, noise(1), text(1), start=3))
     assert [(step.step, step.steps) for step in steps] == [(1, 2), (2, 2)]
     assert [step.timestep for step in steps] == scheduler.timesteps[3:].tolist()
+
+
+@pytest.mark.parametrize("ends", ["exhausted", "closed"])
+def test_nothing_holds_the_network_after_the_last_step(ends: str) -> None:
+    network = SanaTransformer(CONFIG).eval()
+    alive = weakref.ref(network)
+    gc.disable()  # no cycle may need it
+    try:
+        steps = denoise(
+            network, make_scheduler("euler", 2), noise(1), text(1), unconditional=opposite(1), guidance_scale=2.0
+        )
+        del network
+        next(steps)
+        assert alive() is not None
+        if ends == "closed":
+            steps.close()  # type: ignore[attr-defined]
+        else:
+            list(steps)
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_nothing_is_computed_before_it_is_asked_for(dit: SanaTransformer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypedDict, final
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
+from ..ops.activations import softmax
 from ..ops.conv import conv_weight, pointwise_weight
 from .layers import GLUMBConv, relu_linear_attention
 
@@ -58,29 +59,29 @@ class SanaConfig(Config):
         return self.num_attention_heads * self.attention_head_dim
 
 
-class BlockText(Protocol):
-    """A text as the cross-attention of one block reads it."""
-
-    def attend(self, attention: CrossAttention, x: mx.array) -> mx.array:
-        """The residual stream (B, T, dim) plus what the attention reads in the text."""
-        ...
+# Dicts, because a block's arguments go through MLX's transformations: a compiled block and one whose activations are
+# computed again for the gradient know an array only in dicts, lists and tuples.
 
 
-@dataclass(frozen=True)
-class TextKV:
-    """A text for one block as keys and values, (R, heads, N, head_dim); the rows are split evenly among the R.
+@final
+class TextKV(TypedDict):
+    """A text for one block as keys and values; the rows that read it are split evenly and in order among its R."""
 
-    Attributes:
-        bias: (R, 1, 1, N), added to the scores; None for nothing.
-    """
+    keys: mx.array  # (R, heads, N, head_dim)
+    values: mx.array  # the same
+    bias: mx.array | None  # (R, 1, 1, N), added to the scores
 
-    keys: mx.array
-    values: mx.array
-    bias: mx.array | None = None
 
-    def attend(self, attention: CrossAttention, x: mx.array) -> mx.array:
-        queries = x.reshape(self.keys.shape[0], -1, x.shape[-1])  # those of one text side by side
-        return x + attention(queries, self.keys, self.values, self.bias).reshape(x.shape)
+@final
+class AbsorbedTextKV(TypedDict):
+    """One text for all rows and one block, together with the block's projections; see `sana_cross_attention.absorb`."""
+
+    a: mx.array  # (heads N, dim)
+    a_bias: mx.array  # (heads N,)
+    b: mx.array  # (heads N, dim)
+
+
+BlockText = TextKV | AbsorbedTextKV
 
 
 class TimestepEmbedder(nn.Module):
@@ -196,8 +197,8 @@ class LinearAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Softmax attention from the latents' tokens to the text.
 
-    Queries (R, T, dim) are read from the residual stream as it is, without a norm, and without a norm of queries and
-    keys; the result has the same shape. Heads and their width are not those of the self-attention.
+    Queries are read from the residual stream as it is: there is a norm neither before them nor of queries and keys.
+    Heads and their width are not those of the self-attention.
     """
 
     def __init__(self, config: SanaConfig):
@@ -210,14 +211,26 @@ class CrossAttention(nn.Module):
         self.to_v = nn.Linear(dim, inner)
         self.to_out = [nn.Linear(inner, dim)]
 
-    def keys_values(self, text: mx.array) -> tuple[mx.array, mx.array]:
-        """Of a projected text (R, N, dim): each (R, heads, N, head_dim)."""
-        return split_heads(self.to_k(text), self.head_dim), split_heads(self.to_v(text), self.head_dim)
+    def read(self, text: mx.array, bias: mx.array | None = None) -> TextKV:
+        """Keys and values of a projected text (R, N, dim); the bias as in `TextKV`."""
+        keys, values = (split_heads(layer(text), self.head_dim) for layer in (self.to_k, self.to_v))
+        return {"keys": keys, "values": values, "bias": bias}
 
-    def __call__(self, x: mx.array, keys: mx.array, values: mx.array, bias: mx.array | None) -> mx.array:
-        q = split_heads(self.to_q(x), self.head_dim)
-        y = mx.fast.scaled_dot_product_attention(q, keys, values, scale=self.head_dim**-0.5, mask=bias)
-        return self.to_out[0](merge_heads(y))
+    def __call__(self, x: mx.array, text: BlockText) -> mx.array:
+        """The residual stream x (B, T, dim) plus what it reads in the text."""
+        if "a" in text:
+            scores = mx.addmm(text["a_bias"], x, text["a"].T)  # (B, T, heads N)
+            weights = softmax(scores.reshape(*scores.shape[:-1], self.heads, -1))
+            return mx.addmm(x, weights.reshape(scores.shape), text["b"])
+        keys, values, bias = text["keys"], text["values"], text["bias"]
+        tokens = x.reshape(keys.shape[0], -1, x.shape[-1])  # those that read one text side by side
+        q, scale = split_heads(self.to_q(tokens), self.head_dim), self.head_dim**-0.5
+        if mx.default_device() == mx.cpu and not self.training:  # our softmax is faster there, a step by 2 %
+            scores = (scale * q) @ keys.swapaxes(-1, -2)
+            y = softmax(scores if bias is None else scores + bias) @ values
+        else:
+            y = mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=bias)
+        return x + self.to_out[0](merge_heads(y)).reshape(x.shape)
 
 
 def text_bias(dtype: mx.Dtype, mask: mx.array | None, counts: mx.array | None = None) -> mx.array | None:
@@ -273,7 +286,7 @@ class TransformerBlock(nn.Module):
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = mx.split(modulation, 6, axis=-2)  # each (..., 1, dim)
         x = x + gate_1 * self.attn1(modulated_norm(x, scale_1, shift_1, self.eps))
         parts = mx.split(x, len(texts)) if len(texts) > 1 else [x]
-        read = [text.attend(self.attn2, part) for text, part in zip(texts, parts, strict=True)]
+        read = [self.attn2(part, text) for part, text in zip(parts, texts, strict=True)]
         x = mx.concatenate(read) if len(read) > 1 else read[0]
         y = modulated_norm(x, scale_2, shift_2, self.eps).reshape(-1, *size, x.shape[-1])
         return x + gate_2 * self.ff(y).reshape(x.shape)
@@ -317,7 +330,7 @@ class SanaTransformer(nn.Module):
         """
         text = self.project_text(encoder_hidden_states)
         bias = text_bias(text.dtype, attention_mask)
-        return [TextKV(*block.attn2.keys_values(text), bias) for block in self.transformer_blocks]
+        return [block.attn2.read(text, bias) for block in self.transformer_blocks]
 
     def project_text(self, encoder_hidden_states: mx.array) -> mx.array:
         """What the keys and values of all blocks are made of, (B, N, dim)."""

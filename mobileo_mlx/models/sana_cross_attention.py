@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..ops.activations import softmax
-from .sana import CrossAttention, SanaTransformer, TextKV, text_bias
+from .sana import AbsorbedTextKV, BlockText, CrossAttention, SanaTransformer, TextKV, text_bias
 
 
 @dataclass(frozen=True)
@@ -33,21 +32,7 @@ class TextInput:
     halo: int | None = None
 
 
-@dataclass(frozen=True)
-class AbsorbedTextKV:
-    """A text for one block together with the block's projections of queries and outputs; see `absorb`."""
-
-    a: mx.array  # (heads N, dim)
-    a_bias: mx.array  # (heads N,)
-    b: mx.array  # (heads N, dim)
-
-    def attend(self, attention: CrossAttention, x: mx.array) -> mx.array:
-        scores = mx.addmm(self.a_bias, x, self.a.T)  # (B, T, heads N)
-        weights = softmax(scores.reshape(*scores.shape[:-1], attention.heads, -1))
-        return mx.addmm(x, weights.reshape(scores.shape), self.b)
-
-
-def prepare_text_kv(dit: SanaTransformer, text: TextInput) -> list[TextKV | AbsorbedTextKV]:
+def prepare_text_kv(dit: SanaTransformer, text: TextInput) -> list[BlockText]:
     """A text as each block reads it, evaluated.
 
     The form depends on what the text is, and on no number of rows or steps: an image of a batch is the one that its
@@ -57,12 +42,12 @@ def prepare_text_kv(dit: SanaTransformer, text: TextInput) -> list[TextKV | Abso
     states, counts = deduplicate_uniform(text.states, text.halo or 0) if uniform else (text.states, None)
     projected = dit.project_text(states)
     bias = text_bias(projected.dtype, text.mask, counts)
-    prepared: list[TextKV | AbsorbedTextKV] = []
+    prepared: list[BlockText] = []
     for block in dit.transformer_blocks:
-        plain = TextKV(*block.attn2.keys_values(projected), bias)
+        plain = block.attn2.read(projected, bias)
         absorbed = absorb(block.attn2, plain) if uniform else None
         prepared.append(plain if absorbed is None else absorbed)
-        mx.eval(vars(prepared[-1]))  # block by block: what it is made of is larger than the result
+        mx.eval(prepared[-1])  # block by block: what it is made of is larger than the result
     return prepared
 
 
@@ -105,17 +90,21 @@ def absorb(attention: CrossAttention, text: TextKV) -> AbsorbedTextKV | None:
     query, output = _dense(attention.to_q), _dense(attention.to_out[0])
     if query is None or output is None:
         return None
-    dtype = text.keys.dtype
-    k, v = text.keys[0].astype(mx.float32), text.values[0].astype(mx.float32)  # (heads, N, head_dim)
+    dtype, bias = text["keys"].dtype, text["bias"]
+    k, v = (text[name][0].astype(mx.float32) for name in ("keys", "values"))  # (heads, N, head_dim)
     heads, _, width = k.shape
     k = (k - k.mean(axis=1, keepdims=True)) * width**-0.5
     (wq, bq), (wo, bo) = query, output
     a = k @ wq.reshape(heads, width, -1)  # (heads, N, dim)
     a_bias = k @ bq.reshape(heads, width, 1)  # (heads, N, 1)
-    if text.bias is not None:
-        a_bias = a_bias + text.bias[0].astype(mx.float32).swapaxes(-1, -2)
+    if bias is not None:
+        a_bias = a_bias + bias[0].astype(mx.float32).swapaxes(-1, -2)
     b = v @ wo.T.reshape(heads, width, -1) + bo / heads
-    return AbsorbedTextKV(a.flatten(0, 1).astype(dtype), a_bias.flatten().astype(dtype), b.flatten(0, 1).astype(dtype))
+    return {
+        "a": a.flatten(0, 1).astype(dtype),
+        "a_bias": a_bias.flatten().astype(dtype),
+        "b": b.flatten(0, 1).astype(dtype),
+    }
 
 
 def _dense(layer: nn.Module) -> tuple[mx.array, mx.array] | None:

@@ -7,17 +7,16 @@ all steps at once; and the texts are prepared (see `sana_cross_attention`). The 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 
-from .sana import BlockText, SanaTransformer, TextKV, TransformerBlock
-from .sana_cross_attention import AbsorbedTextKV, TextInput, prepare_text_kv
+from .sana import BlockText, SanaTransformer, TransformerBlock
+from .sana_cross_attention import TextInput, prepare_text_kv
 
 RunBlock = Callable[[mx.array, mx.array, Sequence[BlockText], tuple[int, int]], mx.array]  # as a TransformerBlock
-
-_FORMS = {form.__name__: form for form in (TextKV, AbsorbedTextKV)}
 
 
 class PreparedSana:
@@ -68,8 +67,8 @@ class PreparedSana:
 def compile_blocks(blocks: Sequence[TransformerBlock]) -> list[RunBlock]:
     """The blocks by `mx.compile`, traced once for all that differ in the values of their arrays alone.
 
-    Parameters and texts are inputs of the compiled function, as are the stream and the modulation. While it is traced,
-    the first block of its kind stands for all: its parameters are the tracer's, and then its own again.
+    Parameters are inputs of the compiled function, as all else is. While it is traced, the first block of its kind
+    stands for all: its parameters are the tracer's, and then its own again.
     """
     compiled: list[tuple[Any, Callable[..., mx.array]]] = []
     runs: list[RunBlock] = []
@@ -78,27 +77,18 @@ def compile_blocks(blocks: Sequence[TransformerBlock]) -> list[RunBlock]:
         kind = [(name, type(layer), vars(layer)) for name, layer in block.named_modules()]
         function = next((function for other, function in compiled if other == kind), None)
         if function is None:
-            function = mx.compile(_of_arrays(block))
+            function = mx.compile(_of_parameters(block))
             compiled.append((kind, function))
-        runs.append(_bound(function, block.parameters()))
+        runs.append(functools.partial(function, block.parameters()))
     return runs
 
 
-def _bound(function: Callable[..., mx.array], parameters: dict) -> RunBlock:
-    return lambda x, modulation, texts, size: function(
-        parameters, x, modulation, [{type(text).__name__: vars(text)} for text in texts], size
-    )
-
-
-def _of_arrays(block: TransformerBlock) -> Callable[..., mx.array]:
-    """The block as a function of all that it reads, in the containers that `mx.compile` takes."""
-
-    def run(parameters: dict, x: mx.array, modulation: mx.array, texts: list[dict], size: tuple[int, int]) -> mx.array:
+def _of_parameters(block: TransformerBlock) -> Callable[..., mx.array]:
+    def run(parameters: dict, *arguments: Any) -> mx.array:
         own = block.parameters()
         block.update(parameters)
         try:
-            read = [_FORMS[name](**arrays) for text in texts for name, arrays in text.items()]
-            return block(x, modulation, read, size)
+            return block(*arguments)
         finally:
             block.update(own)
 

@@ -16,7 +16,7 @@ from ..conditioning import IGNORED_LABEL, MultimodalInputs, embed_prompts, hidde
 from ..models.fastvithd import FastViTHD, MMProjector
 from ..models.mcp import MobileConditioningProjector
 from ..models.qwen2 import Qwen2Model
-from ..models.sana import SanaTransformer, TextKV
+from ..models.sana import SanaTransformer
 from .lora import set_dropout_key
 from .losses import answer_losses, flow_matching_loss
 
@@ -164,30 +164,17 @@ class TrainableModel(nn.Module):
 
 
 class _Recomputed:
-    """Stands where a block was while a loss is computed; its activations are computed again for the gradient.
-
-    MLX differentiates with respect to arrays in lists and dictionaries alone, so that texts go in as dictionaries.
-    """
+    """Stands where a block was while a loss is computed; its activations are computed again for the gradient."""
 
     def __init__(self, block: nn.Module) -> None:
-        def call(*arguments: Any) -> Any:
-            return block(*(_with_texts(argument, dict, lambda text: TextKV(**text)) for argument in arguments))
-
         self._block = block
-        self._call: Callable[..., Any] = nn.utils.checkpoint(block, call)
+        self._call: Callable[..., Any] = nn.utils.checkpoint(block)
 
     def __call__(self, *arguments: Any) -> Any:
-        return self._call(*(_with_texts(argument, TextKV, vars) for argument in arguments))
+        return self._call(*arguments)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._block, name)
-
-
-def _with_texts(argument: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    """An argument of a block, in which each text, of this kind in a list, is changed."""
-    if not isinstance(argument, list):
-        return argument
-    return [change(entry) if isinstance(entry, kind) else entry for entry in argument]
 
 
 @contextmanager

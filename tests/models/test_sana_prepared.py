@@ -1,28 +1,29 @@
-"""Each saving of `sana_steps` against the plain form, and how much work it leaves."""
+"""Each saving of a prepared network against the plain form, and how much work it leaves."""
 
 from __future__ import annotations
 
-import copy
+import gc
 import math
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from mlx.utils import tree_flatten
 
+from benchmarks.op_counter import pretend_device
 from mobileo_mlx.checkpoints.quantize import QuantizeSpec, quantize
-from mobileo_mlx.models import sana_cross_attention, sana_prepared
 from mobileo_mlx.models.mcp import MCPConfig, MobileConditioningProjector
 from mobileo_mlx.models.sana import CrossAttention, SanaConfig, SanaTransformer, TransformerBlock
 from mobileo_mlx.models.sana_cross_attention import (
-    AbsorbedTextKV,
-    Text,
-    TextKV,
-    absorbed,
-    absorbing_pays,
-    distinct,
+    TextInput,
+    absorb,
+    deduplicate_uniform,
+    prepare_text_kv,
 )
-from mobileo_mlx.models.sana_prepared import JoinedAttention, PreparedSana, joined, run_block
+from mobileo_mlx.models.sana_prepared import PreparedSana
 
 SMALL = {
     "num_layers": 3,
@@ -68,43 +69,35 @@ def plain(
     return dit(latents, timestep, dit.encode_text(states, mask))
 
 
+def prepared(dit: SanaTransformer, text: TextInput, unconditional: TextInput | None = None) -> PreparedSana:
+    return PreparedSana(dit, mx.array(TIMESTEPS), text, unconditional)
+
+
 def check(
     dit: SanaTransformer,
-    texts: list[Text],
-    halves: int,
     latents: mx.array,
-    states: mx.array,
+    text: TextInput,
+    unconditional: TextInput | None = None,
+    *,
+    rows: tuple[mx.array, ...],
     mask: mx.array | None = None,
 ) -> None:
-    """Both forms: that which leaves the network as it is, and that which takes one apart."""
-    network = PreparedSana(dit, texts, halves, mx.array(TIMESTEPS), latents.shape)
-    apart = PreparedSana(copy.deepcopy(dit), texts, halves, mx.array(TIMESTEPS), latents.shape, consume=True)
+    """Every step against the plain form, whose rows read `rows`: of the unconditional text, then of the text."""
+    network = prepared(dit, text, unconditional)
     for index in range(len(TIMESTEPS)):
-        expected = plain(dit, mx.concatenate([latents] * halves), index, states, mask)
-        assert difference(network(index, latents), expected) <= 1e-5
-        assert difference(apart(index, latents), expected) <= 1e-5
+        expected = mx.concatenate([plain(dit, latents, index, states, mask) for states in rows])
+        assert difference(network(index, latents, guided=unconditional is not None), expected) <= 1e-5
+    if unconditional is not None:
+        assert difference(network(0, latents, guided=False), plain(dit, latents, 0, rows[-1], mask)) <= 1e-5
 
 
-def edged(length: int, edge: int) -> mx.array:
+def with_halo(length: int, halo: int) -> mx.array:
     """States that are equal but near the ends, (1, length, 12)."""
     middle = text(1, 1)
-    sides = mx.random.normal((1, 2 * edge, 12), key=mx.random.key(8))
-    inner = mx.broadcast_to(middle, (1, max(length - 2 * edge, 0), 12))
-    whole = mx.concatenate([sides[:, :edge], inner, sides[:, edge:]], axis=1)
+    sides = mx.random.normal((1, 2 * halo, 12), key=mx.random.key(8))
+    inner = mx.broadcast_to(middle, (1, max(length - 2 * halo, 0), 12))
+    whole = mx.concatenate([sides[:, :halo], inner, sides[:, halo:]], axis=1)
     return whole[:, :length]
-
-
-@pytest.mark.parametrize("absorbs", [True, False])
-def test_one_text_alone_is_its_rows_and_shares_what_is_prepared(absorbs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sana_cross_attention, "absorbing_pays", lambda *sizes: absorbs)
-    dit, latents = build(), noise(2)
-    both = PreparedSana(dit, [Text(text(1, 5)), Text(text(2, 7))], 2, mx.array(TIMESTEPS), latents.shape)
-    one = both.alone(-1)
-    for index in range(len(TIMESTEPS)):
-        rows = one(index, latents)
-        assert rows.shape[0] == 2
-        assert difference(rows, both(index, latents)[2:]) <= 1e-5
-    assert all(mine is theirs[-1] for (mine,), theirs in zip(one._texts, both._texts, strict=True))
 
 
 CONFIGURATIONS: list[dict[str, Any]] = [
@@ -120,140 +113,170 @@ CONFIGURATIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("changes", CONFIGURATIONS)
 def test_every_step_is_that_of_the_plain_form(changes: dict[str, Any]) -> None:
     states = text(2)
-    check(build(**changes), [Text(states)], 2, noise(1, 4, 6), states)
+    check(build(**changes), noise(2, 4, 6), TextInput(states), rows=(states,))
+
+
+def test_both_texts_of_guidance_may_have_their_own_length() -> None:
+    unconditional, conditional = text(1, 5), text(2, 7)
+    rows = (mx.repeat(unconditional, 2, axis=0), conditional)
+    check(build(), noise(2), TextInput(conditional), TextInput(unconditional), rows=rows)
 
 
 @pytest.mark.parametrize("length", [1, 2, 4, 5, 6, 9, 60])
-@pytest.mark.parametrize("edge", [0, 1, 2])
+@pytest.mark.parametrize("halo", [0, 1, 2])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_equal_keys_are_read_once_with_their_number_on_their_score(length: int, edge: int, batch: int) -> None:
-    unconditional, conditional = edged(length, edge), text(1, length)
-    short = distinct(unconditional, edge)
-    assert short.states.shape[1] == min(length, 2 * edge + 1)
-    rows = mx.concatenate([mx.repeat(unconditional, batch, axis=0), mx.repeat(conditional, batch, axis=0)])
-    check(build(), [short, Text(conditional)], 2, noise(batch), rows)
+def test_equal_keys_are_read_once_with_their_number_on_their_score(length: int, halo: int, batch: int) -> None:
+    unconditional, conditional = with_halo(length, halo), text(1, length)
+    short, _ = deduplicate_uniform(unconditional, halo)
+    assert short.shape[1] == min(length, 2 * halo + 1)
+    rows = tuple(mx.repeat(states, batch, axis=0) for states in (unconditional, conditional))
+    check(build(), noise(batch), TextInput(conditional), TextInput(unconditional, halo=halo), rows=rows)
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 2, 3])
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize("length", [3, 9, 20])
-def test_the_connector_makes_equal_states_equal_beyond_its_reach(blocks: int, kernel: int, length: int) -> None:
+def test_the_connector_makes_equal_states_equal_beyond_its_halo(blocks: int, kernel: int, length: int) -> None:
     config = MCPConfig(8, 16, 12, num_layers=2, num_refinement_blocks=blocks, kernel_size=kernel)
     connector = MobileConditioningProjector(config).eval()
     states = connector([mx.zeros((1, length, 8))] * 2)
-    edge = connector.reach
-    assert edge == blocks * (kernel // 2)
-    if length > 2 * edge + 1:
-        inner = states[:, edge : length - edge]
+    halo = connector.halo
+    assert halo == blocks * (kernel // 2)
+    if length > 2 * halo + 1:
+        inner = states[:, halo : length - halo]
         assert mx.allclose(inner, inner[:, :1], rtol=0, atol=1e-6)
-    if edge and length > 2 * edge:
+    if halo and length > 2 * halo:
         # Not one position fewer: the outermost that is kept for itself does differ.
-        assert not mx.allclose(states[:, edge - 1], states[:, edge], atol=1e-6)
-        assert not mx.allclose(states[:, length - edge], states[:, edge], atol=1e-6)
+        assert not mx.allclose(states[:, halo - 1], states[:, halo], atol=1e-6)
+        assert not mx.allclose(states[:, length - halo], states[:, halo], atol=1e-6)
 
 
 @pytest.mark.parametrize("length", [3, 300])
-def test_masks(length: int) -> None:
+@pytest.mark.parametrize("halo", [None, 1])
+def test_masks(length: int, halo: int | None) -> None:
+    """Where rows are padded, nothing is taken for equal."""
     states = text(2, length)
     mask = mx.arange(length)[None] < mx.array([[2], [length]])
-    check(build(), [Text(states, mask)], 2, noise(1), states, mask)
+    check(build(), noise(2), TextInput(states, mask, halo), rows=(states,), mask=mask)
 
 
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("prompts", [1, 2, 4])
 @pytest.mark.parametrize("length", [4, 300])
 def test_several_latents_read_one_prompt_or_several(guided: bool, prompts: int, length: int) -> None:
-    halves = 2 if guided else 1
-    states = text(halves * prompts, length)
-    check(build(), [Text(states)], halves, noise(4), mx.repeat(states, 4 // prompts, axis=0))
+    states, other = text(prompts, length), -text(prompts, length)
+    rows = tuple(mx.repeat(each, 4 // prompts, axis=0) for each in ((other, states) if guided else (states,)))
+    check(build(), noise(4), TextInput(states), TextInput(other) if guided else None, rows=rows)
 
 
-def test_a_long_text_keeps_its_queries_and_a_short_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    forms: list[tuple[type, ...]] = []
-
-    def spy(block: TransformerBlock, x: mx.array, table: mx.array, attention: Any, texts: Any, *rest: Any) -> mx.array:
-        forms.append(tuple(type(text) for text in texts))
-        return run_block(block, x, table, attention, texts, *rest)
-
-    monkeypatch.setattr(sana_prepared, "run_block", spy)
-    unconditional, conditional = edged(300, 2), text(1, 300)
-    rows = mx.concatenate([unconditional, conditional])
-    check(build(), [distinct(unconditional, 2), Text(conditional)], 2, noise(1), rows)
-    assert set(forms) == {(AbsorbedTextKV, TextKV)}
+def test_the_form_of_a_text_depends_on_the_text_alone() -> None:
+    dit = build()
+    for length in (4, 60, 300):
+        uniform, other = TextInput(with_halo(length, 2), halo=2), TextInput(text(2, length))
+        assert all("a" in each for each in prepare_text_kv(dit, uniform))
+        assert all("keys" in each for each in prepare_text_kv(dit, other))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantized_projections_are_absorbed(bits: int) -> None:
-    dit, states = quantize(build(), QuantizeSpec(bits)), text(2)
-    keys, values = dit.transformer_blocks[0].attn2.keys_values(dit.project_text(states))
-    assert absorbed(dit.transformer_blocks[0].attn2, keys, values, None) is not None
-    check(dit, [Text(states)], 2, noise(1), states)
+    dit, states = quantize(build(), QuantizeSpec(bits)), with_halo(9, 1)
+    assert "a" in prepare_text_kv(dit, TextInput(states, halo=1))[0]
+    check(dit, noise(1), TextInput(text(1)), TextInput(states, halo=1), rows=(states, text(1)))
 
 
-@pytest.mark.parametrize("bits", [None, 4, 8])
-@pytest.mark.parametrize("bias", [False, True])
-def test_one_product_makes_queries_keys_and_values(bits: int | None, bias: bool) -> None:
-    dit = build(attention_bias=bias)
-    attention = (dit if bits is None else quantize(dit, QuantizeSpec(bits))).transformer_blocks[0].attn1
-    one, x = joined(attention), mx.random.normal((2, 7, 64), key=mx.random.key(4))
-    assert one is not None
-    assert difference(one(x), attention(x)) <= 1e-5
+class Doubled(nn.Linear):
+    def __call__(self, x: mx.array) -> mx.array:
+        return 2 * super().__call__(x)
 
 
-def test_projections_in_unequal_bits_stay_apart() -> None:
-    attention = build().transformer_blocks[0].attn1
-    attention.to_v = quantize(build(), QuantizeSpec(4)).transformer_blocks[0].attn1.to_v
-    assert joined(attention) is None
-    attention.to_q, attention.to_k = (
-        quantize(build(), QuantizeSpec(8)).transformer_blocks[0].attn1[name] for name in ("to_q", "to_k")
-    )
-    assert joined(attention) is None
-
-
-@pytest.mark.parametrize(("length", "queries_stay"), [(5, False), (300, True)])
-def test_a_network_that_is_taken_apart_holds_no_weight_twice(length: int, queries_stay: bool) -> None:
-    dit, latents = build(), noise(1)
-    names = [("attn1", "to_q"), ("attn2", "to_k"), ("attn2", "to_v"), ("attn2", "to_q"), ("attn2", "to_out")]
-    network = PreparedSana(dit, [Text(text(1, length))], 1, mx.array(TIMESTEPS), latents.shape, consume=True)
-    for block in dit.transformer_blocks:
-        assert [name in block[part] for part, name in names] == [False] * 3 + [queries_stay] * 2
-    assert all(isinstance(attention, JoinedAttention) for attention in network._attentions)
-
-
-def test_taking_a_network_apart_takes_less_memory_than_the_network() -> None:
-    dit, latents, steps = build(num_attention_heads=16), noise(1), mx.array(TIMESTEPS)
-    states = text(2)
-    mx.eval(dit.parameters(), states)
-    before = mx.get_active_memory()
-    kept = PreparedSana(dit, [Text(states)], 2, steps, latents.shape)
-    assert mx.get_active_memory() > before
-    del kept
-    network = PreparedSana(dit, [Text(states)], 2, steps, latents.shape, consume=True)
-    assert mx.get_active_memory() < before
-    assert network(0, latents).shape[0] == 2
+def mixed(dit: SanaTransformer) -> SanaTransformer:
+    """Blocks that differ in their layers: one plain, one quantized, one with a layer of another kind."""
+    quantized = quantize(build(), QuantizeSpec(8)).transformer_blocks[1]
+    dit.transformer_blocks[1] = quantized
+    dit.transformer_blocks[2].attn2.to_q = Doubled(64, 64)
+    return dit
 
 
 def test_a_layer_that_may_compute_something_else_is_left_to_compute_it() -> None:
-    class Doubled(nn.Linear):
-        def __call__(self, x: mx.array) -> mx.array:
-            return 2 * super().__call__(x)
-
-    dit, states = build(), text(2)
-    attention = dit.transformer_blocks[1].attn2
-    attention.to_q = Doubled(64, 64)
-    keys, values = attention.keys_values(dit.project_text(states))
-    assert absorbed(attention, keys, values, None) is None
-    dit.transformer_blocks[2].attn1.to_v = Doubled(64, 64, bias=False)
-    assert joined(dit.transformer_blocks[2].attn1) is None
-    check(dit, [Text(states)], 2, noise(1), states)
+    dit, states = mixed(build()), with_halo(9, 1)
+    absorbed = ["a" in each for each in prepare_text_kv(dit, TextInput(states, halo=1))]
+    assert absorbed == [True, True, False]
+    check(dit, noise(1), TextInput(text(1)), TextInput(states, halo=1), rows=(states, text(1)))
 
 
-def test_absorbing_pays_up_to_76_keys_at_full_size() -> None:
-    queries = 20 * 256
-    assert absorbing_pays(1152, 1152, 16, 72, queries)
-    assert not absorbing_pays(1152, 1152, 16, 77, queries)
-    # What is computed once does not pay in a single step of a small picture.
-    assert not absorbing_pays(1152, 1152, 16, 60, 16)
+# Compiled, as on a GPU
+
+
+def counted_blocks(monkeypatch: pytest.MonkeyPatch) -> list[TransformerBlock]:
+    """The blocks that are called: while tracing alone where they are compiled."""
+    called: list[TransformerBlock] = []
+    call = TransformerBlock.__call__
+
+    def counting(self: TransformerBlock, *arguments: Any) -> mx.array:
+        called.append(self)
+        return call(self, *arguments)
+
+    monkeypatch.setattr(TransformerBlock, "__call__", counting)
+    return called
+
+
+def compiled(dit: SanaTransformer, text: TextInput, unconditional: TextInput | None = None) -> PreparedSana:
+    with pretend_device("metal"):
+        return prepared(dit, text, unconditional)
+
+
+PREPARATIONS: list[Callable[[SanaTransformer], SanaTransformer]] = [
+    lambda dit: dit,
+    lambda dit: quantize(dit, QuantizeSpec(4)),
+    mixed,
+]
+
+
+@pytest.mark.parametrize("prepare", PREPARATIONS, ids=["plain", "quantized", "mixed"])
+def test_a_compiled_block_is_the_plain_one(
+    prepare: Callable[[SanaTransformer], SanaTransformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dit, latents, states = prepare(build()), noise(2), with_halo(9, 1)
+    parameters = [mx.array(p) for _, p in tree_flatten(dit.parameters())]
+    network = compiled(dit, TextInput(text(1)), TextInput(states, halo=1))
+    kinds = 3 if prepare is mixed else 1
+    rows = [mx.repeat(each, 2, axis=0) for each in (states, text(1))]
+    called = counted_blocks(monkeypatch)
+    with pretend_device("metal"):
+        ours = [[network(index, latents, guided=guided) for guided in (True, False)] for index in range(3)]
+        mx.eval(ours)
+    assert len(called) == 2 * kinds  # once for each shape, not for each block and step
+    for index, (guided, alone) in enumerate(ours):
+        expected = [plain(dit, latents, index, each) for each in rows]
+        assert difference(guided, mx.concatenate(expected)) <= 1e-5
+        assert difference(alone, expected[-1]) <= 1e-5
+    assert all(mx.array_equal(a, b) for a, (_, b) in zip(parameters, tree_flatten(dit.parameters()), strict=True))
+
+
+def test_a_new_size_is_traced_again() -> None:
+    dit, states = build(), text(1)
+    network = compiled(dit, TextInput(states))
+    for height, width in ((4, 3), (3, 4), (2, 2)):
+        latents = noise(1, height, width)
+        with pretend_device("metal"):
+            ours = network(1, latents, guided=False)
+            mx.eval(ours)
+        assert difference(ours, plain(dit, latents, 1, states)) <= 1e-5
+
+
+@pytest.mark.parametrize("backend", ["cpu", "metal"])
+def test_nothing_that_is_prepared_keeps_the_network_alive(backend: str) -> None:
+    dit = build()
+    network = weakref.ref(dit)
+    gc.disable()  # no cycle may need it
+    try:
+        with pretend_device(backend):
+            ready = prepared(dit, TextInput(text(1)))
+            mx.eval(ready(0, noise(1), guided=False))
+        del dit, ready
+        assert network() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
@@ -269,15 +292,18 @@ def test_in_half_precision_absorbing_loses_no_more_than_the_projections(dtype: m
     states = mx.random.normal((1, 40, 64)) + offset * mx.random.normal((1, 1, 64))
     x, states = x.astype(dtype), states.astype(dtype)
     attention.set_dtype(dtype)
-    keys, values = attention.keys_values(states)
-    short = absorbed(attention, keys, values, None)
+    text = attention.read(states)
+    short = absorb(attention, text)
     assert short is not None
     # What is added to the stream, without the rounding of the stream itself.
-    scores = mx.addmm(short.a_bias, x, short.a.swapaxes(-1, -2)).reshape(1, 400, 4, 40)
+    scores = mx.addmm(short["a_bias"], x, short["a"].T).reshape(1, 400, 4, 40)
     weights = mx.softmax(scores, axis=-1, precise=True).reshape(1, 400, 160)
-    ours, theirs = weights @ short.b, attention(x, keys, values, None)
+    q = attention.to_q(x).reshape(1, 400, 4, 16).swapaxes(1, 2)
+    y = mx.fast.scaled_dot_product_attention(q, text["keys"], text["values"], scale=0.25)
+    ours, theirs = weights @ short["b"], attention.to_out[0](y.swapaxes(1, 2).flatten(2))
     attention.set_dtype(mx.float32)
-    exact = attention(x.astype(mx.float32), *attention.keys_values(states.astype(mx.float32)), None)
+    x, states = x.astype(mx.float32), states.astype(mx.float32)
+    exact = attention(x, attention.read(states)) - x
 
     def off(y: mx.array) -> float:
         return math.sqrt(mx.square(y.astype(mx.float32) - exact).mean().item())
