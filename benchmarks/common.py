@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mobileo_mlx import blas
+
 RESULTS = Path("benchmarks/results")  # where `benchmarks.report` looks
 GB = 1e9
 PROMPT_TOKENS = 60  # of a request to draw, its template included
@@ -68,8 +70,8 @@ def one_thread() -> None:
     """
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
-    if _blas() == "OpenBLAS":
-        ctypes.CDLL("libopenblas.so.0").openblas_set_num_threads(1)
+    if blas.loaded() == "OpenBLAS":
+        ctypes.CDLL(blas.OPENBLAS).openblas_set_num_threads(1)
 
 
 def machine() -> dict[str, Any]:
@@ -86,7 +88,7 @@ def machine() -> dict[str, Any]:
         "os": f"macOS {platform.mac_ver()[0]}" if sys.platform == "darwin" else f"{platform.system()} {_release()}",
         "mlx": version("mlx"),
         "python": platform.python_version(),
-        "blas": _blas(),
+        "blas": blas.loaded() or "MLX's own",
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -94,8 +96,8 @@ def machine() -> dict[str, Any]:
 def machine_line(info: dict[str, Any]) -> str:
     """The machine in one sentence for a table's foot."""
     gpu = f", GPU {info['gpu']}" if info.get("gpu") else ""
-    blas = f", BLAS: {info['blas']}" if info.get("device") == "cpu" else ""
-    return f"{info['chip']}{gpu}, {info['os']}, MLX {info['mlx']} on the {info['device']}{blas}, {info['date']}"
+    library = f", BLAS: {info['blas']}" if info.get("device") == "cpu" else ""
+    return f"{info['chip']}{gpu}, {info['os']}, MLX {info['mlx']} on the {info['device']}{library}, {info['date']}"
 
 
 def _chip() -> str:
@@ -113,17 +115,6 @@ def _chip() -> str:
 
 def _release() -> str:
     return platform.release().split("-")[0]
-
-
-def _blas() -> str:
-    """Which BLAS MLX's CPU backend reaches: Accelerate on a Mac, and what was loaded before it on Linux."""
-    if sys.platform == "darwin":
-        return "Accelerate"
-    try:
-        loaded = "openblas" in Path("/proc/self/maps").read_text(encoding="utf-8")
-    except OSError:
-        return "unknown"
-    return "OpenBLAS" if loaded else "MLX's own"
 
 
 def fitted_exponent(xs: Sequence[float], ys: Sequence[float]) -> float:

@@ -21,8 +21,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import mobileo_mlx  # noqa: F401  (before MLX: this is what loads a fast BLAS)
-
 from .common import (
     GB,
     add_out,

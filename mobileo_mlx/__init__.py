@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import blas
 from ._version import __version__
 from .errors import MobileOError
 
@@ -43,8 +42,6 @@ _LAZY_EXPORTS = {
     "AnswerToken": "results",
     "Message": "results",
 }
-
-blas.preload()  # works only before MLX is imported
 
 
 def __getattr__(name: str) -> Any:

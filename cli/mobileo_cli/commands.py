@@ -6,13 +6,31 @@ body.
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 from . import ask, chat, convert, edit, finetune, fuse, generate, info, printing, random_model
 
 NAME = "mobileo-mlx"
+
+Command = Callable[..., None]
+
+
+def _with_fast_blas(command: Command) -> Command:
+    """The command, which loads a fast BLAS before it imports MLX. `--help` does neither."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        from mobileo_mlx import blas
+
+        blas.preload()
+        command(*arguments, **options)
+
+    return run
+
 
 program = typer.Typer(
     name=NAME,
@@ -22,7 +40,7 @@ program = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 for module in (generate, edit, ask, chat, finetune, convert, fuse, info, random_model):
-    program.command(module.NAME)(module.command)
+    program.command(module.NAME)(_with_fast_blas(module.command))
 
 
 @program.callback(invoke_without_command=True)

@@ -187,6 +187,8 @@ def command(
         _describe(run)
         return
     assert out is not None
+    if leading():
+        printing.note_slow_blas()
     log = _Log(run)
     with _stoppable() as stopped:
         for event in run.start(out, resume=resume, stop=lambda: bool(stopped)):

@@ -255,7 +255,9 @@ def load(model: str = DEFAULT_MODEL, **arguments: Any) -> MobileO:
     """
     from mobileo_mlx import MobileO
 
-    return MobileO.load(model, progress=sys.stderr.isatty(), **arguments)
+    loaded = MobileO.load(model, progress=sys.stderr.isatty(), **arguments)
+    printing.note_slow_blas()
+    return loaded
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import shutil
@@ -52,6 +53,23 @@ def note(text: str) -> None:
     # A closed standard error must not hide the exit status.
     with contextlib.suppress(OSError):
         print(" ".join(text.split()), file=sys.stderr, flush=True)
+
+
+@functools.cache  # once in a process
+def note_slow_blas() -> None:
+    """Says so if this process computes on a CPU with the slow BLAS of MLX's wheel; not where MOBILEO_QUIET is set.
+
+    For commands that compute, just before they do.
+    """
+    import mlx.core as mx
+
+    from mobileo_mlx import blas
+
+    if not (blas.loaded() or mx.is_available(mx.gpu) or os.environ.get("MOBILEO_QUIET")):
+        note(
+            "mobileo-mlx: no fast BLAS was found, so this takes many times as long as it could: install OpenBLAS "
+            "(Debian, Ubuntu: libopenblas0-pthread), or on x86-64 `pip install mkl`; MOBILEO_QUIET=1 hides this note."
+        )
 
 
 def seconds(value: float) -> str:

@@ -221,6 +221,8 @@ class Adapter:
 class AdaptedLinear(nn.Module):
     """A quantized linear layer with a low-rank update beside it.
 
+    mlx-lm's `LoRALinear`, which training uses, would do; but importing mlx-lm takes seconds, and drawing does without.
+
     Args:
         linear: the layer.
         a: (inputs, rank).
