@@ -141,8 +141,8 @@ class StreamingDecoder:
     Control tokens such as `<|im_end|>` never show.
     """
 
-    # The `DecodeStream` of tokenizers 0.23 is equal on all texts of the reference, but can't be flushed: where an answer
-    # ends inside of a character (the bytes 61 F0 9F) it gives "a", and decoding at once "a\ufffd".
+    # The `DecodeStream` of tokenizers 0.23 is equal on all texts of the reference, but can't be flushed: of an answer
+    # that ends inside of a character (the bytes 61 F0 9F) it gives "a", and decoding at once "a\ufffd".
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
