@@ -279,11 +279,11 @@ class TransformerBlock(nn.Module):
 
         Args:
             x: (B, T, dim).
-            modulation: of `modulations`, (B, 6, dim), or (6, dim) where all rows have one timestep.
+            modulation: of `modulations`, (B, 6, dim), or (1, 6, dim) where all rows have one timestep.
             texts: what the rows read, an equal share of them in order each.
             size: (rows, columns) of the T patches.
         """
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = mx.split(modulation, 6, axis=-2)  # each (..., 1, dim)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = mx.split(modulation, 6, axis=1)  # each (B or 1, 1, dim)
         x = x + gate_1 * self.attn1(modulated_norm(x, scale_1, shift_1, self.eps))
         parts = mx.split(x, len(texts)) if len(texts) > 1 else [x]
         read = [self.attn2(part, text) for part, text in zip(parts, texts, strict=True)]
@@ -296,10 +296,10 @@ def modulated_norm(x: mx.array, scale: mx.array, shift: mx.array, eps: float) ->
     """scale norm(x) + shift over the channels of x (B, T, dim).
 
     Args:
-        scale, shift: (B, 1, dim); or (1, dim) for all rows, which then are weight and bias of the norm.
+        scale, shift: (B, 1, dim); or (1, 1, dim) for all rows, which then are weight and bias of the norm.
     """
-    if scale.ndim == 2:
-        return mx.fast.layer_norm(x, scale.squeeze(0), shift.squeeze(0), eps)
+    if len(scale) == 1:
+        return mx.fast.layer_norm(x, scale.flatten(), shift.flatten(), eps)
     return mx.fast.layer_norm(x, None, None, eps) * scale + shift
 
 
@@ -336,21 +336,26 @@ class SanaTransformer(nn.Module):
         """What the keys and values of all blocks are made of, (B, N, dim)."""
         return self.caption_norm(self.caption_projection(encoder_hidden_states))
 
-    def modulations(self, timesteps: mx.array, dtype: mx.Dtype) -> tuple[list[mx.array], mx.array]:
-        """What timesteps (S,), 0 to 1000, do in the network; 1 is added to the scales.
+    def tables(self) -> mx.array:
+        """What the blocks add to the modulation, (num_layers, 6, dim)."""
+        return mx.stack([block.scale_shift_table for block in self.transformer_blocks])
+
+    def modulations(
+        self, tables: mx.array, modulation: mx.array, embedded: mx.array
+    ) -> tuple[list[mx.array], mx.array]:
+        """What timesteps do in each block and in the output layer; 1 is added to the scales.
 
         Args:
-            dtype: of the tokens.
+            tables: of `tables`.
+            modulation, embedded: of `time_embed`, (S, 6 dim) and (S, dim).
 
         Returns:
             for each block shift, scale and gate of the self-attention, then of the feed-forward network, (S, 6, dim);
             and shift and scale of the output layer, (S, 2, dim).
         """
-        modulation, embedded = self.time_embed(timesteps, dtype)
-        modulation = modulation.reshape(len(timesteps), 6, -1)
-        one = mx.array([0, 1, 0, 0, 1, 0], dtype)[:, None]
-        blocks = [block.scale_shift_table + modulation + one for block in self.transformer_blocks]
-        return blocks, self.scale_shift_table + embedded[:, None] + one[:2]
+        one = mx.array([0, 1, 0, 0, 1, 0], modulation.dtype)[:, None]
+        blocks = tables[:, None] + modulation.reshape(len(modulation), 6, -1) + one
+        return list(blocks), self.scale_shift_table + embedded[:, None] + one[:2]
 
     def __call__(self, latents: mx.array, timestep: mx.array, texts: Sequence[BlockText]) -> mx.array:
         """The velocity: (B, h, w, out_channels).
@@ -362,7 +367,7 @@ class SanaTransformer(nn.Module):
         """
         x = self.patch_embed(latents)
         size = (latents.shape[1] // self.config.patch_size, latents.shape[2] // self.config.patch_size)
-        modulations, output = self.modulations(timestep, x.dtype)
+        modulations, output = self.modulations(self.tables(), *self.time_embed(timestep, x.dtype))
         for block, modulation, text in zip(self.transformer_blocks, modulations, texts, strict=True):
             x = block(x, modulation, [text], size)
         return self.velocity(x, output, size)
@@ -371,9 +376,9 @@ class SanaTransformer(nn.Module):
         """The output layer: from tokens (B, T, dim) of `size` = (rows, columns) to (B, h, w, out_channels).
 
         Args:
-            modulation: of `modulations`, (B, 2, dim), or (2, dim) where all rows have one timestep.
+            modulation: of `modulations`, (B, 2, dim), or (1, 2, dim) where all rows have one timestep.
         """
-        shift, scale = mx.split(modulation, 2, axis=-2)
+        shift, scale = mx.split(modulation, 2, axis=1)
         return self.unpatch(self.proj_out(modulated_norm(x, scale, shift, OUTPUT_NORM_EPS)), size)
 
     def unpatch(self, x: mx.array, size: tuple[int, int]) -> mx.array:

@@ -34,10 +34,8 @@ class PreparedSana:
     ):
         self._dit = dit
         self._dtype = dit.scale_shift_table.dtype
-        modulations, output = dit.modulations(timesteps, self._dtype)
-        self._modulations = list(zip(*(list(m) for m in modulations), strict=True))  # by step, then by block
-        self._output = list(output)
-        mx.eval(self._modulations, self._output)
+        self._tables, self._timesteps = dit.tables(), dit.time_embed(timesteps, self._dtype)
+        mx.eval(self._tables, self._timesteps)
         texts = [text] if unconditional is None else [unconditional, text]
         self._texts = list(zip(*(prepare_text_kv(dit, each) for each in texts), strict=True))  # by block
         # On a CPU kernels of several operations lose more, vector instructions, than they save.
@@ -59,9 +57,10 @@ class PreparedSana:
         x = dit.patch_embed(latents.astype(self._dtype))
         if guided:
             x = mx.concatenate([x, x])
-        for block, modulation, texts in zip(self._blocks, self._modulations[step], self._texts, strict=True):
+        modulations, output = dit.modulations(self._tables, *(rows[step : step + 1] for rows in self._timesteps))
+        for block, modulation, texts in zip(self._blocks, modulations, self._texts, strict=True):
             x = block(x, modulation, texts if guided else texts[-1:], size)
-        return dit.velocity(x, self._output[step], size)
+        return dit.velocity(x, output, size)
 
 
 def compile_blocks(blocks: Sequence[TransformerBlock]) -> list[RunBlock]:
