@@ -34,7 +34,8 @@ class PreparedSana:
     ):
         self._dit = dit
         self._dtype = dit.scale_shift_table.dtype
-        self._tables, self._timesteps = dit.tables(), dit.time_embed(timesteps, self._dtype)
+        self._tables = dit.tables()
+        self._timesteps = dit.time_embed(timesteps, self._dtype)  # modulation (S, 6 dim) and embedding (S, dim)
         mx.eval(self._tables, self._timesteps)
         texts = [text] if unconditional is None else [unconditional, text]
         self._texts = list(zip(*(prepare_text_kv(dit, each) for each in texts), strict=True))  # by block
