@@ -227,14 +227,15 @@ class CrossAttention(nn.Module):
             y = mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=bias)
         return self.to_out[0](merge_heads(y))
 
-    def attend(self, x: mx.array, text: BlockText) -> mx.array:
-        """The residual stream x (B, T, dim) plus what it reads in the text."""
-        if "a" in text:
-            scores = mx.addmm(text["a_bias"], x, text["a"].T)  # (B, T, heads N)
-            weights = softmax(scores.reshape(*scores.shape[:-1], self.heads, -1))
-            return mx.addmm(x, weights.reshape(scores.shape), text["b"])
-        tokens = x.reshape(text["keys"].shape[0], -1, x.shape[-1])  # those that read one text side by side
-        return x + self(tokens, text).reshape(x.shape)
+
+def attend(attention: CrossAttention, x: mx.array, text: BlockText) -> mx.array:
+    """The residual stream x (B, T, dim) plus what it reads in the text."""
+    if "a" in text:
+        scores = mx.addmm(text["a_bias"], x, text["a"].T)  # (B, T, heads N)
+        weights = softmax(scores.reshape(*scores.shape[:-1], attention.heads, -1))
+        return mx.addmm(x, weights.reshape(scores.shape), text["b"])
+    tokens = x.reshape(text["keys"].shape[0], -1, x.shape[-1])  # those that read one text side by side
+    return x + attention(tokens, text).reshape(x.shape)
 
 
 def text_bias(dtype: mx.Dtype, mask: mx.array | None, counts: mx.array | None = None) -> mx.array | None:
@@ -290,7 +291,7 @@ class TransformerBlock(nn.Module):
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = mx.split(modulation, 6, axis=1)  # each (B or 1, 1, dim)
         x = x + gate_1 * self.attn1(modulated_norm(x, scale_1, shift_1, self.eps))
         parts = mx.split(x, len(texts)) if len(texts) > 1 else [x]
-        read = [self.attn2.attend(part, text) for part, text in zip(parts, texts, strict=True)]
+        read = [attend(self.attn2, part, text) for part, text in zip(parts, texts, strict=True)]
         x = mx.concatenate(read) if len(read) > 1 else read[0]
         y = modulated_norm(x, scale_2, shift_2, self.eps).reshape(-1, *size, x.shape[-1])
         return x + gate_2 * self.ff(y).reshape(x.shape)
