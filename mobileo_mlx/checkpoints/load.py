@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import OptionError
+from ..ops import backend
 from .modules import preserve_rng_state
 from .quantize import QuantizeSpec
 from .quantize import quantize as quantize_module
@@ -77,17 +78,9 @@ def default_dtype(stored: mx.Dtype) -> mx.Dtype:
     float32 on a CPU, whose BLAS knows no half precision. float16 on Apple's M1 and M2, which emulate bfloat16, and
     bfloat16 on later ones, whose range nothing can leave. On another GPU the checkpoint's.
     """
-    if mx.default_device() == mx.cpu:
+    if backend.on_cpu():
         return mx.float32
-    chip = _gpu_name()
+    chip = backend.chip_name()
     if not chip.startswith("Apple"):
         return stored
     return mx.float16 if _EARLY_CHIP.match(chip) else mx.bfloat16
-
-
-def _gpu_name() -> str:
-    """Such as "Apple M2 Pro"; empty where the backend does not tell."""
-    try:
-        return str(mx.device_info(mx.default_device()).get("device_name", ""))
-    except (AttributeError, RuntimeError, ValueError):
-        return ""

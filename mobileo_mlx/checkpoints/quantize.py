@@ -14,6 +14,7 @@ import mlx.nn as nn
 
 from ..errors import OptionError
 from ..models.mobileo import COMPONENTS
+from ..ops import backend
 from .modules import get_submodule, set_submodule
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -102,7 +103,7 @@ class QuantizedLinear(nn.QuantizedLinear):
     """`mlx.nn.QuantizedLinear` that multiplies densely where many rows come at once (see MANY_ROWS_CPU)."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        many = MANY_ROWS_CPU if mx.default_device() == mx.cpu else MANY_ROWS_GPU
+        many = MANY_ROWS_CPU if backend.on_cpu() else MANY_ROWS_GPU
         if x.size < many * x.shape[-1]:
             return super().__call__(x)
         weight = mx.dequantize(

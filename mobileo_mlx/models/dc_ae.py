@@ -17,6 +17,7 @@ import mlx.nn as nn
 
 from ..config import Config
 from ..errors import ConfigError
+from ..ops import backend
 from ..ops.activations import silu
 from ..ops.bands import Strips, evaluated, joined, paired, remembered, split
 from ..ops.conv import Conv2d, GroupedLinear, UpsampledConv2d, conv_weight, pointwise_weight
@@ -178,7 +179,7 @@ class Downsample(nn.Module):
         self.conv = Conv2d(dim_in, dim_out, 3, stride=2, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = self._strided(x) if mx.default_device() == mx.cpu else self.conv(x)
+        y = self._strided(x) if backend.on_cpu() else self.conv(x)
         if not self.shortcut:
             return y
         return y + _averaged(_pixel_unshuffle(x), y.shape[-1])

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
-from ..ops.activations import gelu
-from ..ops.attention import Attention
+from ..ops import backend
+from ..ops.activations import gelu, scaled_residual
+from ..ops.attention import attention
 from ..ops.bands import Strips, evaluated, joined, paired, remembered, split
 from ..ops.conv import Conv2d, conv_weight, pointwise_weight
 from ..ops.cpu.channel_planes import Planes, depthwise, feed_forward
@@ -167,14 +167,21 @@ class ConvFFN(nn.Module):
         return type(self.fc1) is nn.Linear and type(self.fc2) is nn.Linear
 
 
-def _plus(x: mx.array, scale: mx.array, y: mx.array) -> mx.array:
-    """x + scale y. On a GPU as one kernel: two would write a map and read it again."""
-    return x + scale * y if mx.default_device() == mx.cpu else _plus_compiled(x, scale, y)
+class Attention(nn.Module):
+    """Self-attention over all pixels of a map, (B, H, W, dim) to the same."""
 
+    def __init__(self, dim: int, head_dim: int):
+        super().__init__()
+        self.head_dim = head_dim
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
 
-@partial(mx.compile, shapeless=True)
-def _plus_compiled(x: mx.array, scale: mx.array, y: mx.array) -> mx.array:
-    return x + scale * y
+    def __call__(self, x: mx.array) -> mx.array:
+        batch, height, width, dim = x.shape
+        qkv = self.qkv(x).reshape(batch, height * width, 3, -1, self.head_dim)
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each (B, heads, H W, head_dim)
+        y = attention(q, k, v, self.head_dim**-0.5, training=self.training)
+        return self.proj(y.swapaxes(1, 2).reshape(batch, height, width, dim))
 
 
 class RepMixerBlock(nn.Module):
@@ -186,7 +193,7 @@ class RepMixerBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self.token_mixer(x)
-        return _plus(x, self.layer_scale, self.convffn(x))
+        return scaled_residual(self.layer_scale, x, self.convffn(x))
 
     def stream(self, strips: Strips) -> Strips:
         """The strips of the result; see `FastViTHD.in_turn`."""
@@ -210,8 +217,8 @@ class AttentionBlock(nn.Module):
         self.layer_scale_2 = mx.full((dim,), 1e-5)
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = _plus(x, self.layer_scale_1, self.token_mixer(self.norm(x)))
-        return _plus(x, self.layer_scale_2, self.convffn(x))
+        x = scaled_residual(self.layer_scale_1, x, self.token_mixer(self.norm(x)))
+        return scaled_residual(self.layer_scale_2, x, self.convffn(x))
 
     def stream(self, strips: Strips) -> Strips:
         """The strips of the result; see `FastViTHD.in_turn`. Attention needs the whole map."""
@@ -296,7 +303,7 @@ class FastViTHD(nn.Module):
 
         On a CPU each block is computed piece by piece: what fits the cache is several times as fast.
         """
-        if mx.default_device() != mx.cpu:
+        if not backend.on_cpu():
             x = pixel_values
             for block in self.blocks():
                 x = block(x)

@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from ..config import Config
 from ..ops.activations import silu
-from ..ops.cpu.causal_attention import BLOCK, causal_attention
+from ..ops.attention import masked_attention
 
 
 @dataclass(frozen=True)
@@ -128,16 +128,8 @@ class Attention(nn.Module):
         k, v = rotated(heads(self.k_proj(x)), offset), heads(self.v_proj(x))
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
-        # In training it is MLX's own, whose gradient is exact.
-        if isinstance(mask, str) and _blockwise(q) and not self.training:
-            y = causal_attention(q, k, v, self.head_dim**-0.5)
-        else:
-            y = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)
+        y = masked_attention(q, k, v, self.head_dim**-0.5, mask, training=self.training)
         return self.o_proj(y.swapaxes(1, 2).flatten(2))
-
-
-def _blockwise(q: mx.array) -> bool:
-    return q.shape[2] > BLOCK and q.dtype == mx.float32 and mx.default_device() == mx.cpu
 
 
 class MLP(nn.Module):

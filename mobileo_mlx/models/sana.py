@@ -25,6 +25,7 @@ import mlx.nn as nn
 
 from ..config import Config
 from ..ops.activations import softmax
+from ..ops.attention import biased_attention
 from ..ops.conv import conv_weight, pointwise_weight
 from .layers import GLUMBConv, relu_linear_attention
 
@@ -219,12 +220,8 @@ class CrossAttention(nn.Module):
     def __call__(self, x: mx.array, text: TextKV) -> mx.array:
         """What tokens (R, T, dim) read in the text, of the same shape."""
         keys, values, bias = text["keys"], text["values"], text["bias"]
-        q, scale = split_heads(self.to_q(x), self.head_dim), self.head_dim**-0.5
-        if mx.default_device() == mx.cpu and not self.training:  # our softmax is faster there, a step by 2 %
-            scores = (scale * q) @ keys.swapaxes(-1, -2)
-            y = softmax(scores if bias is None else scores + bias) @ values
-        else:
-            y = mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=bias)
+        q = split_heads(self.to_q(x), self.head_dim)
+        y = biased_attention(q, keys, values, self.head_dim**-0.5, bias, training=self.training)
         return self.to_out[0](merge_heads(y))
 
 

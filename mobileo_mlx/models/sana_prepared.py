@@ -13,6 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..ops import backend
 from .sana import BlockText, SanaTransformer, TransformerBlock
 from .sana_cross_attention import TextInput, prepare_text_kv
 
@@ -41,7 +42,7 @@ class PreparedSana:
         self._texts = list(zip(*(prepare_text_kv(dit, each) for each in texts), strict=True))  # by block
         # On a CPU kernels of several operations lose more, vector instructions, than they save.
         blocks: list[RunBlock] = list(dit.transformer_blocks)
-        self._blocks = blocks if mx.default_device() == mx.cpu else compile_blocks(dit.transformer_blocks)
+        self._blocks = blocks if backend.on_cpu() else compile_blocks(dit.transformer_blocks)
 
     def __call__(self, step: int, latents: mx.array, *, guided: bool) -> mx.array:
         """The velocity at a step, 0 to S - 1, for one row or two of each of the latents.

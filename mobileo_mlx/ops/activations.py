@@ -1,149 +1,48 @@
-"""SiLU, GELU and the exponential of a softmax, fast on a CPU too.
-
-MLX's CPU backend computes exp and erf one element at a time on x86. A power of a polynomial has the same values up to
-rounding, and one compiled kernel of it runs some twenty times as fast.
-"""
+"""SiLU, GELU, softmax and its exponential, and a scaled residual, in the form that is fast on the backend at hand."""
 
 from __future__ import annotations
 
-import functools
-import shutil
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
 
-Activation = Callable[[mx.array], mx.array]
-
-# Below this many elements the compiler's second, once for each machine, is not worth it.
-_LARGE = 2**15
-
-# A polynomial in x >= 0 whose eighth power is exp(x): a fit reweighted to even errors of exp(-x), good to 6e-9. With no
-# coefficient below 0 it grows to infinity, where exp(-x) is 0.
-_EXP = (1.0, 0.124999986, 0.00781257114, 0.000325411032, 1.02420152e-05, 2.34422424e-07, 7.77044095e-09)
-
-# A product of quadratics k (x^2 + b |x| + c), each (b, c), `k` being that of the first and 1 of the others. Its eighth
-# power is 1 / Phi(-|x|), Phi being the normal distribution: a fit reweighted to even errors of |x| Phi(-|x|).
-_GELU_SCALE = 3.13593926e-06
-_GELU_FACTORS = (
-    (7.43605288, 17.2480615),
-    (1.15698359, 18.3142824),
-    (-4.13673107, 25.5654448),
-    (-10.0225196, 43.0603518),
-)
-
-# Likewise the fourth power is exp(|x|), even in the error of |x| / (1 + exp(|x|)).
-_SILU_SCALE = 1.1980507e-09
-_SILU_FACTORS = (
-    (15.6172621, 70.5830527),
-    (9.89849381, 108.110501),
-    (-2.60078037, 215.188736),
-    (-25.7892719, 508.319724),
-)
+from . import backend
+from .cpu import fast_math
 
 
 def silu(x: mx.array) -> mx.array:
     """x / (1 + exp(-x)); in the fast form within 3e-7 max(|x|, 1)."""
-    return _fast_silu(x) if _fast_pays(x) else nn.silu(x)
+    return fast_math.silu(x) if _fast(x) else nn.silu(x)
 
 
 def gelu(x: mx.array) -> mx.array:
     """x (1 + erf(x / sqrt(2))) / 2, the exact GELU; in the fast form within 1e-6 max(|x|, 1)."""
-    return _fast_gelu(x) if _fast_pays(x) else nn.gelu(x)
+    return fast_math.gelu(x) if _fast(x) else nn.gelu(x)
 
 
 def shifted_exp(x: mx.array, largest: mx.array) -> mx.array:
     """exp(x - largest) for x <= largest, as softmax needs it; in the fast form within 2e-6."""
-    return _compiled_decay(largest - x) if _fast_pays(x) else mx.exp(x - largest)
+    return fast_math.decay(largest - x) if _fast(x) else mx.exp(x - largest)
 
 
 def softmax(x: mx.array) -> mx.array:
     """Over the last axis, summed in float32; the fast form: within 1e-5 of each weight."""
-    if not _fast_pays(x):
+    if not _fast(x):
         return mx.softmax(x, axis=-1, precise=True)
     weights = shifted_exp(x, x.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def _fast_pays(x: mx.array) -> bool:
-    return x.size >= _LARGE and x.dtype == mx.float32 and mx.default_device() == mx.cpu and _compiles()
+def scaled_residual(scale: mx.array, x: mx.array, y: mx.array) -> mx.array:
+    """x + scale y. On a GPU as one kernel: two would write a map and read it again."""
+    return x + scale * y if backend.on_cpu() else _scaled_residual(scale, x, y)
 
 
-@functools.cache
-def _compiles() -> bool:
-    """Whether MLX can compile for this CPU, which it does with g++. Elsewhere than on Linux its own are as fast."""
-    if sys.platform != "linux" or shutil.which("g++") is None:
-        return False
-    try:
-        mx.eval(_compiled_silu(mx.zeros((2,))))
-    except RuntimeError:  # a compiler that does not work, or no folder for what it makes
-        return False
-    return True
+@partial(mx.compile, shapeless=True)
+def _scaled_residual(scale: mx.array, x: mx.array, y: mx.array) -> mx.array:
+    return x + scale * y
 
 
-def _even_polynomial(x: mx.array, size: mx.array, scale: float, factors: Sequence[tuple[float, float]]) -> mx.array:
-    """A polynomial of degree 8 in `size` = |x|, as the product of four quadratics.
-
-    It grows beyond all bounds, so that what is divided by a power of it needs no clipping, which NaN makes expensive.
-    """
-    square = x * x
-    (b, c), *others = factors
-    first = scale * square + scale * c + (scale * b) * size
-    second, third, fourth = ((square + c) + b * size for b, c in others)
-    return (first * second) * (third * fourth)
-
-
-def _polynomial(x: mx.array, coefficients: Sequence[float | mx.array]) -> Any:
-    """With the constant first, by Estrin's scheme, whose operations depend on each other less than Horner's."""
-    if len(coefficients) == 1:
-        return coefficients[0]
-    pairs = [c + x * d for c, d in zip(coefficients[::2], coefficients[1::2], strict=False)]
-    return _polynomial(x * x, [*pairs, *coefficients[len(pairs) * 2 :]])
-
-
-# At most eleven operations follow each other in these two: as many as MLX compiles into one kernel.
-
-
-@mx.compile
-def _compiled_silu(x: mx.array) -> mx.array:
-    # x / (1 + exp(-x)) = max(x, 0) - |x| / (1 + exp(|x|))
-    size = mx.abs(x)
-    y = _even_polynomial(x, size, _SILU_SCALE, _SILU_FACTORS)
-    y = y * y
-    return 0.5 * (x + size) - size / (1 + y * y)
-
-
-@mx.compile
-def _compiled_gelu(x: mx.array) -> mx.array:
-    # x Phi(x) = max(x, 0) - |x| Phi(-|x|)
-    size = mx.abs(x)
-    y = _even_polynomial(x, size, _GELU_SCALE, _GELU_FACTORS)
-    y = y * y
-    y = y * y
-    return 0.5 * (x + size) - size / (y * y)
-
-
-@mx.compile  # for each shape: without shapes MLX makes several kernels of it
-def _compiled_decay(x: mx.array) -> mx.array:
-    """exp(-x) for x >= 0."""
-    y = _polynomial(x, _EXP)
-    y = y * y
-    y = y * y
-    return 1 / (y * y)
-
-
-def _with_gradient_of(exact: Activation, fast: Activation) -> Activation:
-    """`fast`, whose gradient is that of `exact`: the derivative of a fit is further off than the fit."""
-    function: Any = mx.custom_function(fast)
-
-    @function.vjp
-    def gradient(primals: mx.array, cotangents: mx.array, _: mx.array) -> mx.array:
-        return mx.vjp(exact, [primals], [cotangents])[1][0]
-
-    return cast(Activation, function)
-
-
-_fast_silu = _with_gradient_of(nn.silu, _compiled_silu)
-_fast_gelu = _with_gradient_of(nn.gelu, _compiled_gelu)
+def _fast(x: mx.array) -> bool:
+    return backend.on_cpu() and fast_math.pays(x)

@@ -1,11 +1,63 @@
-"""The attention of FastViTHD's last two stages, whose heads are of 32 channels: fewer than fused kernels take."""
+"""Attention in the form that the backend at hand has a fast kernel for."""
 
 from __future__ import annotations
 
 import mlx.core as mx
-import mlx.nn as nn
 
-from .activations import shifted_exp
+from . import backend
+from .activations import softmax
+from .cpu.attention import BLOCK, attention_by_heads, blockwise_causal_attention
+
+
+def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, *, training: bool = False) -> mx.array:
+    """softmax(scale q k^T) v without a mask, for heads of fewer channels than fused kernels take.
+
+    Args:
+        q, k, v: (B, heads, N, D).
+        training: take MLX's own form, whose gradient is exact.
+    """
+    if not training:
+        if backend.on_cpu():
+            return attention_by_heads(q, k, v, scale)
+        if backend.backend() == "metal":
+            return padded_attention(q, k, v, scale)
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def masked_attention(
+    q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | str | None, *, training: bool = False
+) -> mx.array:
+    """softmax(scale q k^T) v, with as many heads of queries as of keys and values or a multiple.
+
+    Args:
+        q: (B, heads, T, D).
+        k, v: (B, kv_heads, S, D), S >= T.
+        scale: D^-0.5.
+        mask: (B, 1, T, S) bool, True where a key is seen; "causal"; or None for nothing hidden.
+        training: take MLX's own form, whose gradient is exact.
+    """
+    blocks = isinstance(mask, str) and q.shape[2] > BLOCK and q.dtype == mx.float32
+    if blocks and not training and backend.on_cpu():
+        return blockwise_causal_attention(q, k, v, scale)
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+
+
+def biased_attention(
+    q: mx.array, k: mx.array, v: mx.array, scale: float, bias: mx.array | None, *, training: bool = False
+) -> mx.array:
+    """softmax(scale q k^T + bias) v.
+
+    Args:
+        q: (B, heads, T, D).
+        k, v: (B, heads, N, D).
+        scale: D^-0.5.
+        bias: (B, 1, 1, N); None for nothing.
+        training: take MLX's own form, whose gradient is exact.
+    """
+    if backend.on_cpu() and not training:  # our softmax is faster there: 2 % of a step of SANA
+        scores = (scale * q) @ k.swapaxes(-1, -2)
+        return softmax(scores if bias is None else scores + bias) @ v
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=bias)
 
 
 def padded_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
@@ -16,43 +68,3 @@ def padded_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.
     dim = q.shape[-1]
     q, k, v = (mx.pad(x, [(0, 0)] * 3 + [(0, max(0, 64 - dim))]) for x in (q, k, v))
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)[..., :dim]
-
-
-def attention_by_heads(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """Attention of one head after the other, in float32: its scores stay in a CPU's cache, those of all fill 100 MB.
-
-    A value of 1 that is attended to like the others is the sum of the weights.
-    """
-    heads, ones = [], mx.ones((*v[:, 0].shape[:-1], 1))
-    for i in range(q.shape[1]):
-        query, key, value = (x[:, i].astype(mx.float32) for x in (q, k, v))  # (B, N, D)
-        scores = (scale * query) @ key.swapaxes(-1, -2)
-        weights = shifted_exp(scores, scores.max(axis=-1, keepdims=True))
-        y = weights @ mx.concatenate([value, ones], axis=-1)
-        heads.append(y[..., :-1] / y[..., -1:])
-    return mx.stack(heads, axis=1).astype(v.dtype)
-
-
-class Attention(nn.Module):
-    def __init__(self, dim: int, head_dim: int):
-        super().__init__()
-        self.head_dim = head_dim
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.proj = nn.Linear(dim, dim)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        batch, height, width, dim = x.shape
-        qkv = self.qkv(x).reshape(batch, height * width, 3, -1, self.head_dim)
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each (B, heads, H W, head_dim)
-        y = self._attend(q, k, v)
-        return self.proj(y.swapaxes(1, 2).reshape(batch, height, width, dim))
-
-    def _attend(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        scale = self.head_dim**-0.5
-        if self.training:
-            return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
-        if mx.default_device() == mx.cpu:
-            return attention_by_heads(q, k, v, scale)
-        if mx.metal.is_available():
-            return padded_attention(q, k, v, scale)
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)

@@ -15,6 +15,8 @@ from fractions import Fraction
 
 import mlx.core as mx
 
+from . import backend
+
 Strips = Iterator[mx.array]
 
 # Bytes of a strip. On a CPU, what fits its cache is several times as fast as what does not: larger arrays are also
@@ -28,7 +30,7 @@ def split(x: mx.array, widest: int = 1) -> Strips:
     Args:
         widest: how many times as many channels as `x` the widest has of what is computed from a strip.
     """
-    limit = _CPU_BYTES if mx.default_device() == mx.cpu else _GPU_BYTES
+    limit = _CPU_BYTES if backend.on_cpu() else _GPU_BYTES
     row = x[:, :1].nbytes * widest
     rows = max(4, limit // row // 4 * 4)
     for first in range(0, x.shape[1], rows):

@@ -11,6 +11,7 @@ import functools
 import mlx.core as mx
 import mlx.nn as nn
 
+from . import backend
 from .bands import Strips, windows
 from .cpu import winograd
 
@@ -34,7 +35,7 @@ class Conv2d(nn.Conv2d):
         def convolved(window: mx.array) -> mx.array:
             if stride == 1 and _winograd_pays(self.weight.shape, window.shape[2]):
                 y = winograd.convolve(window, phases()).astype(window.dtype)
-            elif stride == 1 and kernel > 1 and mx.default_device() == mx.cpu and self.weight.shape[0] < kernel**2:
+            elif stride == 1 and kernel > 1 and backend.on_cpu() and self.weight.shape[0] < kernel**2:
                 y = _convolve_to_few(window, self.weight)
             else:
                 return self._plain(window, (0, self.padding[1]))
@@ -43,7 +44,7 @@ class Conv2d(nn.Conv2d):
         return map(convolved, windows(strips, kernel, stride=stride, step=winograd.TILE))
 
     def _plain(self, x: mx.array, padding: tuple[int, int]) -> mx.array:
-        if x.dtype == mx.float32 or self.weight.shape[1:3] != (3, 3) or mx.default_device() == mx.cpu:
+        if x.dtype == mx.float32 or self.weight.shape[1:3] != (3, 3) or backend.on_cpu():
             y = mx.conv2d(x, self.weight, self.stride, padding, self.dilation, self.groups)
         else:
             weight = self.weight[:, ::-1, ::-1]
@@ -141,7 +142,7 @@ def _winograd_pays(weight: tuple[int, ...], width: int) -> bool:
     A GPU has no need of it: Metal takes its own in float32, and in half precision none may be taken.
     """
     dim_out, height, _, dim_in = weight
-    return mx.default_device() == mx.cpu and height == 3 and min(dim_out, dim_in) >= 32 and width >= 64
+    return backend.on_cpu() and height == 3 and min(dim_out, dim_in) >= 32 and width >= 64
 
 
 class GroupedLinear(nn.Module):

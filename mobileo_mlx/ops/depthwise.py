@@ -12,6 +12,7 @@ import itertools
 import mlx.core as mx
 import mlx.nn as nn
 
+from . import backend
 from .bands import Strips, windows
 
 
@@ -45,7 +46,7 @@ class DepthwiseConv2d(nn.Module):
 
         On a GPU the bias is added to the parts, which the compiler joins with what the caller does with them.
         """
-        if mx.default_device() == mx.cpu:
+        if backend.on_cpu():
             return list(mx.split(self(x), count, axis=-1))
         whole = mx.split(self._convolved(x, self.weight, None), count, axis=-1)
         return [part + bias for part, bias in zip(whole, mx.split(self.bias, count), strict=True)]
@@ -54,9 +55,9 @@ class DepthwiseConv2d(nn.Module):
         kernel = weight.shape[1]
         if not self.training and (kernel, self.stride, self.multiplier) == (3, 1, 1) and _shifts_pay(x.shape):
             return _depthwise_by_shifts(x, weight, bias)
-        if mx.default_device() == mx.cpu and _products_pay((*x.shape[:3], weight.shape[0]), kernel):
+        if backend.on_cpu() and _products_pay((*x.shape[:3], weight.shape[0]), kernel):
             y = _depthwise_by_products(self._repeated(x), weight, self.stride)
-        elif mx.default_device() == mx.cpu and not self.training:
+        elif backend.on_cpu() and not self.training:
             half = kernel // 2
             window = mx.pad(x, [(0, 0), (half, half), (0, 0), (0, 0)])
             y = _depthwise_by_tiles(window, self._tile_matrices(weight), kernel, self.stride)
@@ -68,7 +69,7 @@ class DepthwiseConv2d(nn.Module):
         """The strips of the same."""
         weight, bias = self._scaled(gain, shift)
         kernel = weight.shape[1]
-        matrices = self._tile_matrices(weight) if mx.default_device() == mx.cpu else None
+        matrices = self._tile_matrices(weight) if backend.on_cpu() else None
 
         def convolved(window: mx.array) -> mx.array:
             if matrices is not None:
@@ -123,7 +124,7 @@ def _shifts_pay(shape: tuple[int, ...]) -> bool:
     as a product it takes as many as the map has positions, and a part of making the matrix.
     """
     batch, height, width, _ = shape
-    return mx.default_device() == mx.cpu and height * width * (9 + batch) > 100 * batch
+    return backend.on_cpu() and height * width * (9 + batch) > 100 * batch
 
 
 # Elements of as many rows as are computed at a time: what they are made of stays in a CPU's cache.

@@ -15,6 +15,7 @@ from benchmarks.synthetic import official_config, tiny_config, write_checkpoint
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.checkpoints.quantize import PRECISIONS
 from mobileo_mlx.models.mobileo import COMPONENTS
+from mobileo_mlx.ops import backend
 from mobileo_mlx.pipeline import MobileO
 
 
@@ -84,13 +85,12 @@ def test_a_whole_task_is_measured_phase_by_phase(half: Path) -> None:
 
 
 def test_forms_of_a_backend_are_chosen_while_a_task_runs(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = mx.default_device()
-    seen = []
-    monkeypatch.setattr(task_memory, "run_task", lambda *_: seen.append(mx.default_device()) or [(("llm",), 0)])
+    seen, before = [], backend.backend()
+    monkeypatch.setattr(task_memory, "run_task", lambda *_: seen.append(backend.backend()) or [(("llm",), 0)])
     for forms in ("metal", "cpu"):
         task_memory.measure(half, "ask", preset="full", staged=True, forms=forms)
-    assert [found == mx.cpu for found in seen] == [False, True]
-    assert mx.default_device() == device
+    assert seen == ["metal", "cpu"]
+    assert backend.backend() == before
 
 
 def test_measured_tasks_stand_beside_the_accounts(

@@ -18,6 +18,7 @@ from mobileo_mlx.checkpoints.random_model import write_random_model
 from mobileo_mlx.checkpoints.tensor_files import read_header, read_tensors, weight_files, write_tensors
 from mobileo_mlx.errors import CheckpointError, ConfigError, OptionError
 from mobileo_mlx.models.mobileo import COMPONENTS
+from mobileo_mlx.ops import backend
 from mobileo_mlx.pipeline import MobileO
 
 PICTURE = Image.new("RGB", (32, 32))
@@ -277,14 +278,14 @@ def test_an_update_that_was_not_merged_is_refused(ours, tmp_path):
 )
 def test_the_dtype_follows_the_chip(monkeypatch, chip, expected):
     """None is the checkpoint's."""
-    monkeypatch.setattr(checkpoint_module.mx, "default_device", lambda: mx.gpu)
+    monkeypatch.setattr(backend, "backend", lambda: "metal")
     monkeypatch.setattr(checkpoint_module.mx, "device_info", lambda device: {"device_name": chip} if chip else {})
     for stored in (mx.float16, mx.bfloat16, mx.float32):
         assert default_dtype(stored) == (expected or stored)
 
 
 def test_the_dtype_where_the_backend_tells_no_chip(monkeypatch):
-    monkeypatch.setattr(checkpoint_module.mx, "default_device", lambda: mx.gpu)
+    monkeypatch.setattr(backend, "backend", lambda: "metal")
     for error in (RuntimeError, ValueError, AttributeError):
 
         def fails(device, error=error):
@@ -295,7 +296,7 @@ def test_the_dtype_where_the_backend_tells_no_chip(monkeypatch):
 
 
 def test_a_cpu_computes_in_float32(monkeypatch):
-    monkeypatch.setattr(checkpoint_module.mx, "default_device", lambda: mx.cpu)
+    monkeypatch.setattr(backend, "backend", lambda: "cpu")
     monkeypatch.setattr(checkpoint_module.mx, "device_info", lambda device: {"device_name": "Apple M1"})
     assert default_dtype(mx.bfloat16) == mx.float32
 

@@ -31,6 +31,7 @@ from mobileo_mlx.checkpoints.random_model import write_random_model
 from mobileo_mlx.checkpoints.tensor_files import write_tensors
 from mobileo_mlx.errors import CheckpointError, OptionError
 from mobileo_mlx.models.mobileo import COMPONENTS, build
+from mobileo_mlx.ops import backend
 from mobileo_mlx.pipeline import MobileO
 
 
@@ -132,7 +133,7 @@ def test_both_paths_of_the_linear_layer_agree(bits, bias, monkeypatch):
     assert mx.abs(few - many).max().item() < 1e-5 * mx.abs(few).max().item()
 
 
-@pytest.mark.parametrize(("device", "name"), [(mx.cpu, "MANY_ROWS_CPU"), (mx.gpu, "MANY_ROWS_GPU")])
+@pytest.mark.parametrize(("device", "name"), [("cpu", "MANY_ROWS_CPU"), ("metal", "MANY_ROWS_GPU")])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_number_of_rows_chooses_the_path(monkeypatch, device, name, batch):
     """Batch and positions count together; `test_many_rows_are_fast_on_a_cpu` says why it matters."""
@@ -140,7 +141,7 @@ def test_the_number_of_rows_chooses_the_path(monkeypatch, device, name, batch):
     mx.eval(layer.parameters())
     threshold = getattr(quantize_module, name)
     few, many = mx.zeros((batch, threshold // batch - 1, 64)), mx.zeros((batch, threshold // batch, 64))
-    monkeypatch.setattr(quantize_module.mx, "default_device", lambda: device)
+    monkeypatch.setattr(backend, "backend", lambda: device)
     for rows, taken, other in ((few, "QuantizedMatmul", "Matmul"), (many, "Matmul", "QuantizedMatmul")):
         found = primitives(layer(rows))
         assert taken in found
@@ -164,7 +165,7 @@ def test_logits_do_not_depend_on_the_path(ours, monkeypatch):
 @pytest.mark.timing
 def test_many_rows_are_fast_on_a_cpu():
     """The paths differ by a factor of 30 there; of 5 at least, lest other programs' load matters."""
-    if mx.default_device() != mx.cpu:
+    if not backend.on_cpu():
         pytest.skip("the factor is a CPU's")
     layer = QuantizedLinear.from_linear(nn.Linear(896, 2432), 64, 8)
     x = mx.random.normal((300, 896))

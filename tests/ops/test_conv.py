@@ -7,6 +7,7 @@ import mlx.nn as nn
 import pytest
 from streaming import streamed
 
+from mobileo_mlx.ops import backend
 from mobileo_mlx.ops.conv import Conv2d, GroupedLinear, UpsampledConv2d
 
 
@@ -28,7 +29,7 @@ def test_the_flipped_convolution_is_the_plain_one(
         return convolve(*arguments, **options)
 
     # Nothing is computed on another device: the layer is only told that there is one.
-    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    monkeypatch.setattr(backend, "backend", lambda: "metal")
     monkeypatch.setattr(mx, "conv_general", recorded)
     flipped = layer(x)
     assert calls == ([True] if kernel == 3 else [])
@@ -39,7 +40,7 @@ def test_the_flipped_convolution_is_the_plain_one(
 def test_full_precision_is_never_flipped(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = Conv2d(4, 4, 3, padding=1), mx.random.normal((1, 5, 5, 4))
     plain = layer(x)
-    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    monkeypatch.setattr(backend, "backend", lambda: "metal")
     monkeypatch.delattr(mx, "conv_general")
     assert mx.array_equal(layer(x), plain)
 

@@ -1,13 +1,15 @@
-"""Causal attention in blocks equals MLX's own."""
+"""Every form of attention equals MLX's own."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import mlx.core as mx
 import pytest
 
-import mobileo_mlx.models.qwen2 as qwen2
 from mobileo_mlx.models.qwen2 import Qwen2Config, Qwen2Model
-from mobileo_mlx.ops.cpu.causal_attention import BLOCK, causal_attention
+from mobileo_mlx.ops import attention, backend
+from mobileo_mlx.ops.cpu.attention import BLOCK, attention_by_heads, blockwise_causal_attention
 
 
 def normal(*shape: int, seed: int) -> mx.array:
@@ -23,7 +25,7 @@ def test_it_equals_the_plain_form(length: int, earlier: int, heads: int, kv_head
     q = sharpness * normal(2, heads, length, 16, seed=0)
     k, v = (normal(2, kv_heads, earlier + length, 16, seed=seed) for seed in (1, 2))
     expected = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.25, mask="causal")
-    found = causal_attention(q, k, v, 0.25)
+    found = blockwise_causal_attention(q, k, v, 0.25)
     assert found.shape == expected.shape
     assert mx.abs(found - expected).max().item() <= 1e-5 * mx.abs(expected).max().item()
 
@@ -48,11 +50,11 @@ def test_the_language_model_takes_it_on_a_cpu_only(monkeypatch: pytest.MonkeyPat
 
     def recorded(*arguments: mx.array) -> mx.array:
         calls.append(1)
-        return causal_attention(*arguments)
+        return blockwise_causal_attention(*arguments)
 
-    monkeypatch.setattr(qwen2, "causal_attention", recorded)
+    monkeypatch.setattr(attention, "blockwise_causal_attention", recorded)
     with mx.stream(mx.cpu):
-        monkeypatch.setattr(qwen2.mx, "default_device", lambda: mx.cpu)
+        monkeypatch.setattr(backend, "backend", lambda: "cpu")
         found = llm(embeds)
         assert len(calls) == 2
         llm(embeds[:, :BLOCK])
@@ -60,7 +62,25 @@ def test_the_language_model_takes_it_on_a_cpu_only(monkeypatch: pytest.MonkeyPat
         llm.train()
         llm(embeds)
         llm.eval()
-        monkeypatch.setattr(qwen2.mx, "default_device", lambda: mx.gpu)
+        monkeypatch.setattr(backend, "backend", lambda: "metal")
         plain = llm(embeds)
         assert len(calls) == 2
     assert mx.abs(found - plain).max().item() <= 1e-5 * mx.abs(plain).max().item()
+
+
+@pytest.mark.parametrize("tokens", [20, 400])  # few, and enough for the fast exponential
+@pytest.mark.parametrize("form", [attention.padded_attention, attention_by_heads])
+def test_other_forms_of_attention_are_attention(form: Callable[..., mx.array], tokens: int) -> None:
+    q, k, v = (mx.random.normal((2, 3, tokens, 32), key=mx.random.key(i)) for i in range(3))
+    expected = mx.softmax(q @ k.swapaxes(-1, -2), axis=-1) @ v
+    assert mx.abs(form(q, k, v, 1.0) - expected).max().item() <= 1e-5 * mx.abs(expected).max().item()
+
+
+@pytest.mark.skipif(not mx.metal.is_available(), reason="the fused kernel is Metal's")
+def test_padded_heads_reach_the_fused_kernel() -> None:
+    q = mx.random.normal((1, 24, 1024, 32)).astype(mx.float16)
+    mx.eval(q)
+    mx.reset_peak_memory()
+    begin = mx.get_active_memory()
+    mx.eval(attention.padded_attention(q, q, q, 0.2))
+    assert mx.get_peak_memory() - begin < 24 * 1024**2 * 2  # the bytes of all scores
