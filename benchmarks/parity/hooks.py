@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 
 
@@ -20,12 +19,6 @@ class OutputRecorder:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.output = self.inner(*args, **kwargs)
         return self.output
-
-    def stream(self, strips: Iterator[mx.array]) -> Iterator[mx.array]:
-        """The form of a map in strips; see `mobileo_mlx.ops.bands`."""
-        parts = list(self.inner.stream(strips))
-        self.output = mx.concatenate(parts, axis=1)
-        return iter(parts)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)

@@ -1,25 +1,27 @@
 """DC-AE (arXiv 2410.10733): an autoencoder that makes images 32 times smaller in each direction.
 
-Residual blocks at the high resolutions, EfficientViT blocks with multi-scale linear attention at the low ones, and
-shortcuts without parameters, by pixel shuffling, around every change of resolution.
+Residual blocks at the high resolutions, EfficientViT blocks with multi-scale linear attention at the low ones. What is
+unusual is "residual autoencoding" (figure 4): around every change of resolution there is a shortcut without parameters,
+which moves pixels to channels and takes means, or repeats channels and moves them to pixels, so that the convolutions
+learn what is left. It is no variational autoencoder: there is no distribution to sample from.
+
+Each network is a sequence of steps. Calling it takes whole maps, `encode` and `decode` are the same in little memory.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from itertools import chain, starmap
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
 from ..errors import ConfigError
-from ..ops import backend
+from ..ops import bands
 from ..ops.activations import silu
-from ..ops.bands import Strips, evaluated, joined, paired, remembered, split
+from ..ops.blocks import Chain, Residual, WholeMap
 from ..ops.conv import Conv2d, GroupedLinear, UpsampledConv2d, conv_weight, pointwise_weight
 from ..ops.depthwise import DepthwiseConv2d
 from .layers import GLUMBConv, relu_linear_attention
@@ -29,7 +31,10 @@ RMS_NORM_EPS = 1e-5
 
 @dataclass(frozen=True)
 class DCAEConfig(Config):
-    """Keys as in diffusers' AutoencoderDC; `glumb_ratio` and `attention_eps` are ours."""
+    """Keys as in diffusers' AutoencoderDC; `glumb_ratio` and `attention_eps` are ours.
+
+    The tuples have an element for each stage, from the image to the latents, for the encoder and the decoder alike.
+    """
 
     in_channels: int = 3
     latent_channels: int = 32
@@ -74,21 +79,17 @@ class RMSNorm(nn.Module):
         return mx.fast.rms_norm(x, self.weight, RMS_NORM_EPS) + self.bias
 
 
-class ResBlock(nn.Module):
+class ResBlock(Chain):
+    """x + norm(conv(SiLU(conv(x)))), (B, H, W, dim) to the same."""
+
     def __init__(self, dim: int):
         super().__init__()
         self.conv1 = Conv2d(dim, dim, 3, padding=1)
         self.conv2 = Conv2d(dim, dim, 3, padding=1, bias=False)
         self.norm = RMSNorm(dim)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return x + self.norm(self.conv2(nn.silu(self.conv1(x))))
-
-    def stream(self, strips: Strips) -> Strips:
-        """The strips of the result; see `Decoder.stream`."""
-        memory: deque[mx.array] = deque()
-        hidden = evaluated(map(silu, self.conv1.stream(remembered(strips, memory))))
-        return evaluated(starmap(lambda x, y: x + self.norm(y), paired(memory, self.conv2.stream(hidden))))
+    def steps(self) -> Sequence[Any]:
+        return (Residual(self.conv1, silu, self.conv2, self.norm),)
 
 
 class MultiscaleProjection(nn.Module):
@@ -103,10 +104,12 @@ class MultiscaleProjection(nn.Module):
         return self.proj_out(self.proj_in(x))
 
 
-class MultiscaleLinearAttention(nn.Module):
-    """EfficientViT's attention (arXiv 2205.14756).
+class MultiscaleLinearAttention(WholeMap):
+    """EfficientViT's attention (arXiv 2205.14756, section 3.1) with its residual, (B, H, W, dim) to the same.
 
-    The original changes to the quadratic form for very small maps; both are the same sum in another order.
+    ReLU linear attention over all pixels, on q, k and v as they are and aggregated over neighbourhoods, one for each of
+    `scales`, the sides of those. The original changes to the quadratic form for very small maps; both are the same sum
+    in another order.
     """
 
     def __init__(self, dim: int, head_dim: int, scales: tuple[int, ...], eps: float):
@@ -134,101 +137,64 @@ class MultiscaleLinearAttention(nn.Module):
 
 
 class ResidualGLUMBConv(GLUMBConv):
+    """x + norm(GLUMBConv(x)), (B, H, W, dim) to the same."""
+
     def __init__(self, dim: int, ratio: float):
         super().__init__(dim, ratio)
         self.norm = RMSNorm(dim)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return x + self.norm(super().__call__(x))
-
-    def stream(self, strips: Strips) -> Strips:
-        """The strips of the result; see `Decoder.stream`."""
-        memory: deque[mx.array] = deque()
-        hidden = evaluated(map(self._widened, remembered(strips, memory)))
-        gated = map(self._gated, self.conv_depth.stream(hidden))
-        return evaluated(starmap(lambda x, h: x + self.norm(self.conv_point(h)), paired(memory, gated)))
-
-    def _widened(self, x: mx.array) -> mx.array:
-        return silu(self.conv_inverted(x))
-
-    def _gated(self, h: mx.array) -> mx.array:
-        h, gate = mx.split(h, 2, axis=-1)
-        return h * silu(gate)
+    def steps(self) -> Sequence[Any]:
+        return (Residual(*super().steps(), self.norm, widest=4),)
 
 
-class EfficientViTBlock(nn.Module):
+class EfficientViTBlock(Chain):
+    """Attention over the whole map, then a feed-forward that sees a neighbourhood; (B, H, W, dim) to the same."""
+
     def __init__(self, dim: int, scales: tuple[int, ...], config: DCAEConfig):
         super().__init__()
         self.attn = MultiscaleLinearAttention(dim, config.attention_head_dim, scales, config.attention_eps)
         self.conv_out = ResidualGLUMBConv(dim, config.glumb_ratio)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.conv_out(self.attn(x))
-
-    def stream(self, strips: Strips) -> Strips:
-        """The strips of the result; see `Decoder.stream`. Attention needs the whole map."""
-        x = self.attn(joined(strips))
-        mx.eval(x)
-        return self.conv_out.stream(split(x, widest=4))
+    def steps(self) -> Sequence[Any]:
+        return self.attn, self.conv_out
 
 
-class Downsample(nn.Module):
+class Downsample(Chain):
+    """Half the size by a convolution, (B, H, W, dim_in) to (B, H / 2, W / 2, dim_out), H and W even.
+
+    Its shortcut has the four pixels of a cell as channels, and the means of groups of them.
+    """
+
     def __init__(self, dim_in: int, dim_out: int, *, shortcut: bool = True):
         super().__init__()
         self.shortcut = shortcut
         self.conv = Conv2d(dim_in, dim_out, 3, stride=2, padding=1)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        y = self._strided(x) if backend.on_cpu() else self.conv(x)
-        if not self.shortcut:
-            return y
-        return y + _averaged(_pixel_unshuffle(x), y.shape[-1])
-
-    def stream(self, strips: Strips) -> Strips:
-        """The strips of the result; see `Decoder.stream`."""
-        memory: deque[mx.array] = deque()
-
-        def added(x: mx.array, y: mx.array) -> mx.array:
-            return y + _averaged(_pixel_unshuffle(x), y.shape[-1]) if self.shortcut else y
-
-        pairs = paired(memory, self.conv.stream(remembered(strips, memory)), ratio=Fraction(2))
-        return evaluated(starmap(added, pairs))
-
-    def _strided(self, x: mx.array) -> mx.array:
-        """The same convolution without a stride: 2x2 over cells of 2x2 pixels.
-
-        The gradient of a strided convolution is a plain loop on MLX's CPU backend, 30 times slower than this.
-        """
-        dim_out, _, _, dim_in = self.conv.weight.shape
-        # Row 2 i - 1 is the lower half of the cell above; its upper half has no weight. So too for columns.
-        w = mx.pad(self.conv.weight, [(0, 0), (1, 0), (1, 0), (0, 0)]).reshape(dim_out, 2, 2, 2, 2, dim_in)
-        w = w.transpose(0, 1, 3, 5, 2, 4).reshape(dim_out, 2, 2, 4 * dim_in)
-        cells = mx.pad(_pixel_unshuffle(x), [(0, 0), (1, 0), (1, 0), (0, 0)])
-        return mx.conv2d(cells, w) + self.conv.bias
+    def steps(self) -> Sequence[Any]:
+        return (Residual(self.conv, join=_plus_unshuffled) if self.shortcut else self.conv,)
 
 
-class Upsample(nn.Module):
+class Upsample(Chain):
+    """Twice the size by repeating pixels and a convolution, (B, H, W, dim_in) to (B, 2 H, 2 W, dim_out).
+
+    Its shortcut has each channel several times, and every four of them as the pixels of a cell.
+    """
+
     def __init__(self, dim_in: int, dim_out: int, *, shortcut: bool = True):
         super().__init__()
         self.shortcut = shortcut
         self.conv = UpsampledConv2d(dim_in, dim_out)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        y = self.conv(x)
-        return y + self._shortcut(x, y.shape[-1]) if self.shortcut else y
+    def steps(self) -> Sequence[Any]:
+        return (Residual(self.conv, join=_plus_shuffled) if self.shortcut else self.conv,)
 
-    def stream(self, strips: Strips) -> Strips:
-        """The strips of the result; see `Decoder.stream`."""
-        memory: deque[mx.array] = deque()
 
-        def added(x: mx.array, y: mx.array) -> mx.array:
-            return y + self._shortcut(x, y.shape[-1]) if self.shortcut else y
+def _plus_unshuffled(x: mx.array, y: mx.array) -> mx.array:
+    return y + _averaged(_pixel_unshuffle(x), y.shape[-1])
 
-        pairs = paired(memory, self.conv.stream(remembered(strips, memory)), ratio=Fraction(1, 2))
-        return chain.from_iterable(map(split, evaluated(starmap(added, pairs))))
 
-    def _shortcut(self, x: mx.array, dim: int) -> mx.array:
-        return _pixel_shuffle(mx.repeat(x, 4 * dim // x.shape[-1], axis=-1))
+def _plus_shuffled(x: mx.array, y: mx.array) -> mx.array:
+    return y + _pixel_shuffle(_repeated(x, 4 * y.shape[-1]))
 
 
 def _pixel_unshuffle(x: mx.array) -> mx.array:
@@ -250,11 +216,18 @@ def _averaged(x: mx.array, dim: int) -> mx.array:
     return x.reshape(*x.shape[:-1], dim, -1).mean(axis=-1)
 
 
+def _repeated(x: mx.array, dim: int) -> mx.array:
+    """Each channel several times, so that there are `dim`."""
+    return mx.repeat(x, dim // x.shape[-1], axis=-1)
+
+
 def _block(kind: str, dim: int, scales: tuple[int, ...], config: DCAEConfig) -> nn.Module:
     return ResBlock(dim) if kind == "ResBlock" else EfficientViTBlock(dim, scales, config)
 
 
-class Encoder(nn.Module):
+class Encoder(Chain):
+    """From an image to its latents before scaling: (B, H, W, 3) in [-1, 1] to (B, H / factor, W / factor, latents)."""
+
     def __init__(self, config: DCAEConfig):
         super().__init__()
         dims, layers = config.encoder_block_out_channels, config.encoder_layers_per_block
@@ -273,40 +246,18 @@ class Encoder(nn.Module):
             self.down_blocks.append(stage)
         self.conv_out = Conv2d(dims[-1], config.latent_channels, 3, padding=1)
 
-    def blocks(self) -> list[Callable[[mx.array], mx.array]]:
-        """All blocks in order."""
-        return [self.conv_in, *(b for stage in self.down_blocks for b in stage), self._out]
+    def steps(self) -> Sequence[Any]:
+        blocks = [block for stage in self.down_blocks for block in stage]
+        return self.conv_in, *blocks, Residual(self.conv_out, join=lambda x, y: y + _averaged(x, y.shape[-1]))
 
     def encode(self, image: mx.array) -> mx.array:
-        return joined(self.stream(image.astype(self.conv_out.weight.dtype)))
-
-    def stream(self, image: mx.array) -> Strips:
-        """The strips of the latents, computed strip by strip; see `Decoder.stream`."""
-        strips = self.conv_in.stream(split(image))
-        for stage in self.down_blocks:
-            for block in stage:
-                strips = block.stream(strips)
-        memory: deque[mx.array] = deque()
-        latents = self.conv_out.stream(remembered(strips, memory))
-        return evaluated(starmap(lambda x, y: y + _averaged(x, y.shape[-1]), paired(memory, latents)))
-
-    def _out(self, x: mx.array) -> mx.array:
-        y = self.conv_out(x)
-        return y + _averaged(x, y.shape[-1])
-
-    def __call__(self, image: mx.array) -> mx.array:
-        """Latents before scaling, (B, H / factor, W / factor, latent_channels).
-
-        Args:
-            image: (B, H, W, 3) in [-1, 1].
-        """
-        x = image
-        for block in self.blocks():
-            x = block(x)
-        return x
+        """What calling it gives, for inference, in little memory; the input may have any dtype."""
+        return bands.run(self, image.astype(self.conv_out.weight.dtype))
 
 
-class Decoder(nn.Module):
+class Decoder(Chain):
+    """From latents, divided by `scaling_factor`, to an image of about [-1, 1], not clamped; shapes as of `Encoder`."""
+
     def __init__(self, config: DCAEConfig):
         super().__init__()
         dims, layers = config.decoder_block_out_channels, config.decoder_layers_per_block
@@ -326,46 +277,14 @@ class Decoder(nn.Module):
             else Upsample(dims[1], config.in_channels, shortcut=False)
         )
 
-    def blocks(self) -> list[Callable[[mx.array], mx.array]]:
-        """All blocks in order."""
-        return [self._in, *(b for stage in reversed(self.up_blocks) for b in stage), self._out]
+    def steps(self) -> Sequence[Any]:
+        first = Residual(self.conv_in, join=lambda x, y: y + _repeated(x, y.shape[-1]))
+        blocks = [block for stage in reversed(self.up_blocks) for block in stage]
+        return first, *blocks, self.norm_out, nn.relu, self.conv_out
 
     def decode(self, latents: mx.array) -> mx.array:
-        return joined(self.stream(latents.astype(self.conv_in.weight.dtype)))
-
-    def stream(self, latents: mx.array) -> Strips:
-        """The strips of the image, from top to bottom, each computed before the next one begins.
-
-        What attends to the whole map is computed at once. What sees only a neighbourhood, which is everything at
-        the high resolutions, passes strips on and keeps the few rows that the next strip needs: the result is the
-        same up to rounding, and memory above the latents' resolution grows with an image's width, not its area.
-        """
-        strips = split(self._in(latents))
-        for stage in reversed(self.up_blocks):
-            for block in stage:
-                strips = block.stream(strips)
-        return evaluated(self.conv_out.stream(map(self._rectified, strips)))
-
-    def _in(self, x: mx.array) -> mx.array:
-        y = self.conv_in(x)
-        return y + mx.repeat(x, y.shape[-1] // x.shape[-1], axis=-1)
-
-    def _rectified(self, x: mx.array) -> mx.array:
-        return nn.relu(self.norm_out(x))
-
-    def _out(self, x: mx.array) -> mx.array:
-        return self.conv_out(self._rectified(x))
-
-    def __call__(self, latents: mx.array) -> mx.array:
-        """The image, (B, h factor, w factor, 3), about [-1, 1] and not clamped.
-
-        Args:
-            latents: (B, h, w, latent_channels), already divided by `scaling_factor`.
-        """
-        x = latents
-        for block in self.blocks():
-            x = block(x)
-        return x
+        """What calling it gives, for inference, in little memory; the input may have any dtype."""
+        return bands.run(self, latents.astype(self.conv_in.weight.dtype))
 
 
 def sanitize(weights: dict[str, mx.array], head_dim: int) -> dict[str, mx.array]:

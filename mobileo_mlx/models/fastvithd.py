@@ -1,30 +1,39 @@
 """FastViTHD (FastVLM, arXiv 2412.13303): a convolutional tower with attention in its last two stages.
 
-This is the reparameterised form, the one that checkpoints hold: each mixer is one depthwise convolution into which
-the training-time branches have been folded. Only the feed-forward still has its BatchNorm.
+Five stages, each half the size of the one before, on a stem that makes images four times smaller: of 1024x1024 pixels
+256 tokens are left, where a plain ViT has thousands, and attention sees few positions.
+
+This is the reparameterised form of FastViT (arXiv 2303.14189), the one that checkpoints hold: each mixer is one
+depthwise convolution into which the branches and the skip connection of training have been folded. Only the
+feed-forward still has its BatchNorm.
+
+Calling the network takes whole maps; `FastViTHD.encode` is the same in little memory.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
-from ..ops import backend
+from ..ops import bands
 from ..ops.activations import gelu, scaled_residual
 from ..ops.attention import attention
-from ..ops.bands import Strips, evaluated, joined, paired, remembered, split
+from ..ops.blocks import Chain, Residual, WholeMap, follow
 from ..ops.conv import Conv2d, conv_weight, pointwise_weight
-from ..ops.cpu.channel_planes import Planes, depthwise, feed_forward
+from ..ops.cpu import repmixer
 from ..ops.depthwise import DepthwiseConv2d
 
 
 @dataclass(frozen=True)
 class FastViTHDConfig(Config):
+    """The shape of the tower; the tuples have an element for each stage. Upstream fixes all of it in its source."""
+
     layers: tuple[int, ...] = (2, 12, 24, 4, 2)  # blocks a stage
     embed_dims: tuple[int, ...] = (96, 192, 384, 768, 1536)
     mlp_ratios: tuple[float, ...] = (4, 4, 4, 4, 4)
@@ -51,23 +60,16 @@ class FastViTHDConfig(Config):
         return size
 
 
-class ReparamConv(nn.Module):
-    """A convolution under the name that reparameterisation gives it, and perhaps GELU."""
+class ReparamConv(Chain):
+    """A convolution (of 1x1: a linear layer) under the name that reparameterisation gives it, and perhaps GELU."""
 
     def __init__(self, convolution: nn.Module, *, act: bool = True):
         super().__init__()
         self.reparam_conv = convolution
         self.act = act
 
-    def __call__(self, x: mx.array) -> mx.array:
-        x = self.reparam_conv(x)
-        return gelu(x) if self.act else x
-
-    def stream(self, strips: Strips) -> Strips:
-        """The strips of the result; see `FastViTHD.in_turn`."""
-        layer = self.reparam_conv  # a linear layer, quantized or not, sees each pixel alone
-        strips = layer.stream(strips) if isinstance(layer, (Conv2d, DepthwiseConv2d)) else map(layer, strips)
-        return evaluated(gelu(x) if self.act else x for x in strips)
+    def steps(self) -> Sequence[Any]:
+        return (self.reparam_conv, gelu) if self.act else (self.reparam_conv,)
 
 
 def _with_skip(convolution: DepthwiseConv2d) -> DepthwiseConv2d:
@@ -77,20 +79,20 @@ def _with_skip(convolution: DepthwiseConv2d) -> DepthwiseConv2d:
     return convolution
 
 
-class LargeKernelConv(nn.Module):
+class LargeKernelConv(Chain):
+    """Depthwise convolution, several outputs a channel, and GELU."""
+
     def __init__(self, dim: int, kernel: int, stride: int, multiplier: int):
         super().__init__()
         self.lkb_reparam = DepthwiseConv2d(dim, kernel, stride=stride, multiplier=multiplier)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return gelu(self.lkb_reparam(x))
-
-    def stream(self, strips: Strips) -> Strips:
-        """The strips of the result; see `FastViTHD.in_turn`."""
-        return evaluated(gelu(x) for x in self.lkb_reparam.stream(strips))
+    def steps(self) -> Sequence[Any]:
+        return self.lkb_reparam, gelu
 
 
-class Downsample(nn.Module):
+class Downsample(Chain):
+    """Between two stages: a large kernel with a stride, then 1x1; (B, H, W, dim_in) to (B, H / s, W / s, dim_out)."""
+
     def __init__(self, dim_in: int, dim_out: int, kernel: int, stride: int):
         super().__init__()
         self.proj = [
@@ -98,19 +100,11 @@ class Downsample(nn.Module):
             ReparamConv(nn.Linear(dim_out, dim_out)),
         ]
 
-    def __call__(self, x: mx.array) -> mx.array:
-        for layer in self.proj:
-            x = layer(x)
-        return x
-
-    def stream(self, strips: Strips) -> Strips:
-        """The strips of the result; see `FastViTHD.in_turn`."""
-        for layer in self.proj:
-            strips = layer.stream(strips)
-        return strips
+    def steps(self) -> Sequence[Any]:
+        return self.proj
 
 
-class ConvNorm(nn.Module):
+class ConvNorm(Chain):
     """Depthwise 7x7 without bias, then BatchNorm."""
 
     def __init__(self, dim: int, eps: float):
@@ -118,12 +112,8 @@ class ConvNorm(nn.Module):
         self.conv = DepthwiseConv2d(dim, 7, bias=False)
         self.bn = nn.BatchNorm(dim, eps)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.bn(self.conv(x)) if self.training else self.conv(x, *self.affine())
-
-    def stream(self, strips: Strips) -> Strips:
-        """The strips of the result; see `FastViTHD.in_turn`."""
-        return self.conv.stream(strips, *self.affine())
+    def steps(self) -> Sequence[Any]:
+        return (self.conv, self.bn) if self.training else (self.conv.scaled(*self.affine()),)
 
     def affine(self) -> tuple[mx.array, mx.array]:
         """The norm with the statistics of training is g x + s, which the convolution takes into its weights.
@@ -135,39 +125,25 @@ class ConvNorm(nn.Module):
         return gain, norm.bias - gain * norm.running_mean
 
 
-class ConvFFN(nn.Module):
+class ConvFFN(Chain):
+    """The feed-forward: depthwise 7x7 with its norm, then two linear layers; `ratio` is hidden channels / channels."""
+
     def __init__(self, dim: int, ratio: float, eps: float):
         super().__init__()
         self.conv = ConvNorm(dim, eps)
         self.fc1 = nn.Linear(dim, int(dim * ratio))
         self.fc2 = nn.Linear(int(dim * ratio), dim)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self._pointwise(self.conv(x))
-
-    def stream(self, strips: Strips) -> Strips:
-        """The strips of the result; see `FastViTHD.in_turn`."""
-        return map(self._pointwise, self.conv.stream(strips))
-
-    def _pointwise(self, x: mx.array) -> mx.array:
-        return self.fc2(gelu(self.fc1(x)))
-
-    def on_planes(self, x: Planes, scale: mx.array) -> Planes:
-        """x + scale * self(x). The norm is folded into what is before and after it, the scale into the second layer."""
-        gain, shift = (v.astype(mx.float32) for v in self.conv.affine())
-        (w1, b1), (w2, b2) = (
-            (layer.weight.astype(mx.float32), layer.bias.astype(mx.float32)) for layer in (self.fc1, self.fc2)
-        )
-        y = depthwise(x, self.conv.conv.weight * gain[:, None, None, None])
-        first, second = (w1, b1 + w1 @ shift), (w2 * scale[:, None], b2 * scale)
-        return replace(x, values=feed_forward(y.values, x.values, first, second, gelu))
-
-    def suits_planes(self) -> bool:
-        """Whether the linear layers are plain ones, neither quantized nor adapted."""
-        return type(self.fc1) is nn.Linear and type(self.fc2) is nn.Linear
+    def steps(self) -> Sequence[Any]:
+        return self.conv, self.fc1, gelu, self.fc2
 
 
-class Attention(nn.Module):
+def _scaled(scale: mx.array, *steps: Any) -> Residual:
+    """x + scale * steps(x), the scale (dim,)."""
+    return Residual(*steps, join=partial(scaled_residual, scale), widest=4)
+
+
+class Attention(WholeMap):
     """Self-attention over all pixels of a map, (B, H, W, dim) to the same."""
 
     def __init__(self, dim: int, head_dim: int):
@@ -184,30 +160,22 @@ class Attention(nn.Module):
         return self.proj(y.swapaxes(1, 2).reshape(batch, height, width, dim))
 
 
-class RepMixerBlock(nn.Module):
+class RepMixerBlock(Chain):
+    """A block of the first stages, whose mixer is one depthwise convolution; (B, H, W, dim) to the same."""
+
     def __init__(self, dim: int, ratio: float, config: FastViTHDConfig):
         super().__init__()
         self.token_mixer = ReparamConv(_with_skip(DepthwiseConv2d(dim, config.repmixer_kernel_size)), act=False)
         self.convffn = ConvFFN(dim, ratio, config.norm_eps)
         self.layer_scale = mx.full((dim,), 1e-5)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        x = self.token_mixer(x)
-        return scaled_residual(self.layer_scale, x, self.convffn(x))
-
-    def stream(self, strips: Strips) -> Strips:
-        """The strips of the result; see `FastViTHD.in_turn`."""
-        memory: deque[mx.array] = deque()
-        strips = remembered(self.token_mixer.stream(strips), memory)
-        return evaluated(x + self.layer_scale * y for x, y in paired(memory, self.convffn.stream(strips)))
-
-    def on_planes(self, x: Planes) -> Planes:
-        """The same on a CPU."""
-        mixer = self.token_mixer.reparam_conv
-        return self.convffn.on_planes(depthwise(x, mixer.weight, mixer.bias), self.layer_scale)
+    def steps(self) -> Sequence[Any]:
+        return self.token_mixer, _scaled(self.layer_scale, self.convffn)
 
 
-class AttentionBlock(nn.Module):
+class AttentionBlock(Chain):
+    """A block of the last stages, whose mixer is self-attention over all pixels; (B, H, W, dim) to the same."""
+
     def __init__(self, dim: int, ratio: float, config: FastViTHDConfig):
         super().__init__()
         self.norm = nn.LayerNorm(dim, config.norm_eps)
@@ -216,21 +184,13 @@ class AttentionBlock(nn.Module):
         self.layer_scale_1 = mx.full((dim,), 1e-5)
         self.layer_scale_2 = mx.full((dim,), 1e-5)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        x = scaled_residual(self.layer_scale_1, x, self.token_mixer(self.norm(x)))
-        return scaled_residual(self.layer_scale_2, x, self.convffn(x))
-
-    def stream(self, strips: Strips) -> Strips:
-        """The strips of the result; see `FastViTHD.in_turn`. Attention needs the whole map."""
-        x = joined(strips)
-        x = x + self.layer_scale_1 * self.token_mixer(self.norm(x))
-        mx.eval(x)
-        memory: deque[mx.array] = deque()
-        strips = self.convffn.stream(remembered(split(x), memory))
-        return evaluated(x + self.layer_scale_2 * y for x, y in paired(memory, strips))
+    def steps(self) -> Sequence[Any]:
+        return _scaled(self.layer_scale_1, self.norm, self.token_mixer), _scaled(self.layer_scale_2, self.convffn)
 
 
 class SqueezeExcite(nn.Module):
+    """A gate for each channel from the means of all (arXiv 1709.01507); (B, H, W, dim) to the same."""
+
     def __init__(self, dim: int, inner: int):
         super().__init__()
         self.reduce = nn.Linear(dim, inner)
@@ -241,8 +201,8 @@ class SqueezeExcite(nn.Module):
         return x * mx.sigmoid(self.expand(nn.relu(self.reduce(gate))))
 
 
-class ConvExpand(nn.Module):
-    """The last convolution: depthwise with two outputs a channel, squeeze-and-excitation, GELU."""
+class ConvExpand(WholeMap):
+    """The last convolution: depthwise with several outputs a channel, squeeze-and-excitation, GELU."""
 
     def __init__(self, dim: int, dim_out: int, inner: int):
         super().__init__()
@@ -252,12 +212,10 @@ class ConvExpand(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         return gelu(self.se(self.reparam_conv(x)))
 
-    def stream(self, strips: Strips) -> Strips:
-        """The result as one strip: the squeeze needs the whole map."""
-        yield self(joined(strips))
-
 
 class FastViTHD(nn.Module):
+    """From images to tokens in row-major order: (B, H, W, 3) in [0, 1] to (B, h w, output_dim), h = H / patch_size."""
+
     def __init__(self, config: FastViTHDConfig):
         super().__init__()
         dims = config.embed_dims
@@ -279,61 +237,38 @@ class FastViTHD(nn.Module):
             self.network.append([block(dim, config.mlp_ratios[i], config) for _ in range(config.layers[i])])
         self.conv_exp = ConvExpand(dims[-1], config.output_dim, config.se_channels)
 
-    def blocks(self) -> list[Any]:
-        """All blocks in order. A caller that evaluates after each bounds the memory that is in flight."""
-        network = [b for part in self.network for b in (part if isinstance(part, list) else [part])]
-        return [*self.patch_embed, *network, self.conv_exp]
+    def parts(self) -> list[list[Any]]:
+        """All blocks in order: the stem, then stages and what is between them, then the last convolution."""
+        return [self.patch_embed, *(p if isinstance(p, list) else [p] for p in self.network), [self.conv_exp]]
 
     def __call__(self, pixel_values: mx.array) -> mx.array:
-        """The image's tokens in row-major order, (B, h w, output_dim).
-
-        Args:
-            pixel_values: (B, H, W, 3) in [0, 1]; h = H / patch_size, w = W / patch_size.
-        """
         x = pixel_values
-        for block in self.blocks():
-            x = block(x)
+        for blocks in self.parts():
+            x = follow(blocks, x)
         return x.flatten(1, 2)
 
     def encode(self, pixel_values: mx.array) -> mx.array:
-        return self.in_turn(pixel_values.astype(self.patch_embed[0].reparam_conv.weight.dtype))
-
-    def in_turn(self, pixel_values: mx.array) -> mx.array:
-        """The same for inference, block after block, so that only one block's intermediates are in memory.
-
-        On a CPU each block is computed piece by piece: what fits the cache is several times as fast.
-        """
-        if not backend.on_cpu():
-            x = pixel_values
-            for block in self.blocks():
-                x = block(x)
-                mx.eval(x)
-            return x.flatten(1, 2)
-        strips = split(pixel_values, widest=8)
-        for layer in self.patch_embed:  # in one go: what is between them is larger than all that follows
-            strips = layer.stream(strips)
-        x, planes = joined(strips), None
-        for block in self.blocks()[len(self.patch_embed) :]:
-            if isinstance(block, RepMixerBlock) and block.convffn.suits_planes():
-                planes = block.on_planes(Planes.of(x) if planes is None else planes)
-                mx.eval(planes.values)
-                continue
-            if planes is not None:
-                x, planes = planes.whole().astype(pixel_values.dtype), None
-            x = joined(block.stream(split(x, widest=4)))
-            mx.eval(x)
+        """What calling it gives, for inference, in little memory; pixel values of any dtype."""
+        x = pixel_values.astype(self.patch_embed[0].reparam_conv.weight.dtype)
+        for blocks in self.parts():
+            if isinstance(blocks[0], RepMixerBlock) and repmixer.suits(blocks):
+                x = repmixer.run(blocks, x)
+            else:
+                x = bands.run(blocks, x)
         return x.flatten(1, 2)
 
 
 @dataclass(frozen=True)
 class MMProjectorConfig(Config):
+    """The widths of the projector: the tower's, its own, and the language model's."""
+
     input_dim: int
     hidden_dim: int
     output_dim: int
 
 
 class MMProjector(nn.Sequential):
-    """From the tower's width to the language model's: Linear, GELU, Linear."""
+    """From the tower's width to the language model's: Linear, GELU, Linear; (..., input_dim) to (..., output_dim)."""
 
     def __init__(self, config: MMProjectorConfig):
         super().__init__(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..ops import backend
 from ..ops.activations import silu
+from ..ops.blocks import Chain
 from ..ops.depthwise import DepthwiseConv2d
 
 
-class GLUMBConv(nn.Module):
+class GLUMBConv(Chain):
     """The Mix-FFN of SANA (arXiv 2410.10629, section 2.3): 1x1, SiLU, depthwise 3x3, gate, 1x1.
 
     Args:
@@ -26,9 +32,20 @@ class GLUMBConv(nn.Module):
         self.conv_depth = DepthwiseConv2d(2 * hidden, 3)
         self.conv_point = nn.Linear(hidden, channels, bias=False)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        x, gate = self.conv_depth.parts(silu(self.conv_inverted(x)), 2)
-        return self.conv_point(x * silu(gate))
+    def steps(self) -> Sequence[Any]:
+        depth, gate = self.conv_depth, gated
+        if not backend.on_cpu():  # the bias is added with the gate, in one compiled kernel
+            depth, gate = depth.without_bias(), partial(gated, bias=depth.bias)
+        return self.conv_inverted, silu, depth, gate, self.conv_point
+
+
+def gated(x: mx.array, bias: mx.array | None = None) -> mx.array:
+    """value * SiLU(gate), the halves of the channels of x + bias: (..., 2 C) to (..., C)."""
+    value, gate = mx.split(x, 2, axis=-1)
+    if bias is not None:
+        first, second = mx.split(bias, 2)
+        value, gate = value + first, gate + second
+    return value * silu(gate)
 
 
 def relu_linear_attention(q: mx.array, k: mx.array, v: mx.array, eps: float) -> mx.array:

@@ -1,49 +1,109 @@
-"""Rows of images that flow through a network strip by strip, so that a large image is never in memory at once.
+"""Blocks on bands of rows, so that a large map is never in memory at once.
 
-A strip is (B, rows, W, C); strips of an image follow each other from top to bottom. What sees only a neighbourhood
-takes strips and gives strips, and keeps the few rows that the next strip needs, so that nothing is computed twice.
+A band is (B, rows, W, C); the bands of a map follow each other from top to bottom. Steps that see a neighbourhood take
+bands and give bands, and keep the few rows that the next band needs, so that nothing is computed twice. Memory then
+grows with the width of a map, not with its area, and the result is that of the whole map up to rounding.
 
-A chain of generators waits most of the time, and each would hold what its variables last stood for. So what works strip
-by strip is a `map`, which holds nothing, and what needs a loop deletes its variables.
+A suspended generator keeps its local variables alive, and a chain of them would hold many bands. So what works band by
+band is a `map`, which holds nothing, and what needs a loop deletes its variables.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from itertools import chain, starmap
+from typing import Any
 
 import mlx.core as mx
 
 from . import backend
+from .blocks import Residual, Windowed, flattened, rows_ratio, sees_all, widest
 
-Strips = Iterator[mx.array]
+Bands = Iterator[mx.array]
 
-# Bytes of a strip. On a CPU, what fits its cache is several times as fast as what does not: larger arrays are also
-# mapped and cleared anew each time. A GPU wants fewer and larger pieces.
-_CPU_BYTES, _GPU_BYTES = 2**21, 2**22
+# Bytes of a band. On a CPU, of the widest map that is computed of it: what fits the cache is several times as fast as
+# what does not, and larger arrays are mapped and cleared anew each time. On a GPU of the band itself: each costs
+# waiting for its result, and four of the largest map of a 512 px image (64 MB in half precision) bound memory enough.
+CPU_BYTES, GPU_BYTES = 2**21, 2**24
+
+# Bands have a multiple of so many rows, those of a tile in the forms that convolutions take on a CPU.
+ROWS = 4
 
 
-def split(x: mx.array, widest: int = 1) -> Strips:
-    """An image's strips, all of the same multiple of 4 rows but the last.
+def run(network: Any, x: mx.array) -> mx.array:
+    """What `network(x)` gives up to rounding, for inference, in little memory.
 
     Args:
-        widest: how many times as many channels as `x` the widest has of what is computed from a strip.
+        network: a `blocks.Chain`, another step, or several one after the other.
+        x: (B, H, W, C).
     """
-    limit = _CPU_BYTES if backend.on_cpu() else _GPU_BYTES
-    row = x[:, :1].nbytes * widest
-    rows = max(4, limit // row // 4 * 4)
+    return joined(stream(network, x))
+
+
+def stream(network: Any, x: mx.array) -> Bands:
+    """The bands of `run`, each computed before the next one begins.
+
+    A step that needs the whole map gets it. So does any other while the map is no larger than a band; from the first
+    one on which it is larger, steps pass bands on.
+    """
+    flow: mx.array | Bands = x
+    del x
+    for step in flattened(network if isinstance(network, Sequence) else [network]):
+        local = isinstance(step, Windowed | Residual)
+        if sees_all(step):
+            flow = step(joined(evaluated([flow] if isinstance(flow, mx.array) else flow)))
+        elif isinstance(flow, mx.array) and (not local or flow.shape[1] <= _rows(flow, step)):
+            if local:
+                mx.eval(flow)
+            flow = step(flow)
+        else:
+            flow = _flow(step, split(flow, _rows(flow, step)) if isinstance(flow, mx.array) else flow)
+    return evaluated([flow] if isinstance(flow, mx.array) else flow)
+
+
+def _flow(step: Any, bands: Bands) -> Bands:
+    """The bands of what a step makes of a map. Before one that keeps rows they are computed."""
+    if isinstance(step, Windowed):
+        window = step.window()
+        return map(window.apply, windows(evaluated(bands), window.kernel, stride=window.stride))
+    if not isinstance(step, Residual):
+        return map(step, bands)
+    memory: deque[mx.array] = deque()
+    bands = remembered(evaluated(bands), memory)
+    for inner in step.steps:
+        bands = _flow(inner, bands)
+    ratio = rows_ratio(step)
+    bands = starmap(step.join, paired(memory, bands, ratio=ratio))
+    # Where the map has become larger, so have its bands.
+    return bands if ratio >= 1 else chain.from_iterable(map(_cut, evaluated(bands)))
+
+
+def _rows(x: mx.array, step: Any) -> int:
+    """Rows of a band of a map for a step."""
+    row = x[:, :1].nbytes
+    rows = int(CPU_BYTES // (row * widest(step))) if backend.on_cpu() else GPU_BYTES // row
+    return max(ROWS, rows // ROWS * ROWS)
+
+
+def _cut(x: mx.array) -> Bands:
+    return split(x, _rows(x, None))
+
+
+def split(x: mx.array, rows: int) -> Bands:
+    """A map's bands of so many rows; the last may have fewer."""
     for first in range(0, x.shape[1], rows):
         yield x[:, first : first + rows]
 
 
-def joined(strips: Iterable[mx.array]) -> mx.array:
-    """The image of strips."""
-    parts = list(strips)
+def joined(bands: Iterable[mx.array]) -> mx.array:
+    """The map of bands."""
+    parts = list(bands)
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
 
 
-def windows(strips: Strips, kernel: int, *, stride: int = 1, step: int = 1) -> Strips:
+def windows(bands: Bands, kernel: int, *, stride: int = 1, step: int = ROWS) -> Bands:
     """The rows that a convolution reads, with its rows of zeros above and below the image.
 
     Args:
@@ -56,9 +116,9 @@ def windows(strips: Strips, kernel: int, *, stride: int = 1, step: int = 1) -> S
     """
     padding = kernel // 2
     held = None
-    for strip in strips:
-        held = _padded(strip, padding, 0) if held is None else mx.concatenate([held, strip], axis=1)
-        del strip
+    for band in bands:
+        held = _padded(band, padding, 0) if held is None else mx.concatenate([held, band], axis=1)
+        del band
         rows = (held.shape[1] - kernel) // stride + 1
         rows -= rows % step
         if rows > 0:
@@ -72,28 +132,28 @@ def windows(strips: Strips, kernel: int, *, stride: int = 1, step: int = 1) -> S
         yield held[:, : (rows - 1) * stride + kernel]
 
 
-def remembered(strips: Strips, memory: deque[mx.array]) -> Strips:
-    """The same strips, each of which is left in `memory` for `paired`."""
+def remembered(bands: Bands, memory: deque[mx.array]) -> Bands:
+    """The same bands, each of which is left in `memory` for `paired`."""
 
-    def kept(strip: mx.array) -> mx.array:
-        memory.append(strip)
-        return strip
+    def kept(band: mx.array) -> mx.array:
+        memory.append(band)
+        return band
 
-    return map(kept, strips)
+    return map(kept, bands)
 
 
 def paired(
-    memory: deque[mx.array], strips: Strips, *, ratio: Fraction = Fraction(1)
+    memory: deque[mx.array], bands: Bands, *, ratio: Fraction = Fraction(1)
 ) -> Iterator[tuple[mx.array, mx.array]]:
-    """With each strip the rows from which it was computed, which come earlier and in other pieces.
+    """With each band the rows from which it was computed, which come earlier and in other pieces.
 
     Args:
-        memory: the earlier strips, by `remembered`; they are taken out.
+        memory: the earlier bands, by `remembered`; they are taken out.
         ratio: earlier rows / rows.
     """
 
-    def pair(strip: mx.array) -> tuple[mx.array, mx.array]:
-        wanted, rows = [], int(strip.shape[1] * ratio)
+    def pair(band: mx.array) -> tuple[mx.array, mx.array]:
+        wanted, rows = [], int(band.shape[1] * ratio)
         while rows > 0:
             early = memory.popleft()
             if early.shape[1] > rows:
@@ -101,20 +161,20 @@ def paired(
                 early = early[:, :rows]
             wanted.append(early)
             rows -= early.shape[1]
-        return joined(wanted), strip
+        return joined(wanted), band
 
-    return map(pair, strips)
-
-
-def evaluated(strips: Iterable[mx.array]) -> Strips:
-    """The same strips, computed: what they were computed from is free before the next one begins."""
-    return map(computed, strips)
+    return map(pair, bands)
 
 
-def computed(strip: mx.array) -> mx.array:
-    """The same strip, evaluated."""
-    mx.eval(strip)
-    return strip
+def evaluated(bands: Iterable[mx.array]) -> Bands:
+    """The same bands, computed: what they were computed from is free before the next one begins."""
+    return map(computed, bands)
+
+
+def computed(band: mx.array) -> mx.array:
+    """The same band, evaluated."""
+    mx.eval(band)
+    return band
 
 
 def _alone(x: mx.array) -> mx.array:

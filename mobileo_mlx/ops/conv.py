@@ -1,7 +1,7 @@
 """Convolutions, each in the form that the backend at hand has a fast kernel for.
 
-What chooses by backend is here and, for depthwise convolutions, in `depthwise`. A layer's `__call__` takes a whole map
-and is what training uses; its `stream` takes the strips of a map (see `strips`) and is for inference.
+On a CPU the forms for inference are those of `cpu.winograd` and `cpu.dense`; training takes those that MLX has a fast
+gradient for.
 """
 
 from __future__ import annotations
@@ -12,36 +12,41 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import backend
-from .bands import Strips, windows
-from .cpu import winograd
+from .blocks import Window, Windowed
+from .cpu import dense, winograd
 
 
-class Conv2d(nn.Conv2d):
+class Conv2d(nn.Conv2d, Windowed):
     """`mlx.nn.Conv2d` that keeps full accuracy in half precision on a GPU, and is fast on a CPU.
 
     Metal silently takes Winograd F(6,3) for large dense 3x3 convolutions, whose rounding error in float16 and
     bfloat16 is some 36 times that of the direct form. A convolution with `flip=True` never takes that path, so in
     half precision the weights are flipped here and flipped back there.
+
+    Kernels are square and odd, and the map is padded by half of them.
     """
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self._plain(x, self.padding)
+        if not backend.on_cpu():
+            return self._plain(x, self.padding)
+        if self.training:
+            return self._biased(dense.strided(x, self.weight)) if self._halves(x) else self._plain(x, self.padding)
+        return self.window().apply(padded_rows(x, self.padding[0]))
 
-    def stream(self, strips: Strips) -> Strips:
-        """The strips of the result. Only for odd kernels, padded by half of them."""
-        kernel, stride = self.weight.shape[1], self.stride[0]
-        phases = functools.cache(lambda: winograd.transform(self.weight))
+    def window(self) -> Window:
+        (dim_out, kernel, _, dim_in), stride = self.weight.shape, self.stride[0]
+        transformed = functools.cache(lambda: winograd.transform(self.weight))
+        few = stride == 1 and kernel > 1 and dim_out < kernel**2
 
-        def convolved(window: mx.array) -> mx.array:
-            if stride == 1 and _winograd_pays(self.weight.shape, window.shape[2]):
-                y = winograd.convolve(window, phases()).astype(window.dtype)
-            elif stride == 1 and kernel > 1 and backend.on_cpu() and self.weight.shape[0] < kernel**2:
-                y = _convolve_to_few(window, self.weight)
-            else:
-                return self._plain(window, (0, self.padding[1]))
-            return y + self.bias if "bias" in self else y
+        def apply(window: mx.array) -> mx.array:
+            if backend.on_cpu() and stride == self.groups == 1:
+                if winograd.pays(self.weight, window.shape[2]):
+                    return self._biased(winograd.convolve(window, transformed()).astype(window.dtype))
+                if few:
+                    return self._biased(dense.convolve_to_few(window, self.weight))
+            return self._plain(window, (0, self.padding[1]))
 
-        return map(convolved, windows(strips, kernel, stride=stride, step=winograd.TILE))
+        return Window(kernel, stride, 1, dim_out / (dim_in * self.groups * stride**2), apply)
 
     def _plain(self, x: mx.array, padding: tuple[int, int]) -> mx.array:
         if x.dtype == mx.float32 or self.weight.shape[1:3] != (3, 3) or backend.on_cpu():
@@ -49,6 +54,13 @@ class Conv2d(nn.Conv2d):
         else:
             weight = self.weight[:, ::-1, ::-1]
             y = mx.conv_general(x, weight, self.stride, padding, groups=self.groups, flip=True)
+        return self._biased(y)
+
+    def _halves(self, x: mx.array) -> bool:
+        """Whether it makes maps half as large, by a 3x3 kernel."""
+        return self.stride[0] == 2 and self.weight.shape[1] == 3 and x.shape[1] % 2 == x.shape[2] % 2 == 0
+
+    def _biased(self, y: mx.array) -> mx.array:
         return y + self.bias if "bias" in self else y
 
 
@@ -62,21 +74,23 @@ class UpsampledConv2d(Conv2d):
         super().__init__(dim_in, dim_out, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        window = mx.pad(x, [(0, 0), (1, 1), (0, 0), (0, 0)])
-        return _upsampled(window, polyphase_kernels(self.weight)) + self.bias
+        return self.window().apply(padded_rows(x, 1))
 
-    def stream(self, strips: Strips) -> Strips:
-        """The strips of the result, each of twice as many rows."""
-        # Made once, for all strips, in the form that is needed.
+    def window(self) -> Window:
         transformed = functools.cache(lambda: winograd.transform_upsampling(self.weight))
-        taps = functools.cache(lambda: polyphase_kernels(self.weight))
+        kernels = functools.cache(lambda: polyphase_kernels(self.weight))
 
-        def convolved(window: mx.array) -> mx.array:
-            if _winograd_pays(self.weight.shape, window.shape[2]):
+        def apply(window: mx.array) -> mx.array:
+            if not self.training and backend.on_cpu() and winograd.pays(self.weight, window.shape[2]):
                 return winograd.convolve(window, transformed()).astype(window.dtype) + self.bias
-            return _upsampled(window, taps()) + self.bias
+            return _upsampled(window, kernels()) + self.bias
 
-        return map(convolved, windows(strips, 3, step=winograd.TILE))
+        return Window(3, 1, 2, 4 * self.weight.shape[0] / self.weight.shape[3], apply)
+
+
+def padded_rows(x: mx.array, rows: int) -> mx.array:
+    """A map (B, H, W, C) with so many rows of zeros above and below."""
+    return mx.pad(x, [(0, 0), (rows, rows), (0, 0), (0, 0)])
 
 
 def polyphase_kernels(weight: mx.array) -> list[mx.array]:
@@ -109,40 +123,6 @@ def _upsampled(window: mx.array, taps: list[mx.array]) -> mx.array:
     ]
     y = mx.stack(phases, axis=3).reshape(batch, height, width, 2, 2, -1)
     return y.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1)
-
-
-def _convolve_to_few(window: mx.array, weight: mx.array) -> mx.array:
-    """A convolution to a few channels: every tap's product first, then their sum.
-
-    A CPU's convolution would first copy the many input channels for each tap.
-
-    Args:
-        window: (B, rows + kernel - 1, W, I).
-        weight: (O, kernel, kernel, I).
-
-    Returns:
-        (B, rows, W, O).
-    """
-    dim_out, kernel, _, dim_in = weight.shape
-    batch, height, width, _ = window.shape
-    products = window @ weight.transpose(3, 1, 2, 0).reshape(dim_in, -1)
-    products = products.reshape(batch, height, width, kernel, kernel, dim_out)
-    products = mx.pad(products, [(0, 0), (0, 0), (kernel // 2, kernel // 2), (0, 0), (0, 0), (0, 0)])
-    rows = height - kernel + 1
-    y = mx.zeros((batch, rows, width, dim_out), window.dtype)
-    for i in range(kernel):
-        for j in range(kernel):
-            y = y + products[:, i : i + rows, j : j + width, i, j]
-    return y
-
-
-def _winograd_pays(weight: tuple[int, ...], width: int) -> bool:
-    """Whether our float32 Winograd is faster: on a CPU, where a weight meets enough pixels to be worth transforming.
-
-    A GPU has no need of it: Metal takes its own in float32, and in half precision none may be taken.
-    """
-    dim_out, height, _, dim_in = weight
-    return backend.on_cpu() and height == 3 and min(dim_out, dim_in) >= 32 and width >= 64
 
 
 class GroupedLinear(nn.Module):

@@ -17,6 +17,7 @@ from mobileo_mlx.models.fastvithd import (
     sanitize,
 )
 from mobileo_mlx.ops import backend, bands
+from mobileo_mlx.ops.blocks import follow
 
 CONFIG = FastViTHDConfig(
     layers=(1, 2, 1, 1, 1), embed_dims=(4, 8, 16, 32, 64), mlp_ratios=(2, 2, 2, 2, 2), se_channels=6
@@ -39,8 +40,8 @@ def test_one_token_for_each_patch(tower: FastViTHD, height: int, width: int) -> 
 def test_tokens_are_in_row_major_order(tower: FastViTHD) -> None:
     x = mx.random.uniform(shape=(1, 128, 192, 3))
     y = x
-    for block in tower.blocks():
-        y = block(y)
+    for blocks in tower.parts():
+        y = follow(blocks, y)
     assert y.shape == (1, 2, 3, CONFIG.output_dim)
     assert mx.array_equal(y.reshape(1, 6, -1), tower(x))
 
@@ -52,10 +53,10 @@ def test_rows_of_a_batch_do_not_mix(tower: FastViTHD) -> None:
 
 def test_the_forms_of_a_gpu_are_those_of_a_cpu(tower: FastViTHD, monkeypatch: pytest.MonkeyPatch) -> None:
     x = mx.random.uniform(shape=(1, 128, 64, 3))
-    expected = tower.in_turn(x)
+    expected = tower.encode(x)
     mx.eval(expected)
     monkeypatch.setattr(backend, "backend", lambda: "metal")
-    for tokens in (tower(x), tower.in_turn(x)):
+    for tokens in (tower(x), tower.encode(x)):
         assert mx.abs(tokens - expected).max() <= 1e-5 * mx.abs(expected).max()
 
 
@@ -63,7 +64,7 @@ def test_half_precision_keeps_its_dtype() -> None:
     tower = FastViTHD(CONFIG).eval()
     tower.set_dtype(mx.float16)
     x = mx.random.uniform(shape=(1, 64, 64, 3)).astype(mx.float16)
-    assert tower(x).dtype == tower.in_turn(x).dtype == mx.float16
+    assert tower(x).dtype == tower.encode(x).dtype == mx.float16
 
 
 @pytest.fixture
@@ -78,20 +79,17 @@ def lively() -> FastViTHD:
     return tower.update(tree_unflatten(list(values.items())))
 
 
-@pytest.mark.parametrize("limit", [1, 2**13, 2**30])  # bytes: strips of four rows, of some, and one strip
+@pytest.mark.parametrize("limit", [1, 2**13, 2**30])  # bytes: bands of four rows, of some, and the whole map
 @pytest.mark.parametrize("size", [(64, 64), (192, 128)])
-def test_strips_are_the_whole(
+def test_bands_are_the_whole(
     lively: FastViTHD, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], limit: int
 ) -> None:
     """And both are what training computes, where no norm is folded and attention takes all heads at once."""
-    monkeypatch.setattr(bands, "_CPU_BYTES", limit)
-    monkeypatch.setattr(bands, "_GPU_BYTES", limit)
+    monkeypatch.setattr(bands, "CPU_BYTES", limit)
+    monkeypatch.setattr(bands, "GPU_BYTES", limit)
     x = mx.random.uniform(shape=(2, *size, 3), key=mx.random.key(0))
     whole = lively(x)
-    streamed = x
-    for block in lively.blocks():
-        streamed = bands.joined(block.stream(bands.split(streamed)))
-    results = [whole, streamed.flatten(1, 2), lively.in_turn(x)]
+    results = [whole, bands.run([b for blocks in lively.parts() for b in blocks], x).flatten(1, 2), lively.encode(x)]
     lively.train()
     for _, module in lively.named_modules():
         if isinstance(module, nn.BatchNorm):
@@ -108,17 +106,16 @@ def test_planes_are_for_plain_linear_layers_alone(lively: FastViTHD, monkeypatch
             return -super().__call__(x)
 
     x = mx.random.uniform(shape=(1, 64, 64, 3), key=mx.random.key(0))
-    block = next(b for b in lively.blocks() if isinstance(b, RepMixerBlock))
-    before, layer = lively.in_turn(x), block.convffn.fc2
+    block = lively.network[0][0]
+    assert isinstance(block, RepMixerBlock)
+    before, layer = lively.encode(x), block.convffn.fc2
     block.convffn.fc2 = Negated(*reversed(layer.weight.shape)).update(layer.parameters())
-    y, expected = lively.in_turn(x), lively(x)
+    y, expected = lively.encode(x), lively(x)
     assert mx.abs(y - expected).max().item() <= 1e-5 * mx.abs(expected).max().item()
     assert not mx.allclose(y, before, rtol=1e-3)
-    monkeypatch.delattr(RepMixerBlock, "stream")
-    with pytest.raises(AttributeError):
-        lively.in_turn(x)
     block.convffn.fc2 = layer
-    assert mx.array_equal(lively.in_turn(x), before)
+    monkeypatch.delattr(RepMixerBlock, "steps")
+    assert mx.array_equal(lively.encode(x), before)
 
 
 def test_every_parameter_matters(tower: FastViTHD) -> None:

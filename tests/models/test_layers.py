@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mobileo_mlx.models.layers import GLUMBConv, relu_linear_attention
-from mobileo_mlx.ops import backend, depthwise
+from mobileo_mlx.ops import backend
+from mobileo_mlx.ops.cpu import depthwise
 
 
 def test_linear_attention_is_the_quadratic_sum() -> None:
@@ -25,7 +26,7 @@ def test_linear_attention_does_not_overflow_in_half_precision() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16, 4), (2, 1, 1, 4), (3, 5, 2, 4), (2, 40, 30, 4)])
-@pytest.mark.parametrize("form", ["products or tiles", "shifts", "shifts of a row", "a GPU's"])
+@pytest.mark.parametrize("form", ["a CPU's", "a CPU's, row by row", "training's", "a GPU's"])
 def test_every_form_of_a_feed_forward_s_depthwise_convolution_is_the_same(
     shape: tuple[int, ...], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -37,9 +38,9 @@ def test_every_form_of_a_feed_forward_s_depthwise_convolution_is_the_same(
     hidden = mx.conv2d(hidden, weight, 1, 1, groups=channels) + ff.conv_depth.bias
     value, gate = mx.split(hidden, 2, axis=-1)
     expected = ff.conv_point(value * nn.silu(gate))
-    monkeypatch.setattr(depthwise, "_shifts_pay", lambda _: form.startswith("shifts"))
-    if form == "shifts of a row":
-        monkeypatch.setattr(depthwise, "_SHIFTED", 1)
-    elif form == "a GPU's":
-        monkeypatch.setattr(backend, "backend", lambda: "metal")
+    monkeypatch.setattr(backend, "backend", lambda: "metal" if form == "a GPU's" else "cpu")
+    if form == "a CPU's, row by row":
+        monkeypatch.setattr(depthwise, "SHIFTED", 1)
+    elif form == "training's":
+        ff.train()
     assert mx.abs(ff(x) - expected).max() <= 1e-5 * mx.abs(expected).max()

@@ -7,8 +7,9 @@ import mlx.core as mx
 import pytest
 
 from mobileo_mlx.models.dc_ae import ResBlock, Upsample
-from mobileo_mlx.ops import bands as strips_module
-from mobileo_mlx.ops.bands import evaluated, joined, paired, remembered, split, windows
+from mobileo_mlx.ops import backend, bands
+from mobileo_mlx.ops.bands import evaluated, joined, paired, remembered, windows
+from mobileo_mlx.ops.blocks import Residual
 
 
 def pieces(x: mx.array, *heights: int) -> list[mx.array]:
@@ -20,17 +21,21 @@ def pieces(x: mx.array, *heights: int) -> list[mx.array]:
     return out
 
 
-def test_strips_are_bounded_and_whole() -> None:
-    x = mx.random.normal((1, 50, 512, 32))
-    strips = list(split(x))
-    assert len(strips) > 1
-    assert all(strip.nbytes <= 2**22 for strip in strips)
-    assert all(strip.shape[1] % 4 == 0 for strip in strips[:-1])
-    assert mx.array_equal(joined(strips), x)
+def test_bands_are_bounded_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, same = mx.random.normal((1, 50, 512, 32)), Residual(join=lambda x, y: x)
+    for name, limit in (("cpu", bands.CPU_BYTES), ("metal", 2**21)):
+        monkeypatch.setattr(backend, "backend", lambda name=name: name)
+        monkeypatch.setattr(bands, "GPU_BYTES", limit)
+        parts = list(bands.stream(same, x))
+        assert len(parts) > 1
+        assert all(part.nbytes <= limit for part in parts)
+        assert all(part.shape[1] % 4 == 0 for part in parts[:-1])
+        assert mx.array_equal(joined(parts), x)
 
 
-def test_a_strip_has_four_rows_however_wide_the_image() -> None:
-    assert [strip.shape[1] for strip in split(mx.zeros((1, 6, 2**16, 32)))] == [4, 2]
+def test_a_band_has_four_rows_however_wide_the_image() -> None:
+    x = mx.zeros((1, 6, 2**16, 32))
+    assert [part.shape[1] for part in bands.stream(Residual(join=lambda x, y: x), x)] == [4, 2]
 
 
 @pytest.mark.parametrize("heights", [(11,), (1, 1, 9), (4, 4, 3), (2, 1, 1, 7)])
@@ -62,33 +67,31 @@ def test_rows_meet_those_they_came_from(ratio: Fraction) -> None:
     assert not memory
 
 
-def test_a_strip_is_computed_before_the_next_is_asked_for() -> None:
+def test_a_band_is_computed_before_the_next_is_asked_for() -> None:
     asked = []
 
-    def strips() -> object:
+    def parts() -> object:
         for i in range(3):
             asked.append(i)
             yield mx.full((1, 1, 1, 1), i)
 
-    for i, _ in enumerate(evaluated(strips())):
+    for i, _ in enumerate(evaluated(parts())):
         assert asked == list(range(i + 1))
 
 
-def test_a_waiting_chain_holds_few_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_waiting_chain_holds_few_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three for each block at most, where each has five steps that could hold what they last saw."""
     size = 2**16
-    monkeypatch.setattr(strips_module, "_CPU_BYTES", size)
-    monkeypatch.setattr(strips_module, "_GPU_BYTES", size)
+    monkeypatch.setattr(bands, "CPU_BYTES", size)
+    monkeypatch.setattr(bands, "GPU_BYTES", size)
     blocks = [*(ResBlock(32) for _ in range(4)), Upsample(32, 32)]
     x = mx.random.normal((1, 256, 32, 32))
     mx.eval(x, *(block.parameters() for block in blocks))
     before = mx.get_active_memory()
-    chain = split(x)
-    for block in blocks:
-        chain = block.stream(chain)
+    chain = bands.stream([block.eval() for block in blocks], x)
     held = []
-    while (strip := next(chain, None)) is not None:
-        del strip
+    while (part := next(chain, None)) is not None:
+        del part
         held.append(mx.get_active_memory() - before)
     assert len(held) > 8
     assert max(held) < 3 * len(blocks) * size

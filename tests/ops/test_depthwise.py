@@ -4,8 +4,8 @@ import mlx.core as mx
 import pytest
 from streaming import streamed
 
-from mobileo_mlx.ops import backend, depthwise
-from mobileo_mlx.ops.bands import joined
+from mobileo_mlx.ops import backend
+from mobileo_mlx.ops.cpu import depthwise
 from mobileo_mlx.ops.depthwise import DepthwiseConv2d
 
 
@@ -46,21 +46,18 @@ def test_a_gain_and_a_shift_are_applied_after_a_depthwise_convolution() -> None:
     layer = DepthwiseConv2d(6, 3)
     layer.bias = mx.random.normal((6,))
     x, gain, shift = mx.random.normal((2, 9, 7, 6)), mx.random.normal((6,)), mx.random.normal((6,))
-    y = joined(layer.stream(iter([x[:, :4], x[:, 4:]]), gain, shift))
-    assert mx.allclose(y, layer(x) * gain + shift, atol=1e-5)
+    plain = layer.without_bias()
+    assert mx.allclose(plain(x), layer(x) - layer.bias, atol=1e-5)
+    assert mx.allclose(plain.scaled(gain, shift)(x), plain(x) * gain + shift, atol=1e-5)
 
 
-def test_tiles_are_used_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_are_used_in_inference(monkeypatch: pytest.MonkeyPatch) -> None:
     """In training never: their gradient is a scatter."""
     layer, x = DepthwiseConv2d(8, 7), mx.random.normal((1, 80, 60, 8))
-    monkeypatch.delattr(depthwise, "_depthwise_by_tiles")
+    taken, tiles = [], depthwise.Tiles
+    monkeypatch.setattr(depthwise, "Tiles", lambda *a: taken.append(1) or tiles(*a))
+    monkeypatch.setattr(backend, "backend", lambda: "cpu")
     layer(x)
-    if backend.on_cpu():
-        with pytest.raises(NameError):
-            layer.eval()(x)
-
-
-def test_shifts_pay_for_large_maps_and_not_for_large_batches_of_small_ones() -> None:
-    assert depthwise._shifts_pay((2, 16, 16, 5760))
-    assert depthwise._shifts_pay((1, 64, 64, 512))
-    assert not depthwise._shifts_pay((64, 8, 8, 640))
+    assert not taken
+    layer.eval()(x)
+    assert taken

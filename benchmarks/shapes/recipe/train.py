@@ -218,7 +218,7 @@ def standardise(tower: FastViTHD, pictures: mx.array) -> None:
     With the usual initial weights what differs between images is soon lost among the biases, and the loss hardly falls.
     """
     x = pictures
-    for block in tower.blocks():
+    for block in (block for blocks in tower.parts() for block in blocks):
         for part in getattr(block, "proj", [block]):
             holder = getattr(part, "token_mixer", part)
             for name in ("reparam_conv", "lkb_reparam"):

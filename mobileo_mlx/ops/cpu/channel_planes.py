@@ -10,14 +10,13 @@ about the order of pixels.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
-TILE = 4  # outputs in each direction
+from .depthwise import TILE, tile_matrices
 
 # Elements of the inputs of tiles, and of the widest that is computed from a strip, that are in memory at a time: what
 # fits a CPU's cache is several times as fast as what does not.
@@ -61,7 +60,7 @@ def depthwise(x: Planes, weight: mx.array, bias: mx.array | None = None) -> Plan
         weight: (C, kernel, kernel, 1), kernel odd and at most 9.
         bias: (C,)
     """
-    matrices = _tile_matrices(weight)
+    matrices = mx.contiguous(tile_matrices(weight).swapaxes(1, 2))
     if bias is not None:
         bias = bias.astype(mx.float32)[:, None, None, None]
     rows, _, columns = x.values.shape[2:]
@@ -123,27 +122,3 @@ def _convolve(x: Planes, matrices: mx.array) -> mx.array:
     shape = (batch, channels, rows // TILE, side * side, columns)
     tiles = mx.as_strided(gathered, shape, (channels * plane, plane, TILE * row, columns, 1))
     return (matrices[:, None] @ tiles).reshape(batch, channels, rows, TILE, columns)
-
-
-def _tile_matrices(weight: mx.array) -> mx.array:
-    """For each channel the matrix from the inputs of a tile to its outputs, (C, 16, (kernel + 3)^2).
-
-    Args:
-        weight: (C, kernel, kernel, 1), kernel odd and at most 9.
-    """
-    channels, kernel, _, _ = weight.shape
-    basis = _basis(kernel)  # (k k, outputs, inputs)
-    matrices = weight.astype(mx.float32).reshape(channels, -1) @ basis.reshape(basis.shape[0], -1)
-    return matrices.reshape(channels, *basis.shape[1:])
-
-
-@functools.cache
-def _basis(kernel: int) -> mx.array:
-    """For each tap of the kernel which input of a tile it takes to which output, (k k, outputs, inputs) of 0 or 1."""
-    import numpy as np
-
-    side = TILE + kernel - 1
-    basis = np.zeros((kernel, kernel, TILE, TILE, side, side), np.float32)
-    for i, j, row, column in np.ndindex(kernel, kernel, TILE, TILE):
-        basis[i, j, row, column, row + i, column + j] = 1
-    return mx.array(basis.reshape(kernel**2, TILE**2, side**2))

@@ -28,6 +28,12 @@ _ALL = range(_SIZE)
 _UPPER, _LOWER = range(_SIZE - 1), range(1, _SIZE)
 
 
+def pays(weight: mx.array, width: int) -> bool:
+    """Whether it is faster than MLX's convolution: where a weight meets enough pixels to be worth transforming."""
+    dim_out, height, _, dim_in = weight.shape
+    return height == 3 and min(dim_out, dim_in) >= 32 and width >= 64
+
+
 def transform(weight: mx.array) -> list[Phase]:
     """The values of a weight (O, 3, 3, I) at all points, (6, 6, I, O) float32: four times as large."""
     return [_phase(weight.astype(mx.float32), _ALL, _ALL)]
