@@ -51,12 +51,14 @@ class Shifts:
     def __init__(self, weight: mx.array, bias: mx.array | None):
         self._weight = weight.reshape(-1, 9).T.astype(mx.float32)
         self._bias = mx.zeros((1,)) if bias is None else bias.astype(mx.float32)
-        self._repeated = functools.cache(self._repeat)
+        self._repeated: dict[int, tuple[list[mx.array], mx.array]] = {}  # by the number of pixels
 
     def _repeat(self, pixels: int) -> tuple[list[mx.array], mx.array]:
-        shape = (9, pixels, self._weight.shape[1])
-        taps = mx.contiguous(mx.broadcast_to(self._weight[:, None], shape))
-        return list(taps), mx.contiguous(mx.broadcast_to(self._bias, shape[1:]))
+        if pixels not in self._repeated:
+            shape = (9, pixels, self._weight.shape[1])
+            taps = mx.contiguous(mx.broadcast_to(self._weight[:, None], shape))
+            self._repeated[pixels] = list(taps), mx.contiguous(mx.broadcast_to(self._bias, shape[1:]))
+        return self._repeated[pixels]
 
     def __call__(self, window: mx.array) -> mx.array:
         """(B, rows + 2, W, C) to (B, rows, W, C), computed in float32."""
@@ -64,7 +66,7 @@ class Shifts:
         height, row = height - 2, width + 2
         padded = mx.pad(window.astype(mx.float32), [(0, 0), (0, 0), (1, 1), (0, 0)]).reshape(batch, -1, channels)
         step = max(1, min(height, SHIFTED // (row * channels)))
-        taps, start = self._repeated(step * row - 2)
+        taps, start = self._repeat(step * row - 2)
         parts = []
         for image, first in itertools.product(padded, range(0, height, step)):
             rows = min(step, height - first)
