@@ -40,8 +40,9 @@ def vision(case: Case, model: MobileO) -> Outputs:
     paths = {name: name for name in case.expected if re.fullmatch(r"network\.\d+", name)}
     paths |= {"stem": "patch_embed", "image_embeddings": "conv_exp"}
     with taps(tower, paths) as seen:
-        projected = encode_image(model.parts, pixels)
-    return {**{name: nchw(x) for name, x in seen.items()}, "tokens": tower(pixels), "projected": projected}
+        tokens = tower(pixels)
+    projected = encode_image(model.parts, pixels)
+    return {**{name: nchw(x) for name, x in seen.items()}, "tokens": tokens, "projected": projected}
 
 
 def mcp(case: Case, model: MobileO) -> Outputs:
