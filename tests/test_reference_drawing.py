@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mobileo_mlx import conditioning
 from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.prompts import IMAGE_TOKEN_INDEX
 
@@ -47,8 +48,8 @@ def test_the_call_draws_what_the_original_draws(
     arguments: tuple[object, ...] = ("anything",)
     if task == "edit":
         # The golden starts from pixel values that no picture of 8 bits has.
-        pixels, encode = golden["pixel_values"].transpose(0, 2, 3, 1), model.encode_image
-        monkeypatch.setattr(model, "encode_image", lambda image: encode(pixels))
+        pixels = golden["pixel_values"].transpose(0, 2, 3, 1)
+        monkeypatch.setattr(conditioning, "preprocess", lambda image, size: pixels)
         draw, arguments = model.edit, (Image.new("RGB", (8, 8)), "anything")
     result = draw(
         *arguments,

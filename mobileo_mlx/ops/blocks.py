@@ -28,14 +28,15 @@ class Window:
         stride: of both directions.
         scale: how many times as large the map is made before the convolution.
         growth: elements of the result / elements of the map.
-        apply: from (B, (n - 1) stride + kernel, W, C), padded above and below, to the n scale rows of the result.
+        apply: from (B, (n - 1) stride + kernel, W, C) to the n scale rows of the result. Of a whole map, which has no
+            rows of zeros yet, their number above and below is the second argument.
     """
 
     kernel: int
     stride: int
     scale: int
     growth: float
-    apply: Step
+    apply: Callable[..., mx.array]
 
 
 class Windowed:

@@ -27,24 +27,25 @@ class Conv2d(nn.Conv2d, Windowed):
     """
 
     def __call__(self, x: mx.array) -> mx.array:
-        if not backend.on_cpu():
-            return self._plain(x, self.padding)
-        if self.training:
-            return self._biased(dense.strided(x, self.weight)) if self._halves(x) else self._plain(x, self.padding)
-        return self.window().apply(padded_rows(x, self.padding[0]))
+        if not self.training:
+            return self.window().apply(x, self.padding[0])
+        halves = self.stride[0] == 2 and self.weight.shape[1] == 3 and x.shape[1] % 2 == x.shape[2] % 2 == 0
+        if backend.on_cpu() and halves:
+            return self._biased(dense.strided(x, self.weight))
+        return self._plain(x, self.padding)
 
     def window(self) -> Window:
         (dim_out, kernel, _, dim_in), stride = self.weight.shape, self.stride[0]
         transformed = functools.cache(lambda: winograd.transform(self.weight))
         few = stride == 1 and kernel > 1 and dim_out < kernel**2
 
-        def apply(window: mx.array) -> mx.array:
+        def apply(x: mx.array, zeros: int = 0) -> mx.array:
             if backend.on_cpu() and stride == self.groups == 1:
-                if winograd.pays(self.weight, window.shape[2]):
-                    return self._biased(winograd.convolve(window, transformed()).astype(window.dtype))
+                if winograd.pays(self.weight, x.shape[2]):
+                    return self._biased(winograd.convolve(x, transformed(), zeros).astype(x.dtype))
                 if few:
-                    return self._biased(dense.convolve_to_few(window, self.weight))
-            return self._plain(window, (0, self.padding[1]))
+                    return self._biased(dense.convolve_to_few(x, self.weight, zeros))
+            return self._plain(x, (zeros, self.padding[1]))
 
         return Window(kernel, stride, 1, dim_out / (dim_in * self.groups * stride**2), apply)
 
@@ -55,10 +56,6 @@ class Conv2d(nn.Conv2d, Windowed):
             weight = self.weight[:, ::-1, ::-1]
             y = mx.conv_general(x, weight, self.stride, padding, groups=self.groups, flip=True)
         return self._biased(y)
-
-    def _halves(self, x: mx.array) -> bool:
-        """Whether it makes maps half as large, by a 3x3 kernel."""
-        return self.stride[0] == 2 and self.weight.shape[1] == 3 and x.shape[1] % 2 == x.shape[2] % 2 == 0
 
     def _biased(self, y: mx.array) -> mx.array:
         return y + self.bias if "bias" in self else y
@@ -74,23 +71,18 @@ class UpsampledConv2d(Conv2d):
         super().__init__(dim_in, dim_out, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.window().apply(padded_rows(x, 1))
+        return self.window().apply(x, 1)
 
     def window(self) -> Window:
         transformed = functools.cache(lambda: winograd.transform_upsampling(self.weight))
         kernels = functools.cache(lambda: polyphase_kernels(self.weight))
 
-        def apply(window: mx.array) -> mx.array:
-            if not self.training and backend.on_cpu() and winograd.pays(self.weight, window.shape[2]):
-                return winograd.convolve(window, transformed()).astype(window.dtype) + self.bias
-            return _upsampled(window, kernels()) + self.bias
+        def apply(x: mx.array, zeros: int = 0) -> mx.array:
+            if not self.training and backend.on_cpu() and winograd.pays(self.weight, x.shape[2]):
+                return winograd.convolve(x, transformed(), zeros).astype(x.dtype) + self.bias
+            return _upsampled(x, kernels(), zeros) + self.bias
 
         return Window(3, 1, 2, 4 * self.weight.shape[0] / self.weight.shape[3], apply)
-
-
-def padded_rows(x: mx.array, rows: int) -> mx.array:
-    """A map (B, H, W, C) with so many rows of zeros above and below."""
-    return mx.pad(x, [(0, 0), (rows, rows), (0, 0), (0, 0)])
 
 
 def polyphase_kernels(weight: mx.array) -> list[mx.array]:
@@ -113,11 +105,11 @@ def polyphase_kernels(weight: mx.array) -> list[mx.array]:
     return taps
 
 
-def _upsampled(window: mx.array, taps: list[mx.array]) -> mx.array:
-    """The convolutions of `polyphase_kernels`, side by side: (B, H + 2, W, I) to (B, 2 H, 2 W, O)."""
-    batch, height, width, _ = window.shape
-    height -= 2
-    padded = mx.pad(window, [(0, 0), (0, 0), (1, 1), (0, 0)])
+def _upsampled(x: mx.array, taps: list[mx.array], zeros: int) -> mx.array:
+    """The convolutions of `polyphase_kernels`, side by side: (B, H + 2 - 2 zeros, W, I) to (B, 2 H, 2 W, O)."""
+    batch, height, width, _ = x.shape
+    height += 2 * zeros - 2
+    padded = mx.pad(x, [(0, 0), (zeros, zeros), (1, 1), (0, 0)])
     phases = [
         mx.conv2d(padded[:, i : i + height + 1, j : j + width + 1], taps[2 * i + j]) for i in range(2) for j in range(2)
     ]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
+from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from . import backend
-from .blocks import Step, Window, Windowed
-from .conv import padded_rows
+from .blocks import Window, Windowed
 from .cpu import depthwise
 
 
@@ -36,20 +35,18 @@ class DepthwiseConv2d(nn.Module, Windowed):
             self.bias = mx.zeros((dim,))
 
     def __call__(self, x: mx.array) -> mx.array:
-        weight, kernel = self.weight, self.weight.shape[1]
-        if not backend.on_cpu():
-            return self._plain(x, kernel // 2)
+        dim, kernel, _, _ = self.weight.shape
         if not self.training:
-            return self.window().apply(padded_rows(x, kernel // 2))
+            return self.window().apply(x, kernel // 2)
         # The gradient of tiles and shifts is a scatter.
-        if depthwise.products_pay((*x.shape[:3], weight.shape[0]), kernel):
-            return self._biased(depthwise.by_products(self._repeated(x), weight, self.stride))
+        if backend.on_cpu() and depthwise.products_pay((*x.shape[:3], dim), kernel):
+            return self._biased(depthwise.by_products(self._repeated(x), self.weight, self.stride))
         return self._plain(x, kernel // 2)
 
     def window(self) -> Window:
         kernel = self.weight.shape[1]
         if not backend.on_cpu():
-            apply: Step = partial(self._plain, padding=(0, kernel // 2))
+            apply: Callable[..., mx.array] = self._plain
         elif (kernel, self.stride, self.multiplier) == (3, 1, 1):
             apply = depthwise.Shifts(self.weight, self.get("bias"))
         else:
@@ -69,8 +66,9 @@ class DepthwiseConv2d(nn.Module, Windowed):
         del plain.bias
         return plain
 
-    def _plain(self, x: mx.array, padding: int | tuple[int, int]) -> mx.array:
-        return self._biased(mx.conv2d(self._repeated(x), self.weight, self.stride, padding, groups=len(self.weight)))
+    def _plain(self, x: mx.array, zeros: int = 0) -> mx.array:
+        dim, kernel, _, _ = self.weight.shape
+        return self._biased(mx.conv2d(self._repeated(x), self.weight, self.stride, (zeros, kernel // 2), groups=dim))
 
     def _repeated(self, x: mx.array) -> mx.array:
         # Metal's depthwise kernel wants as many outputs as inputs.

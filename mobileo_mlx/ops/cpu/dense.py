@@ -5,25 +5,26 @@ from __future__ import annotations
 import mlx.core as mx
 
 
-def convolve_to_few(window: mx.array, weight: mx.array) -> mx.array:
+def convolve_to_few(x: mx.array, weight: mx.array, zeros: int = 0) -> mx.array:
     """A convolution to a few channels: every tap's product first, then their sum.
 
     A CPU's convolution would first copy the many input channels for each tap.
 
     Args:
-        window: (B, rows + kernel - 1, W, I).
+        x: (B, rows + kernel - 1 - 2 zeros, W, I).
         weight: (O, kernel, kernel, I).
+        zeros: rows of them that are missing above and below.
 
     Returns:
         (B, rows, W, O).
     """
     dim_out, kernel, _, dim_in = weight.shape
-    batch, height, width, _ = window.shape
-    products = window @ weight.transpose(3, 1, 2, 0).reshape(dim_in, -1)
+    batch, height, width, _ = x.shape
+    products = x @ weight.transpose(3, 1, 2, 0).reshape(dim_in, -1)
     products = products.reshape(batch, height, width, kernel, kernel, dim_out)
-    products = mx.pad(products, [(0, 0), (0, 0), (kernel // 2, kernel // 2), (0, 0), (0, 0), (0, 0)])
-    rows = height - kernel + 1
-    y = mx.zeros((batch, rows, width, dim_out), window.dtype)
+    products = mx.pad(products, [(0, 0), (zeros, zeros), (kernel // 2, kernel // 2), (0, 0), (0, 0), (0, 0)])
+    rows = height + 2 * zeros - kernel + 1
+    y = mx.zeros((batch, rows, width, dim_out), x.dtype)
     for i in range(kernel):
         for j in range(kernel):
             y = y + products[:, i : i + rows, j : j + width, i, j]

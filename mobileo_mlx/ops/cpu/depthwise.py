@@ -50,23 +50,23 @@ class Shifts:
 
     def __init__(self, weight: mx.array, bias: mx.array | None):
         self._weight = weight.reshape(-1, 9).T.astype(mx.float32)
-        self._bias = mx.zeros((1,)) if bias is None else bias.astype(mx.float32)
-        self._repeated: dict[int, tuple[list[mx.array], mx.array]] = {}  # by the number of pixels
+        self._bias = mx.zeros_like(self._weight[:1]) if bias is None else bias.astype(mx.float32)[None]
+        self._taps: dict[int, list[mx.array]] = {}
 
-    def _repeat(self, pixels: int) -> tuple[list[mx.array], mx.array]:
-        if pixels not in self._repeated:
-            shape = (9, pixels, self._weight.shape[1])
-            taps = mx.contiguous(mx.broadcast_to(self._weight[:, None], shape))
-            self._repeated[pixels] = list(taps), mx.contiguous(mx.broadcast_to(self._bias, shape[1:]))
-        return self._repeated[pixels]
+    def _repeated(self, pixels: int) -> list[mx.array]:
+        """Each tap and the bias, (pixels, C)."""
+        if pixels not in self._taps:
+            values = mx.concatenate([self._weight, self._bias])[:, None]
+            self._taps[pixels] = list(mx.contiguous(mx.broadcast_to(values, (10, pixels, values.shape[-1]))))
+        return self._taps[pixels]
 
-    def __call__(self, window: mx.array) -> mx.array:
-        """(B, rows + 2, W, C) to (B, rows, W, C), computed in float32."""
-        batch, height, width, channels = window.shape
-        height, row = height - 2, width + 2
-        padded = mx.pad(window.astype(mx.float32), [(0, 0), (0, 0), (1, 1), (0, 0)]).reshape(batch, -1, channels)
+    def __call__(self, x: mx.array, zeros: int = 0) -> mx.array:
+        """(B, rows + 2 - 2 zeros, W, C) to (B, rows, W, C), computed in float32."""
+        batch, height, width, channels = x.shape
+        height, row = height + 2 * zeros - 2, width + 2
+        padded = mx.pad(x.astype(mx.float32), [(0, 0), (zeros, zeros), (1, 1), (0, 0)]).reshape(batch, -1, channels)
         step = max(1, min(height, SHIFTED // (row * channels)))
-        taps, start = self._repeat(step * row - 2)
+        *taps, start = self._repeated(step * row - 2)
         parts = []
         for image, first in itertools.product(padded, range(0, height, step)):
             rows = min(step, height - first)
@@ -78,7 +78,7 @@ class Shifts:
                     y, *(a for j in range(3) for a in (image[begin + j : begin + j + pixels], taps[3 * i + j][:pixels]))
                 )
             parts.append(mx.as_strided(y, (rows, width, channels), (row * channels, channels, 1)))
-        return mx.concatenate(parts).reshape(batch, height, width, channels).astype(window.dtype)
+        return mx.concatenate(parts).reshape(batch, height, width, channels).astype(x.dtype)
 
 
 @mx.compile
@@ -121,16 +121,17 @@ class Tiles:
         self._kernel, self._stride, self._bias = weight.shape[1], stride, bias
         self._matrices = tile_matrices(weight, stride, multiplier)
 
-    def __call__(self, window: mx.array) -> mx.array:
-        """(B, (rows - 1) stride + kernel, W, C) to (B, rows, W / stride, M C), computed in float32."""
-        batch, height, width, channels = window.shape
-        kernel, stride = self._kernel, self._stride
+    def __call__(self, x: mx.array, zeros: int = 0) -> mx.array:
+        """(B, (rows - 1) stride + kernel - 2 zeros, W, C) to (B, rows, W / stride, M C), computed in float32."""
+        batch, height, width, channels = x.shape
+        kernel, stride, dtype = self._kernel, self._stride, x.dtype
+        height += 2 * zeros
         rows, columns = (height - kernel) // stride + 1, -(-width // stride)
         high, wide = -(-rows // TILE), -(-columns // TILE)  # tiles
         side, half = (TILE - 1) * stride + kernel, kernel // 2
         below = max(0, (high * TILE - 1) * stride + kernel - height)
         right = max(0, (wide * TILE - 1) * stride + kernel - half - width)
-        x = mx.pad(window.astype(mx.float32), [(0, 0), (0, below), (half, right), (0, 0)])
+        x = mx.pad(x.astype(mx.float32), [(0, 0), (zeros, zeros + below), (half, right), (0, 0)])
         _, padded, row, _ = x.shape
         row *= channels
         shape = (channels, batch, wide, side, side)
@@ -140,7 +141,7 @@ class Tiles:
             tiles = mx.as_strided(x, shape, strides, i * TILE * stride * row).reshape(channels, batch * wide, side**2)
             y = (tiles @ self._matrices).reshape(channels, batch, wide, -1, TILE, TILE)
             pieces.append(y.transpose(1, 4, 2, 5, 0, 3).reshape(batch, TILE, wide * TILE, -1))
-        y = mx.concatenate(pieces, axis=1)[:, :rows, :columns].astype(window.dtype)
+        y = mx.concatenate(pieces, axis=1)[:, :rows, :columns].astype(dtype)
         return y if self._bias is None else y + self._bias
 
 

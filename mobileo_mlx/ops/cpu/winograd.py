@@ -55,20 +55,22 @@ def transform_upsampling(weight: mx.array) -> list[Phase]:
     return phases
 
 
-def convolve(window: mx.array, phases: list[Phase]) -> mx.array:
+def convolve(x: mx.array, phases: list[Phase], zeros: int = 0) -> mx.array:
     """A 3x3 convolution without padding of rows and with a column of zeros on each side.
 
     Args:
-        window: (B, rows + 2, W, I).
+        x: (B, rows + 2 - 2 zeros, W, I).
         phases: the weight by `transform`, or by `transform_upsampling`.
+        zeros: rows of them that are missing above and below.
 
     Returns:
         (B, s rows, s W, O) float32, s = 1 or 2.
     """
-    batch, rows, width, dim = window.shape
-    rows -= 2
+    batch, rows, width, dim = x.shape
+    rows += 2 * zeros - 2
     high, wide = -(-rows // TILE), -(-width // TILE)
-    x = mx.pad(window.astype(mx.float32), [(0, 0), (0, high * TILE - rows), (1, wide * TILE - width + 1), (0, 0)])
+    below = zeros + high * TILE - rows
+    x = mx.pad(x.astype(mx.float32), [(0, 0), (zeros, below), (1, wide * TILE - width + 1), (0, 0)])
     _, height, columns, _ = x.shape
     shape = (_SIZE, _SIZE, batch, high, wide, dim)
     strides = (columns * dim, dim, height * columns * dim, TILE * columns * dim, TILE * dim, 1)
