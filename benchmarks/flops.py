@@ -204,7 +204,7 @@ def audit(config: MobileOConfig, *, backend: str = "metal", targets: bool = True
         Line(f"prefill of {POSITIONS}", prefill(config, backend=backend).flops * giga, "GFLOP", 223, 304.1),
         Line("second question on the same image", second.flops * giga, "GFLOP", 25, 711),
         Line("... operations that read the vision tower", seen, "", 0),
-        Line("operations in a DiT block, views left out", block, "", 27),
+        Line("operations in a DiT block, views left out", block, "", 26),
         Line("vision tower and projector", _vision(config, backend) * giga, "GFLOP", None, 488.5),
         Line("words before each prompt to draw, read anew", template(config, backend=backend) * giga, "GFLOP", None),
         Line("one token", token(config, backend=backend).flops * giga, "GFLOP", None, 0.99),

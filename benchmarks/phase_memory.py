@@ -114,14 +114,17 @@ def _phase(model: MobileO, task: str, name: str) -> Callable[[], object]:
         image = random_image(config.image_size)
         return lambda: mx.eval(encode_image(model.parts, image))
     if name == "step":
-        dit = model.parts.dit
+        dit = model.parts.pop_dit()
         states = mx.random.normal((2, length, config.dit.caption_channels)).astype(dit.scale_shift_table.dtype)
         mx.eval(states, latents)
         with preserve_rng_state():
             halo = cast("MobileConditioningProjector", build("diffusion_connector", config)).halo
         scheduler = make_scheduler("dpm++", 20, 3.0)
         text, unconditional = TextInput(states[1:]), TextInput(states[:1], halo=halo)
-        steps = denoise(dit, scheduler, latents, text, unconditional=unconditional, guidance_scale=GUIDANCE)
+        steps = denoise(
+            dit, scheduler, latents, text, unconditional=unconditional, guidance_scale=GUIDANCE, donate=True
+        )
+        del dit
         return lambda: [next(steps) for _ in range(2)]
     if (task, name) == ("generate", "decode"):
         mx.eval(latents)

@@ -59,6 +59,7 @@ def denoise(
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] | None = None,
     start: int = 0,
+    donate: bool = False,
 ) -> Iterator[GenerationStep]:
     """Runs the sampler from `latents` to the end, a step each time the caller asks for one.
 
@@ -75,6 +76,7 @@ def denoise(
         guidance_interval: see `guided_steps`. Outside of it the velocity is that of `text`, and nothing else is
             computed.
         start: the first step to run; earlier ones are left out.
+        donate: whether `dit` is used for nothing else, so that weights that no step reads can be freed.
 
     Raises:
         ValueError: a step is guided, and there is no `unconditional`.
@@ -84,7 +86,7 @@ def denoise(
         unconditional = None
     elif unconditional is None:
         raise ValueError("Guidance needs an unconditional text.")
-    network = PreparedSana(dit, mx.array(scheduler.timesteps[start:], mx.float32), text, unconditional)
+    network = PreparedSana(dit, mx.array(scheduler.timesteps[start:], mx.float32), text, unconditional, donate=donate)
     del dit  # the prepared network alone holds it, and goes with this generator
     latents = latents.astype(mx.float32)
     x0_history: tuple[mx.array, ...] = ()

@@ -164,6 +164,13 @@ class Parts:
                 self._phase = phase
                 mx.clear_cache()
 
+    def pop_dit(self) -> SanaTransformer:
+        """The diffusion transformer for its last use: it is no longer one of these parts, and the caller's alone."""
+        with self._lock:
+            dit = self.dit
+            del self._loaded["dit"]
+            return dit
+
     def release(self, *names: str) -> None:
         """Frees the memory of networks, all by default, and of what was cached; they load again when needed."""
         with self._lock:

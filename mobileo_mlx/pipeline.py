@@ -252,7 +252,7 @@ class MobileO:
         parts.enter("denoise")
         encoded = time.perf_counter()
         for step in denoise(
-            parts.dit,
+            parts.dit if parts.keep_loaded else parts.pop_dit(),
             scheduler,
             latents,
             text,
@@ -260,6 +260,7 @@ class MobileO:
             guidance_scale=settings.guidance_scale,
             guidance_interval=settings.guidance_interval,
             start=start,
+            donate=not parts.keep_loaded,
         ):
             latents = step.latents
             yield step

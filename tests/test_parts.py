@@ -47,6 +47,18 @@ def test_what_is_kept_stays(checkpoint: Checkpoint) -> None:
     assert not parts.loaded
 
 
+def test_a_staged_drawing_leaves_no_half_of_a_network(tiny_model: Path) -> None:
+    """It gives up weights on the way; whoever asks for the network meanwhile gets a whole one."""
+    model = MobileO.load(tiny_model, keep_loaded=False)
+    steps = model.stream_generate("a cat", steps=3, seed=1)
+    next(steps)
+    assert "dit" not in model.parts.loaded
+    assert "to_k" in model.parts.dit.transformer_blocks[0].attn2
+    steps.close()
+    whole = MobileO.load(tiny_model).generate("a cat", steps=3, seed=1)
+    assert mx.array_equal(model.generate("a cat", steps=3, seed=1).latents, whole.latents)
+
+
 def test_phases_can_be_watched(tiny_model: Path) -> None:
     model = MobileO.load(tiny_model)
     seen: list[str] = []

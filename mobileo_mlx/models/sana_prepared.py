@@ -24,14 +24,22 @@ class PreparedSana:
     """The transformer with all that the steps of one drawing have in common.
 
     Args:
-        dit: the network, in evaluation mode. It is not changed.
+        dit: the network, in evaluation mode.
         timesteps: (S,) of all steps, 0 to 1000.
         text: what the rows read.
         unconditional: what the other half of the rows reads in a step with guidance.
+        donate: whether the network is used for nothing else: the projections of texts, a seventh of its weights, are
+            freed once the texts are prepared. By default it is not changed.
     """
 
     def __init__(
-        self, dit: SanaTransformer, timesteps: mx.array, text: TextInput, unconditional: TextInput | None = None
+        self,
+        dit: SanaTransformer,
+        timesteps: mx.array,
+        text: TextInput,
+        unconditional: TextInput | None = None,
+        *,
+        donate: bool = False,
     ):
         self._dit = dit
         self._dtype = dit.scale_shift_table.dtype
@@ -40,6 +48,9 @@ class PreparedSana:
         mx.eval(self._tables, self._timesteps)
         texts = [text] if unconditional is None else [unconditional, text]
         self._texts = list(zip(*(prepare_text_kv(dit, each) for each in texts), strict=True))  # by block
+        if donate:
+            for block in dit.transformer_blocks:
+                del block.attn2["to_k"], block.attn2["to_v"]
         # On a CPU kernels of several operations lose more, vector instructions, than they save.
         blocks: list[RunBlock] = list(dit.transformer_blocks)
         self._blocks = blocks if backend.on_cpu() else compile_blocks(dit.transformer_blocks)

@@ -265,6 +265,21 @@ def test_a_new_size_is_traced_again() -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "metal"])
+def test_a_donated_network_gives_up_what_no_step_reads(backend: str) -> None:
+    dit, timesteps = build(), mx.array(TIMESTEPS)
+    texts = TextInput(text(1)), TextInput(text(1, 9), halo=2)
+    with pretend_device(backend):
+        expected = PreparedSana(dit, timesteps, *texts)(1, noise(1), guided=True)
+        mx.eval(expected, dit.parameters())
+        unused = [
+            weakref.ref(layer) for block in dit.transformer_blocks for layer in (block.attn2.to_k, block.attn2.to_v)
+        ]
+        donated = PreparedSana(dit, timesteps, *texts, donate=True)
+        assert not any(layer() for layer in unused)
+        assert mx.array_equal(donated(1, noise(1), guided=True), expected)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "metal"])
 def test_nothing_that_is_prepared_keeps_the_network_alive(backend: str) -> None:
     dit = build()
     network = weakref.ref(dit)
