@@ -25,8 +25,9 @@ Bands = Iterator[mx.array]
 
 # Bytes of a band. On a CPU, of the widest map that is computed of it: what fits the cache is several times as fast as
 # what does not, and larger arrays are mapped and cleared anew each time. On a GPU of the band itself: each costs
-# waiting for its result, and four of the largest map of a 512 px image (64 MB in half precision) bound memory enough.
-CPU_BYTES, GPU_BYTES = 2**21, 2**24
+# waiting for its result, so they are larger, and only maps of 256 px and more are cut. Decoding 512 px in half precision
+# holds some 0.35 GB above the weights with 8 MB, 0.6 GB with 16 MB.
+CPU_BYTES, GPU_BYTES = 2**21, 2**23
 
 # Bands have a multiple of so many rows, those of a tile in the forms that convolutions take on a CPU.
 ROWS = 4
@@ -63,17 +64,18 @@ def stream(network: Any, x: mx.array) -> Bands:
     return evaluated([flow] if isinstance(flow, mx.array) else flow)
 
 
-def _flow(step: Any, bands: Bands) -> Bands:
-    """The bands of what a step makes of a map. Before one that keeps rows they are computed."""
+def _flow(step: Any, bands: Bands, *, computed: bool = False) -> Bands:
+    """The bands of what a step makes of a map. Before one that keeps rows they are computed, if they are not yet."""
     if isinstance(step, Windowed):
         window = step.window()
-        return map(window.apply, windows(evaluated(bands), window.kernel, stride=window.stride))
+        bands = bands if computed else evaluated(bands)
+        return map(window.apply, windows(bands, window.kernel, stride=window.stride))
     if not isinstance(step, Residual):
         return map(step, bands)
     memory: deque[mx.array] = deque()
-    bands = remembered(evaluated(bands), memory)
-    for inner in step.steps:
-        bands = _flow(inner, bands)
+    bands = remembered(bands if computed else evaluated(bands), memory)
+    for i, inner in enumerate(step.steps):
+        bands = _flow(inner, bands, computed=i == 0 or not backend.on_cpu())  # a GPU waits once for all of them
     ratio = rows_ratio(step)
     bands = starmap(step.join, paired(memory, bands, ratio=ratio))
     # Where the map has become larger, so have its bands.
@@ -168,13 +170,12 @@ def paired(
 
 def evaluated(bands: Iterable[mx.array]) -> Bands:
     """The same bands, computed: what they were computed from is free before the next one begins."""
-    return map(computed, bands)
 
+    def compute(band: mx.array) -> mx.array:
+        mx.eval(band)
+        return band
 
-def computed(band: mx.array) -> mx.array:
-    """The same band, evaluated."""
-    mx.eval(band)
-    return band
+    return map(compute, bands)
 
 
 def _alone(x: mx.array) -> mx.array:
