@@ -160,7 +160,7 @@ def _tasks_table(config: MobileOConfig, result: Mapping[str, Any]) -> Iterator[s
             "Whole tasks run through the public methods, from float16 weights on the disk; their peaks include reading "
             f"and quantizing these. Of {STEPS} steps the first is run, and {ANSWER_TOKENS} tokens of an answer. "
             "The forms are those that the code chooses for a GPU (metal) or for a CPU, which differ in convolutions "
-            "and in the size of strips; a quantized layer multiplies densely from a few rows on in both. They ran on "
+            "and in the size of bands; a quantized layer multiplies densely from a few rows on in both. They ran on "
             f"{machine_line(result['tasks'][-1]['machine'])}, whose kernels unfold a dense convolution in float32, "
             "write attention's scores out and dequantize in several passes over it: they need more than Metal's."
         )

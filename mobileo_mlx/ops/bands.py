@@ -25,8 +25,8 @@ Bands = Iterator[mx.array]
 
 # Bytes of a band. On a CPU, of the widest map that is computed of it: what fits the cache is several times as fast as
 # what does not, and larger arrays are mapped and cleared anew each time. On a GPU of the band itself: each costs
-# waiting for its result, so they are larger, and only maps of 256 px and more are cut. Decoding 512 px in half precision
-# holds some 0.35 GB above the weights with 8 MB, 0.6 GB with 16 MB.
+# waiting for its result, so they are larger, and few maps are cut at all. Decoding 512 px in half precision holds some
+# 0.35 GB above the weights with 8 MB, 0.6 GB with 16 MB.
 CPU_BYTES, GPU_BYTES = 2**21, 2**23
 
 # Bands have a multiple of so many rows, those of a tile in the forms that convolutions take on a CPU.
@@ -60,11 +60,11 @@ def stream(network: Any, x: mx.array) -> Bands:
                 mx.eval(flow)
             flow = step(flow)
         else:
-            flow = _flow(step, split(flow, _rows(flow, step)) if isinstance(flow, mx.array) else flow)
+            flow = follow_bands(step, split(flow, _rows(flow, step)) if isinstance(flow, mx.array) else flow)
     return evaluated([flow] if isinstance(flow, mx.array) else flow)
 
 
-def _flow(step: Any, bands: Bands, *, computed: bool = False) -> Bands:
+def follow_bands(step: Any, bands: Bands, *, computed: bool = False) -> Bands:
     """The bands of what a step makes of a map. Before one that keeps rows they are computed, if they are not yet."""
     if isinstance(step, Windowed):
         window = step.window()
@@ -75,7 +75,7 @@ def _flow(step: Any, bands: Bands, *, computed: bool = False) -> Bands:
     memory: deque[mx.array] = deque()
     bands = remembered(bands if computed else evaluated(bands), memory)
     for i, inner in enumerate(step.steps):
-        bands = _flow(inner, bands, computed=i == 0 or not backend.on_cpu())  # a GPU waits once for all of them
+        bands = follow_bands(inner, bands, computed=i == 0 or not backend.on_cpu())  # a GPU waits once for all of them
     ratio = rows_ratio(step)
     bands = starmap(step.join, paired(memory, bands, ratio=ratio))
     # Where the map has become larger, so have its bands.

@@ -37,7 +37,7 @@ def test_depthwise_convolution(
     assert relative_error(y, expected) <= 1e-5
 
 
-@pytest.mark.parametrize("widest", [1, 2**30])  # strips of one row, and one strip
+@pytest.mark.parametrize("widest", [1, 2**30])  # one row at a time, and all
 def test_feed_forward(monkeypatch: pytest.MonkeyPatch, widest: int) -> None:
     monkeypatch.setattr(channel_planes, "_WIDEST", widest)
     x, skip = mx.random.normal((2, 8, 8, 6)), mx.random.normal((2, 8, 8, 6))

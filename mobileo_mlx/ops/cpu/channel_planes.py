@@ -18,7 +18,7 @@ import mlx.core as mx
 
 from .depthwise import TILE, tile_matrices
 
-# Elements of the inputs of tiles, and of the widest that is computed from a strip, that are in memory at a time: what
+# Elements of the inputs of tiles, and of the widest that is computed from some rows, that are in memory at a time: what
 # fits a CPU's cache is several times as fast as what does not.
 _GATHERED, _WIDEST = 2**18, 2**20
 
@@ -81,7 +81,7 @@ def feed_forward(
     second: tuple[mx.array, mx.array],
     activation: Callable[[mx.array], mx.array],
 ) -> mx.array:
-    """skip + second(activation(first(x))), two linear layers of the channels, in strips of rows.
+    """skip + second(activation(first(x))), two linear layers of the channels, some rows at a time.
 
     Args:
         x: (B, C, rows, 4, columns / 4), as `skip` and the result.
@@ -95,9 +95,9 @@ def feed_forward(
     step = max(1, _WIDEST // (first_weight.shape[0] * TILE * columns))
     parts = []
     for i in range(0, rows, step):
-        strip, old = (v[:, :, i : i + step] for v in (x, skip))
-        strip = mx.concatenate([strip, mx.ones_like(strip[:, :1])], axis=1).reshape(batch, channels + 1, -1)
-        y = mx.addmm(old.reshape(batch, channels, -1), second_weight, activation(first_weight @ strip)) + second_bias
+        part, old = (v[:, :, i : i + step] for v in (x, skip))
+        part = mx.concatenate([part, mx.ones_like(part[:, :1])], axis=1).reshape(batch, channels + 1, -1)
+        y = mx.addmm(old.reshape(batch, channels, -1), second_weight, activation(first_weight @ part)) + second_bias
         mx.eval(y)
         parts.append(y.reshape(batch, channels, -1, TILE, columns))
     return mx.concatenate(parts, axis=2)
