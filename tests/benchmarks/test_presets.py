@@ -55,7 +55,7 @@ def written(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_samples_are_the_same_in_every_share_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = [Variant("default")]
+    chosen = [Variant("default", drawing={"steps": 4})]
     counts = {"draw": 2}
     whole = presets.measured("tiny", chosen, counts, 5, tmp_path)["draw"]["default"]
     shared = [presets.measured("tiny", chosen, counts, 5, tmp_path, (i, 2))["draw"]["default"] for i in (0, 1)]
