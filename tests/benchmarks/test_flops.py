@@ -6,12 +6,11 @@ faster there.
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Callable
 
 import mlx.core as mx
 import pytest
+from compiler import COMPILES
 
 from benchmarks import flops, op_counter
 from benchmarks.synthetic import official_config
@@ -63,7 +62,7 @@ def test_one_more_token_reads_the_language_model_once(config: MobileOConfig) -> 
 
 
 def test_operations_in_a_block_of_the_dit(config: MobileOConfig) -> None:
-    if sys.platform == "linux" and shutil.which("g++") is None:
+    if not COMPILES:
         pytest.skip("no compiler for the CPU, so that nothing is fused")
     block = flops.dit_block_operations(config, size=128)
     # 12 of them are the self-attention, 7 the feed-forward network and 8 the cross-attention: 3 for the unconditional

@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from compiler import COMPILES
 from mlx.utils import tree_flatten
 
 from benchmarks.op_counter import pretend_device
@@ -245,7 +246,8 @@ def test_a_compiled_block_is_the_plain_one(
     with pretend_device("metal"):
         ours = [[network(index, latents, guided=guided) for guided in (True, False)] for index in range(3)]
         mx.eval(ours)
-    assert len(called) == 2 * kinds  # once for each shape, not for each block and step
+    if COMPILES:
+        assert len(called) == 2 * kinds  # once for each shape, not for each block and step
     for index, (guided, alone) in enumerate(ours):
         expected = [plain(dit, latents, index, each) for each in rows]
         assert difference(guided, mx.concatenate(expected)) <= 1e-5
