@@ -192,7 +192,7 @@ def asking(
     return job
 
 
-def audit(config: MobileOConfig, *, backend: str = "metal", targets: bool = True) -> list[Line]:
+def figures(config: MobileOConfig, *, backend: str = "metal", targets: bool = True) -> list[Line]:
     """All figures. The targets are those of the 0.5B model."""
     giga = 1e-9
     second = second_question(config, backend=backend)
@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def run() -> int:
         from .synthetic import official_config
 
-        lines = audit(official_config(options.size), backend=options.backend, targets=options.size.lower() == "0.5b")
+        lines = figures(official_config(options.size), backend=options.backend, targets=options.size.lower() == "0.5b")
         for line in common.markdown_table(("counted", "here", "target", "original", "met"), table(lines)):
             print(line)
         rows = [vars(line) | {"met": line.met} for line in lines]

@@ -49,12 +49,12 @@ def stream_answer(
         settings: how long it may be, and how tokens are chosen.
 
     Raises:
-        PromptError: there is no room for the prompt in the context.
+        PromptError: the prompt and the conversation do not fit into the context.
     """
     start, context = cache[0].offset, parts.config.llm.max_position_embeddings
     computed = positions(parts, ids)
-    room = context - start - computed
-    if room < 1:
+    free = context - start - computed
+    if free < 1:
         raise PromptError(
             f"The prompt takes {start + computed} positions and the model's context has {context}; shorten it, or "
             "start a new conversation."
@@ -89,7 +89,7 @@ def stream_answer(
         lm_head,
         embeds,
         cache,
-        max_tokens=min(settings.max_tokens, room),
+        max_tokens=min(settings.max_tokens, free),
         eos_token_ids=(*parts.config.eos_token_ids, *([] if end is None else [end])),
         settings=settings,
     ):
@@ -107,6 +107,6 @@ def _keys_and_values(parts: Parts, ids: list[int], features: list[mx.array]) -> 
     """The keys and values of a conversation's beginning, (1, kv_heads, T, head_dim), in turn for each layer."""
     cache = parts.llm.make_cache()
     for layer in cache:
-        layer.step = 1  # no room for more positions: it is to be kept
+        layer.step = 1  # no space for more positions: it is to be kept
     prefill(parts.llm, embed_prompts(parts.llm.embed_tokens, [ids], features).inputs_embeds, cache)
     return [array for layer in cache for array in layer.state]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .answering import positions, stream_answer
 from .generation_options import AnswerOptions, AnswerSettings
 from .images import ImageSource, load_images
-from .models.qwen2 import KVCache
+from .models.qwen2 import KVCache, empty_cache
 from .prompts import SYSTEM_PROMPT, check_text, encode_prompt, first_turn, next_turn
 from .results import Answer, AnswerToken, Message
 from .tokenizer import IM_END
@@ -116,12 +116,12 @@ class Chat:
         An interruption can come between two layers, or between a token's computation and its yield: what stays is
         what all layers have and the caller was given.
         """
-        settled = min(offset, *(layer.offset for layer in self._cache))
+        length = min(offset, *(layer.offset for layer in self._cache))
         for layer in self._cache:
-            layer.offset = settled
+            layer.offset = length
 
     def _empty_cache(self) -> list[KVCache]:
-        return [KVCache() for _ in range(self._parts.config.llm.num_hidden_layers)]
+        return empty_cache(self._parts.config.llm.num_hidden_layers)
 
     def _new_ids(self, text: str, images: int) -> list[int]:
         """What the model has not read yet: the rest of the last answer, its end, and this turn."""

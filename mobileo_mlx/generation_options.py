@@ -134,7 +134,7 @@ class GenerationOptions(TypedDict, total=False):
     initial_latents: Annotated[
         "mx.array | None",
         Option(
-            "(B, height / factor, width / factor, latent_channels) float32, instead of noise from seeds. They tell "
+            "(B, height / factor, width / factor, latent_channels) float32, instead of noise from seeds. They give "
             "the size, so neither a seed nor a size goes with them.",
             on_command=False,
             recorded=False,

@@ -101,14 +101,17 @@ class Parts:
 
     @property
     def vision_tower(self) -> FastViTHD:
+        """Images to tokens."""
         return cast("FastViTHD", self["vision_tower"])
 
     @property
     def mm_projector(self) -> MMProjector:
+        """The tower's tokens to features for the language model."""
         return cast("MMProjector", self["mm_projector"])
 
     @property
     def llm(self) -> Qwen2Model:
+        """Embeddings to hidden states."""
         return cast("Qwen2Model", self["llm"])
 
     @property
@@ -118,18 +121,22 @@ class Parts:
 
     @property
     def diffusion_connector(self) -> MobileConditioningProjector:
+        """Hidden states to what the DiT reads."""
         return cast("MobileConditioningProjector", self["diffusion_connector"])
 
     @property
     def dit(self) -> SanaTransformer:
+        """The diffusion transformer."""
         return cast("SanaTransformer", self["dit"])
 
     @property
     def vae_encoder(self) -> Encoder:
+        """Images to latents."""
         return cast("Encoder", self["vae_encoder"])
 
     @property
     def vae_decoder(self) -> Decoder:
+        """Latents to images."""
         return cast("Decoder", self["vae_decoder"])
 
     @cached_property

@@ -26,7 +26,7 @@ from .errors import OptionError, PromptError
 from .generation_options import AnswerSettings, EditOptions, GenerationOptions, GenerationSettings, resolve
 from .images import ImageSource, cover_crop, from_array, load_image, load_images
 from .latents import decode_latents, encode_latents, noise, noised
-from .models.qwen2 import KVCache
+from .models.qwen2 import empty_cache
 from .parts import Parts
 from .prompts import SYSTEM_PROMPT, ask_prompt, check_text, edit_prompt, encode_prompt, generate_prompt
 from .results import Answer, AnswerToken, GenerationResult
@@ -204,7 +204,7 @@ class MobileO:
         loaded = load_images(images)
         self.parts.require("answer", *(["vision"] if loaded else []))
         ids = encode_prompt(self.tokenizer, ask_prompt(question, len(loaded)))
-        cache = [KVCache() for _ in range(self.config.llm.num_hidden_layers)]
+        cache = empty_cache(self.config.llm.num_hidden_layers)
         return stream_answer(self.parts, ids, loaded, cache, settings)
 
     def chat(self, *, system_prompt: str = SYSTEM_PROMPT) -> Chat:

@@ -25,10 +25,10 @@ def values(embeds: mx.array) -> list[list[float]]:
 
 
 def test_text_alone() -> None:
-    spliced = embed_prompts(embed, [[1, 2, 3], [4, 5, 6]])
-    assert values(spliced.inputs_embeds) == [[1, 2, 3], [4, 5, 6]]
-    assert spliced.attention_mask.all()
-    assert spliced.labels is None
+    inputs = embed_prompts(embed, [[1, 2, 3], [4, 5, 6]])
+    assert values(inputs.inputs_embeds) == [[1, 2, 3], [4, 5, 6]]
+    assert inputs.attention_mask.all()
+    assert inputs.labels is None
 
 
 @pytest.mark.parametrize(
@@ -46,20 +46,20 @@ def test_an_image_takes_its_place(ids: list[int], expected: list[float]) -> None
 
 def test_images_come_in_order() -> None:
     ids = [[IMAGE, 1, IMAGE], [2, 3, IMAGE]]
-    spliced = embed_prompts(embed, ids, [image(1, 0.1), image(2, 0.2), image(1, 0.3)])
-    assert np.allclose(values(spliced.inputs_embeds), [[0.1, 1, 0.2, 0.2], [2, 3, 0.3, 0]])
-    assert spliced.attention_mask.tolist() == [[True] * 4, [True, True, True, False]]
+    inputs = embed_prompts(embed, ids, [image(1, 0.1), image(2, 0.2), image(1, 0.3)])
+    assert np.allclose(values(inputs.inputs_embeds), [[0.1, 1, 0.2, 0.2], [2, 3, 0.3, 0]])
+    assert inputs.attention_mask.tolist() == [[True] * 4, [True, True, True, False]]
 
 
 def test_padding_goes_out_before_and_comes_back_after() -> None:
     ids = np.array([[1, IMAGE, 2, 9], [3, 9, 9, 9]])
     mask = np.array([[True, True, True, False], [True, False, False, False]])
     labels = np.array([[1, IMAGE, 2, 0], [3, 0, 0, 0]])
-    spliced = embed_prompts(embed, ids, [image(2, 0.5)], attention_mask=mask, labels=labels)
-    assert values(spliced.inputs_embeds) == [[1, 0.5, 0.5, 2], [3, 0, 0, 0]]
-    assert spliced.attention_mask.tolist() == [[True] * 4, [True, False, False, False]]
-    assert spliced.labels is not None
-    assert spliced.labels.tolist() == [[1, IGNORED_LABEL, IGNORED_LABEL, 2], [3] + [IGNORED_LABEL] * 3]
+    inputs = embed_prompts(embed, ids, [image(2, 0.5)], attention_mask=mask, labels=labels)
+    assert values(inputs.inputs_embeds) == [[1, 0.5, 0.5, 2], [3, 0, 0, 0]]
+    assert inputs.attention_mask.tolist() == [[True] * 4, [True, False, False, False]]
+    assert inputs.labels is not None
+    assert inputs.labels.tolist() == [[1, IGNORED_LABEL, IGNORED_LABEL, 2], [3] + [IGNORED_LABEL] * 3]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

@@ -19,20 +19,20 @@ def config(tiny_model: Path):
     return Checkpoint.open(tiny_model).config
 
 
-def settled(config, **options) -> GenerationSettings:
+def resolved(config, **options) -> GenerationSettings:
     return resolve(config, "generate", "a cat", **options)
 
 
 def test_options_are_attributes_of_settings(config) -> None:
-    settings = settled(config, steps=3)
+    settings = resolved(config, steps=3)
     assert (settings.steps, settings.scheduler, settings.strength) == (3, "dpm++", None)
     assert "guidance_scale" in dir(settings)
     with pytest.raises(AttributeError, match="has no attribute 'step'"):
         _ = settings.step
     with pytest.raises(TypeError, match="no option 'step'"):
-        settled(config, step=3)
+        resolved(config, step=3)
     with pytest.raises(TypeError, match="no option 'strength'"):
-        settled(config, strength=0.5)
+        resolved(config, strength=0.5)
 
 
 def test_each_option_is_declared_with_its_form() -> None:
@@ -57,7 +57,7 @@ def test_what_is_no_strength(config, strength: float) -> None:
 
 
 def test_none_is_the_default(config) -> None:
-    assert settled(config, **dict.fromkeys(declared(OPTIONS["generate"]))) == settled(config)
+    assert resolved(config, **dict.fromkeys(declared(OPTIONS["generate"]))) == resolved(config)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_none_is_the_default(config) -> None:
     ],
 )
 def test_seeds(config, seed: object, expected: list[int]) -> None:
-    seeds = settled(config, seed=seed).seeds
+    seeds = resolved(config, seed=seed).seeds
     assert seeds == expected
     assert all(type(s) is int for s in seeds)  # JSON knows no other
 
@@ -82,12 +82,12 @@ def test_seeds(config, seed: object, expected: list[int]) -> None:
 @pytest.mark.parametrize("seed", [True, np.bool_(True), [1, False], 1.0, "1", -1, 2**64, [], np.array(1.5)])
 def test_what_is_no_seed(config, seed: object) -> None:
     with pytest.raises(OptionError, match="whole number from 0 to"):
-        settled(config, seed=seed)
+        resolved(config, seed=seed)
 
 
 def test_a_guidance_interval_is_checked(config) -> None:
-    assert settled(config).guidance_interval is None
-    assert settled(config, guidance_interval=[0.25, 1]).guidance_interval == (0.25, 1.0)  # as JSON has it
+    assert resolved(config).guidance_interval is None
+    assert resolved(config, guidance_interval=[0.25, 1]).guidance_interval == (0.25, 1.0)  # as JSON has it
 
 
 @pytest.mark.parametrize(
@@ -95,43 +95,43 @@ def test_a_guidance_interval_is_checked(config) -> None:
 )
 def test_what_is_no_guidance_interval(config, interval: object) -> None:
     with pytest.raises(OptionError, match=r"^guidance interval .* is not possible"):
-        settled(config, guidance_interval=interval)
+        resolved(config, guidance_interval=interval)
 
 
 @pytest.mark.parametrize("name", SPEEDS)
 def test_a_speed_is_settings_and_others_win(config, name: str) -> None:
     speed = SPEEDS[name]
-    assert speed["steps"] < settled(config).steps == 20
-    settings = settled(config, speed=name)
-    assert settings == settled(config, **speed)
+    assert speed["steps"] < resolved(config).steps == 20
+    settings = resolved(config, speed=name)
+    assert settings == resolved(config, **speed)
     plain: dict[str, Any] = {"steps": 20, "guidance_scale": 1.5, "guidance_interval": (0, 1), "scheduler": "dpm++"}
-    assert settled(config, speed=name, **plain) == settled(config, guidance_interval=(0, 1))
-    assert settled(config, speed=name, scheduler="euler").steps == speed["steps"]
+    assert resolved(config, speed=name, **plain) == resolved(config, guidance_interval=(0, 1))
+    assert resolved(config, speed=name, scheduler="euler").steps == speed["steps"]
 
 
 def test_a_speed_can_say_how_strongly_to_guide(config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SPEEDS, "strong", {"guidance_scale": 2.0})
-    assert settled(config).guidance_scale == 1.5
-    assert settled(config, speed="strong").guidance_scale == 2.0
-    assert settled(config, speed="strong", guidance_scale=1.25).guidance_scale == 1.25
-    assert settled(config, speed="strong", negative_prompt="a dog").negative_prompt == "a dog"
+    assert resolved(config).guidance_scale == 1.5
+    assert resolved(config, speed="strong").guidance_scale == 2.0
+    assert resolved(config, speed="strong", guidance_scale=1.25).guidance_scale == 1.25
+    assert resolved(config, speed="strong", negative_prompt="a dog").negative_prompt == "a dog"
 
 
 def test_an_unknown_speed(config) -> None:
     with pytest.raises(OptionError, match=f"no speed 'small'; there are {', '.join(SPEEDS)}"):
-        settled(config, speed="small")
+        resolved(config, speed="small")
 
 
 def test_preset_is_the_old_name_of_speed(config) -> None:
-    assert settled(config, preset="fast") == settled(config, speed="fast")
+    assert resolved(config, preset="fast") == resolved(config, speed="fast")
     with pytest.raises(OptionError, match="give only speed"):
-        settled(config, preset="fast", speed="fast")
+        resolved(config, preset="fast", speed="fast")
 
 
 @pytest.mark.parametrize("option", [{"seed": 0}, {"width": 128}, {"height": 128}])
 def test_initial_latents_stand_alone(config, option: dict[str, int]) -> None:
     latents = mx.zeros((2, 4, 3, config.dit.in_channels))
-    settings = settled(config, initial_latents=latents)
+    settings = resolved(config, initial_latents=latents)
     assert (settings.width, settings.height, settings.seeds) == (96, 128, [])
     with pytest.raises(OptionError, match=f"stand for {next(iter(option))};"):
-        settled(config, initial_latents=latents, **option)
+        resolved(config, initial_latents=latents, **option)

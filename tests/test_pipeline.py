@@ -207,7 +207,7 @@ def test_a_stage_holds_what_it_needs_alone(
     """
     model = MobileO.load(tiny_model, keep_loaded=False)
     dit, decoder = weights_of(model, "dit"), weights_of(model, "vae_decoder")
-    room = min(decoder, weights_of(model, "mm_projector", "vision_tower"), weights_of(model, "llm")) // 2
+    margin = min(decoder, weights_of(model, "mm_projector", "vision_tower"), weights_of(model, "llm")) // 2
     for event in drawing(model, task, pictures[0]):  # what is made once for a process, such as tables
         del event
     model.release()
@@ -216,10 +216,10 @@ def test_a_stage_holds_what_it_needs_alone(
     for event in drawing(model, task, pictures[0], **options):
         last = isinstance(event, GenerationResult)
         used, own = mx.get_active_memory() - before, decoder if last else dit
-        assert own / 2 < used < own + room, (event, used, own, room)
+        assert own / 2 < used < own + margin, (event, used, own, margin)
     model.release()
     del event
-    assert mx.get_active_memory() - before < room
+    assert mx.get_active_memory() - before < margin
 
 
 def test_an_answer_in_stages_holds_the_language_model_alone(tiny_model: Path, pictures: list[Image.Image]) -> None:

@@ -127,15 +127,15 @@ def llm(case: Case, model: MobileO) -> Outputs:
     if "prompt" in case.params and "steps" in case.params:
         return _cached(case, model)
     if any(name.startswith("out_") for name in case.expected):
-        spliced = embed_prompts(
+        inputs = embed_prompts(
             model.parts.llm.embed_tokens,
             case.inputs["input_ids"],
             features,
             attention_mask=case.inputs.get("attention_mask"),
             labels=case.inputs.get("labels"),
         )
-        outputs: Outputs = {"inputs_embeds": spliced.inputs_embeds, "out_attention_mask": spliced.attention_mask}
-        return outputs if spliced.labels is None else {**outputs, "out_labels": spliced.labels}
+        outputs: Outputs = {"inputs_embeds": inputs.inputs_embeds, "out_attention_mask": inputs.attention_mask}
+        return outputs if inputs.labels is None else {**outputs, "out_labels": inputs.labels}
     network = model.parts.llm
     embeds = embed_prompts(network.embed_tokens, case.inputs["input_ids"], features).inputs_embeds
     mask = mx.array(case.inputs["attention_mask"]) if "attention_mask" in case.inputs else None

@@ -42,7 +42,7 @@ def command(
         str,
         typer.Option(
             "--train",
-            metavar="PRESET",
+            metavar="STAGE",
             help="lora: an adapter, meant for a 16 GB Mac; paper: post-training as published; align, sft: the two "
             "stages before it, on prompt-image pairs.",
         ),
@@ -57,35 +57,35 @@ def command(
         ),
     ] = "inference",
     llm: Annotated[
-        str | None, typer.Option("--llm", metavar="HOW", help="lora or frozen. [default: the preset's]")
+        str | None, typer.Option("--llm", metavar="HOW", help="lora or frozen. [default: the stage's]")
     ] = None,
     dit: Annotated[
-        str | None, typer.Option("--dit", metavar="HOW", help="full, lora or frozen. [default: the preset's]")
+        str | None, typer.Option("--dit", metavar="HOW", help="full, lora or frozen. [default: the stage's]")
     ] = None,
     vision: Annotated[
-        str | None, typer.Option("--vision", metavar="HOW", help="full or frozen. [default: the preset's]")
+        str | None, typer.Option("--vision", metavar="HOW", help="full or frozen. [default: the stage's]")
     ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", help="Optimizer steps. [default: from --epochs]")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", metavar="N", help="Passes over the data. [default: the preset's]")
+        int | None, typer.Option("--epochs", metavar="N", help="Passes over the data. [default: the stage's]")
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", metavar="N", help="Samples in a step, on all machines. [default: the preset's]"),
+        typer.Option("--batch-size", metavar="N", help="Samples in a step, on all machines. [default: the stage's]"),
     ] = None,
     accumulate: Annotated[
         int,
         typer.Option("--accumulate", metavar="N", help="Compute a step in N parts, one after the other."),
     ] = 1,
     learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", metavar="X", help="The largest rate. [default: the preset's]")
+        float | None, typer.Option("--learning-rate", metavar="X", help="The largest rate. [default: the stage's]")
     ] = None,
     warmup: Annotated[
         float | None,
         typer.Option(
-            "--warmup", metavar="SHARE", help="Share of the steps until the rate is full. [default: the preset's]"
+            "--warmup", metavar="SHARE", help="Share of the steps until the rate is full. [default: the stage's]"
         ),
     ] = None,
     rank: Annotated[int, typer.Option("--rank", metavar="N", help="Rank of the low-rank updates.")] = 16,
@@ -96,7 +96,7 @@ def command(
         typer.Option(
             "--cond-dropout",
             metavar="SHARE",
-            help="Share of the samples drawn without their text, for guidance. [default: 0.1; upstream's layout: 0]",
+            help="Share of the samples trained without their text, for guidance. [default: 0.1; upstream's layout: 0]",
         ),
     ] = None,
     flow_shift: Annotated[

@@ -61,7 +61,7 @@ AdapterScale = Annotated[
     ),
 ]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Show timings per stage and peak memory on standard error.")
+    bool, typer.Option("--verbose", "-v", help="Show timings per phase and peak memory on standard error.")
 ]
 
 

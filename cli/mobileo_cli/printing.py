@@ -61,11 +61,10 @@ def note_slow_blas() -> None:
 
     For commands that compute, just before they do.
     """
-    import mlx.core as mx
-
     from mobileo_mlx import blas
+    from mobileo_mlx.ops import backend
 
-    if not (blas.loaded() or mx.is_available(mx.gpu) or os.environ.get("MOBILEO_QUIET")):
+    if not (blas.loaded() or not backend.on_cpu() or os.environ.get("MOBILEO_QUIET")):
         note(
             "mobileo-mlx: no fast BLAS was found, so this takes many times as long as it could: install OpenBLAS "
             "(Debian, Ubuntu: libopenblas0-pthread), or on x86-64 `pip install mkl`; MOBILEO_QUIET=1 hides this note."
@@ -93,7 +92,7 @@ def size(count: int) -> str:
 
 
 def details(timings: Mapping[str, float], peak_memory: int) -> None:
-    """The lines that `--verbose` adds: seconds per stage, and peak memory in bytes."""
+    """The lines that `--verbose` adds: seconds per phase, and peak memory in bytes."""
     stages = ", ".join(f"{name} {seconds(value)}" for name, value in timings.items())
     note(f"{stages}; peak memory {size(peak_memory)}")
 

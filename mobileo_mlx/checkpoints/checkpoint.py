@@ -176,10 +176,10 @@ class Checkpoint:
         kinds: dict[str, list[str]] = {"absent": [], "missing": [], "unexpected": [], "of the wrong shape": []}
         for kind, name in problems:
             kinds[kind].append(name)
-        told = [f"{kind} are {format_names(names)}" for kind, names in kinds.items() if names]
-        if told:
+        mismatches = [f"{kind} are {format_names(names)}" for kind, names in kinds.items() if names]
+        if mismatches:
             raise CheckpointError(
-                f"'{self.path}' does not fit its configuration: {'; '.join(told)}; get the model again."
+                f"'{self.path}' does not fit its configuration: {'; '.join(mismatches)}; get the model again."
             )
 
 

@@ -1,6 +1,6 @@
 """Qwen2 (arXiv 2407.10671): a decoder with grouped-query attention, rotary positions and biases on q, k and v.
 
-It takes embeddings, not ids, because image features are spliced among them. The cache is an argument, never a
+It takes embeddings, not ids, because image features take places among them. The cache is an argument, never a
 member; any object with `offset` and `update_and_fetch(keys, values)` serves, mlx-lm's caches among them.
 """
 
@@ -46,7 +46,7 @@ class Cache(Protocol):
     offset: int
 
     @property
-    def state(self) -> Any: ...
+    def state(self) -> tuple[mx.array, mx.array]: ...
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]: ...
 
@@ -87,6 +87,11 @@ class KVCache:
         self.values[..., start:end, :] = values
         self.offset = end
         return self.state
+
+
+def empty_cache(layers: int) -> list[KVCache]:
+    """A cache without positions for a language model of so many layers."""
+    return [KVCache() for _ in range(layers)]
 
 
 def _grown(buffer: mx.array | None, new: mx.array, start: int, end: int, step: int) -> mx.array:
@@ -178,7 +183,7 @@ class Qwen2Model(nn.Module):
 
     def make_cache(self) -> list[KVCache]:
         """An empty cache, one entry a layer."""
-        return [KVCache() for _ in self.layers]
+        return empty_cache(len(self.layers))
 
     def __call__(
         self,

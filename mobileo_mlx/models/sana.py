@@ -257,7 +257,8 @@ def split_heads(x: mx.array, head_dim: int) -> mx.array:
 
 
 def merge_heads(x: mx.array) -> mx.array:
-    return x.swapaxes(1, 2).flatten(2)  # (B, T, heads * head_dim)
+    """From (B, heads, T, head_dim) to (B, T, heads * head_dim)."""
+    return x.swapaxes(1, 2).flatten(2)
 
 
 class TransformerBlock(nn.Module):

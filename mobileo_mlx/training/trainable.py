@@ -77,16 +77,18 @@ class JointLoss:
         answer_weight: of the cross-entropy of answers.
         upstream: padding is treated as upstream does: the connector has no mask, so padding changes what it says.
         dtype: of the computation where it is not that of the parameters: these stay in float32 for the optimizer.
+        num_train_timesteps: the timestep at sigma 1.
         recompute: activations inside of blocks are computed again for the gradient and not kept.
     """
 
     answer_weight: float = ANSWER_WEIGHT
     upstream: bool = False
     dtype: mx.Dtype | None = None
+    num_train_timesteps: int = 1000
     recompute: bool = False
 
     def __call__(self, network: TrainableModel, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
-        """The loss and its parts. Nothing here is random but the adapters' dropout, which draws from `key`.
+        """The loss and its parts. Nothing here is random but the adapters' dropout, which takes `key`.
 
         Returns:
             the loss, and `diffusion_loss` and `answer_loss` where there are answers.
@@ -110,7 +112,13 @@ class JointLoss:
         mask = mx.array(inputs.attention_mask) if self.upstream else inputs.padding_mask
         text = text_input(network, states, mask=mask, dropped=batch.dropped, connect_padding=self.upstream)
         diffusion = flow_matching_loss(
-            network.dit, batch.latents, batch.noise, batch.sigmas, text.states, attention_mask=text.mask
+            network.dit,
+            batch.latents,
+            batch.noise,
+            batch.sigmas,
+            text.states,
+            attention_mask=text.mask,
+            num_train_timesteps=self.num_train_timesteps,
         )
         if batch.answers is None:
             return diffusion, {"diffusion_loss": diffusion}

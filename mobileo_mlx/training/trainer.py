@@ -176,6 +176,7 @@ class FinetuneRun:
         dtype = self.network.llm.embed_tokens.weight.dtype  # which no stage trains
         size = sum(array.size for array in named_parameters(self.network).values())
         return JointLoss(
+            num_train_timesteps=self.model.config.num_train_timesteps,
             upstream=options.upstream,
             dtype=None if dtype == mx.float32 else dtype,
             recompute=size > _LARGE if options.recompute is None else options.recompute,

@@ -35,11 +35,11 @@ NAMES = (
 
 
 @pytest.fixture(scope="module")
-def witness(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+def original(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     for library in ("timm", "torchvision"):
         if importlib.util.find_spec(library) is None:
             pytest.skip(f"{library} is not installed")
-    path = tmp_path_factory.mktemp("fastvit") / "witness.npz"
+    path = tmp_path_factory.mktemp("fastvit") / "original.npz"
     script = Path(__file__).with_name("fastvit_reference.py")
     done = subprocess.run([sys.executable, str(script), str(path)], capture_output=True, text=True, timeout=120)
     if done.returncode == UNAVAILABLE:
@@ -49,9 +49,9 @@ def witness(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("size", ["128x128", "64x192"])
-def test_the_last_feature_map(witness: dict[str, np.ndarray], size: str) -> None:
+def test_the_last_feature_map(original: dict[str, np.ndarray], size: str) -> None:
     state = {}
-    for key, weight in witness.items():
+    for key, weight in original.items():
         if key.startswith("weight "):
             name = key.removeprefix("weight ")
             for pattern, replacement in NAMES:
@@ -59,5 +59,5 @@ def test_the_last_feature_map(witness: dict[str, np.ndarray], size: str) -> None
             state[name] = torch.from_numpy(weight)
     config = config_from_shapes({name: tuple(tensor.shape) for name, tensor in state.items()})
     tower = ported(FastViTHD(config), state, sanitize)
-    expected = torch.from_numpy(witness[f"output {size}"])  # (B, C, h, w)
-    assert_close(tower(nhwc(witness[f"input {size}"])), expected.flatten(2).swapaxes(1, 2))
+    expected = torch.from_numpy(original[f"output {size}"])  # (B, C, h, w)
+    assert_close(tower(nhwc(original[f"input {size}"])), expected.flatten(2).swapaxes(1, 2))
