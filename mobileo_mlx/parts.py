@@ -40,7 +40,10 @@ PHASES: dict[str, tuple[str, ...]] = {
 
 
 class Parts:
-    """The networks of a checkpoint, each loaded on first use, by one thread at a time.
+    """The networks of a checkpoint, each loaded on first use.
+
+    Several threads may ask for a network at once; it is loaded once. Tasks themselves are for one thread at a time:
+    MLX's streams belong to threads.
 
     Args:
         checkpoint: where the weights come from.

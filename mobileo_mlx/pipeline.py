@@ -89,7 +89,7 @@ class MobileO:
         parsed = parse_dtype(dtype) if dtype is not None else None
         if preset is not None and precision is not None:
             raise OptionError("preset is the old name of precision; give only precision.")
-        bits = resolve_bits(quantize, precision or preset)  # mistakes show before a download
+        bits = resolve_bits(quantize, preset if precision is None else precision)  # mistakes show before a download
         opened = None if adapter is None else Adapter.open(adapter, scale=adapter_scale)
         checkpoint = Checkpoint.open(model, progress=progress)
         return cls(Parts(checkpoint, dtype=parsed, bits=bits, adapter=opened, keep_loaded=keep_loaded))

@@ -62,7 +62,7 @@ def read_checkpoint(path: Path, state: Mapping[str, Any]) -> tuple[int, dict[str
         state: what has to be the same in the run that goes on.
 
     Raises:
-        CheckpointError: it is of a run with other settings, which are named, or it is damaged.
+        CheckpointError: it is of a run with other settings, which are named, of another version, or damaged.
     """
     try:
         found = json.loads((path / STATE_FILE).read_text())
@@ -71,6 +71,11 @@ def read_checkpoint(path: Path, state: Mapping[str, Any]) -> tuple[int, dict[str
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"'{path}' is damaged ({error}); remove it, and the one before it is used.") from error
     step = found.pop("step", None)
+    if not found.keys() >= state.keys():
+        raise CheckpointError(
+            f"'{path}' was written by another version of this program, and its run can't go on; start again in a new "
+            "folder."
+        )
     # Through JSON, where a tuple becomes a list.
     other = _differences({key: found.get(key) for key in state}, json.loads(json.dumps(state)))
     if step is None or other:

@@ -81,6 +81,8 @@ def test_a_preset_loads_and_converts(ours, tmp_path):
     }  # fmt: skip
     with pytest.raises(OptionError, match="no precision 'tiny'"):
         MobileO.load("owner/not-downloaded", precision="tiny")
+    with pytest.raises(OptionError, match="no precision ''"):
+        MobileO.load(ours, precision="")
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,14 @@ def test_other_settings_are_named(tmp_path: Path) -> None:
         list(fit(tmp_path, settings={"rate": 2, "same": [1, 2]}, seed=3).run())
 
 
+def test_a_checkpoint_of_another_version_says_so(tmp_path: Path) -> None:
+    list(fit(tmp_path).run())
+    file = checkpoints(tmp_path)[-1] / run_state.STATE_FILE
+    file.write_text(json.dumps({"step": json.loads(file.read_text())["step"], "describe": {}}))
+    with pytest.raises(CheckpointError, match="another version of this program"):
+        list(fit(tmp_path).run())
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     list(fit(tmp_path).run())
     (checkpoints(tmp_path)[-1] / "model.safetensors").write_bytes(b"short")
