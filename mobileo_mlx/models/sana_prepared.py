@@ -28,8 +28,8 @@ class PreparedSana:
         timesteps: (S,) of all steps, 0 to 1000.
         text: what the rows read.
         unconditional: what the other half of the rows reads in a step with guidance.
-        donate: whether the network is used for nothing else: the projections of texts, a seventh of its weights, are
-            freed once the texts are prepared. By default it is not changed.
+        donate: whether the network is used for nothing else: projections that no step reads any more, up to a quarter
+            of its weights, are then freed block by block. By default it is not changed.
     """
 
     def __init__(
@@ -47,10 +47,7 @@ class PreparedSana:
         self._timesteps = dit.time_embed(timesteps, self._dtype)  # modulation (S, 6 dim) and embedding (S, dim)
         mx.eval(self._tables, self._timesteps)
         texts = [text] if unconditional is None else [unconditional, text]
-        self._texts = list(zip(*(prepare_text_kv(dit, each) for each in texts), strict=True))  # by block
-        if donate:
-            for block in dit.transformer_blocks:
-                del block.attn2["to_k"], block.attn2["to_v"]
+        self._texts = prepare_text_kv(dit, texts, donate=donate)  # by block
         # On a CPU kernels of several operations lose more, vector instructions, than they save.
         blocks: list[RunBlock] = list(dit.transformer_blocks)
         self._blocks = blocks if backend.on_cpu() else compile_blocks(dit.transformer_blocks)
