@@ -25,9 +25,9 @@ Bands = Iterator[mx.array]
 
 # Bytes of a band. On a CPU, of the widest map that is computed of it: what fits the cache is several times as fast as
 # what does not, and larger arrays are mapped and cleared anew each time. On a GPU of the band itself: each costs
-# waiting for its result, so they are larger, and few maps are cut at all. Decoding 512 px in half precision holds some
-# 0.35 GB above the weights with 8 MB, 0.6 GB with 16 MB.
-CPU_BYTES, GPU_BYTES = 2**21, 2**23
+# waiting for its result, so they are larger, and few maps are cut at all. Decoding 512 px in float16 in these forms, on
+# a CPU's kernels, held 0.37 GB above the weights with 4 MB and 0.63 GB with 8 MB.
+CPU_BYTES, GPU_BYTES = 2**21, 2**22
 
 # Bands have a multiple of so many rows, those of a tile in the forms that convolutions take on a CPU.
 ROWS = 4
