@@ -28,7 +28,7 @@ def test_the_least_recently_used_goes_first() -> None:
     cache.put("c", [mx.zeros(10)])
     assert [name in cache for name in "abc"] == [True, False, True]
     assert cache.nbytes == 80
-    cache.put("d", [mx.zeros(26)])  # more than all that there is room for
+    cache.put("d", [mx.zeros(26)])  # more than the whole cache
     assert cache.nbytes == 0
 
 

@@ -261,7 +261,7 @@ def test_a_folder_in_use(arguments: list[str], here: Callable[..., Result], work
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for one checkpoint and not for two."""
+    """A file system with space for one checkpoint and not for two."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=3500k", "tmpfs", str(folder)]
