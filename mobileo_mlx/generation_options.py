@@ -42,9 +42,10 @@ def check_seed(seed: Any) -> int:
     Raises:
         OptionError: it is no whole number, or out of range.
     """
+    # True is 1 to Python, and to early versions of NumPy, but who writes it has mistaken the option.
+    is_bool = isinstance(seed, bool) or getattr(getattr(seed, "dtype", None), "kind", "") == "b"
     try:
-        # True is 1 to Python, but who writes it has mistaken the option.
-        number = -1 if isinstance(seed, bool) else operator.index(seed)
+        number = -1 if is_bool else operator.index(seed)
     except TypeError:
         number = -1
     if not 0 <= number < 2**64:
