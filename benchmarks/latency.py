@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     from mobileo_mlx import MobileO
-    from mobileo_mlx.checkpoints.load import parse_dtype
+    from mobileo_mlx.checkpoints.precision import parse_dtype
     from mobileo_mlx.checkpoints.quantize import parse_quantize
     from mobileo_mlx.errors import OptionError
 

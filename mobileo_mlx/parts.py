@@ -47,7 +47,7 @@ class Parts:
 
     Args:
         checkpoint: where the weights come from.
-        dtype: of the weights; by default what is fast on the device, see `checkpoints.load.default_dtype`.
+        dtype: of the weights; by default what is fast on the device, see `checkpoints.precision.default_dtype`.
         bits: by component; see `checkpoints.quantize.resolve_bits`.
         adapter: applied to the components that it changes.
         keep_loaded: whether networks stay in memory. If not, `enter` frees those that the next phase does not need.

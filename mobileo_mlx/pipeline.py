@@ -18,7 +18,7 @@ from .chat import Chat
 from .checkpoints.adapters import Adapter
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.hub import DEFAULT_MODEL
-from .checkpoints.load import parse_dtype
+from .checkpoints.precision import parse_dtype
 from .checkpoints.quantize import resolve_bits
 from .conditioning import read_prompts, text_input, unconditional_input
 from .diffusion import GenerationStep, denoise
@@ -69,7 +69,7 @@ class MobileO:
 
         Args:
             model: a bundled name, a folder, or a repository on the hub.
-            dtype: "float32", "float16" or "bfloat16"; by default what is fast, see `checkpoints.load.default_dtype`.
+            dtype: "float32", "float16" or "bfloat16"; by default that of `checkpoints.precision`.
             quantize: bits for components, such as {"llm": 4, "dit": 8}, applied while loading.
             precision: bits of all components by name, "small", "balanced" or "full"; `quantize` changes single ones.
             preset: the old spelling of `precision`.

@@ -19,8 +19,9 @@ from ..models.mobileo import COMPONENTS, MobileOConfig
 from .adapters import Adapter
 from .checkpoint import FORMAT_VERSION, Checkpoint
 from .hub import OUR_FORMAT, TOKENIZER_FILES
-from .load import DTYPES, load_component, parse_dtype
+from .load import load_component
 from .modules import named_parameters
+from .precision import DTYPES, parse_dtype
 from .quantize import QuantizeSpec, resolve_bits
 from .tensor_files import TensorInfo, write_tensors
 

@@ -13,7 +13,8 @@ from upstream import write_upstream
 import mobileo_mlx.checkpoints.checkpoint as checkpoint_module
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.checkpoints.convert import convert
-from mobileo_mlx.checkpoints.load import default_dtype, load_component, parse_dtype
+from mobileo_mlx.checkpoints.load import load_component
+from mobileo_mlx.checkpoints.precision import default_dtype, parse_dtype
 from mobileo_mlx.checkpoints.random_model import write_random_model
 from mobileo_mlx.checkpoints.tensor_files import read_header, read_tensors, weight_files, write_tensors
 from mobileo_mlx.errors import CheckpointError, ConfigError, OptionError
@@ -281,7 +282,7 @@ def test_the_dtype_follows_the_chip(monkeypatch, chip, expected):
     monkeypatch.setattr(backend, "backend", lambda: "metal")
     monkeypatch.setattr(checkpoint_module.mx, "device_info", lambda device: {"device_name": chip} if chip else {})
     for stored in (mx.float16, mx.bfloat16, mx.float32):
-        assert default_dtype(stored) == (expected or stored)
+        assert default_dtype("dit", stored) == (expected or stored)
 
 
 def test_the_dtype_where_the_backend_tells_no_chip(monkeypatch):
@@ -292,13 +293,13 @@ def test_the_dtype_where_the_backend_tells_no_chip(monkeypatch):
             raise error("no device")
 
         monkeypatch.setattr(checkpoint_module.mx, "device_info", fails)
-        assert default_dtype(mx.bfloat16) == mx.bfloat16
+        assert default_dtype("dit", mx.bfloat16) == mx.bfloat16
 
 
 def test_a_cpu_computes_in_float32(monkeypatch):
     monkeypatch.setattr(backend, "backend", lambda: "cpu")
     monkeypatch.setattr(checkpoint_module.mx, "device_info", lambda device: {"device_name": "Apple M1"})
-    assert default_dtype(mx.bfloat16) == mx.float32
+    assert default_dtype("dit", mx.bfloat16) == mx.float32
 
 
 def test_dtype_names():

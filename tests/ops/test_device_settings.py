@@ -1,0 +1,65 @@
+import pytest
+
+from mobileo_mlx.errors import OutputError
+from mobileo_mlx.ops import backend, device_settings
+from mobileo_mlx.ops.device_settings import DeviceSettings
+
+
+@pytest.fixture(autouse=True)
+def own_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOBILEO_CACHE", str(tmp_path / "cache"))
+    device_settings._entries.cache_clear()
+    yield
+    device_settings._entries.cache_clear()
+
+
+def test_what_was_saved_is_found_by_this_device_alone(monkeypatch):
+    assert device_settings.current() == DeviceSettings()
+    saved = DeviceSettings({"dit": "bfloat16"}, {"conv": "flipped"})
+    device_settings.save(saved)
+    assert device_settings.current() == saved
+    monkeypatch.setattr(backend, "chip_name", lambda: "Apple M9")
+    assert device_settings.current() == DeviceSettings()
+    device_settings.save(DeviceSettings(forms={"conv": "products"}))
+    monkeypatch.undo()
+
+
+def test_settings_of_several_devices_are_kept_side_by_side(monkeypatch):
+    device_settings.save(DeviceSettings({"dit": "bfloat16"}))
+    with monkeypatch.context() as other:
+        other.setattr(backend, "chip_name", lambda: "Apple M9")
+        device_settings.save(DeviceSettings({"dit": "float16"}))
+        assert device_settings.current().precision == {"dit": "float16"}
+    assert device_settings.current().precision == {"dit": "bfloat16"}
+    assert device_settings.reset()
+    assert not device_settings.reset()
+    assert device_settings.current() == DeviceSettings()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1]", "{", '{"format": 2, "devices": {}}', '{"format": 1, "devices": 3}', "[" * 100000]
+)
+def test_a_damaged_or_foreign_file_counts_as_empty(content):
+    file = device_settings.path()
+    file.parent.mkdir()
+    file.write_text(content)
+    assert device_settings.current() == DeviceSettings()
+    device_settings.save(DeviceSettings({"dit": "float16"}))
+    assert device_settings.current().precision == {"dit": "float16"}
+
+
+def test_entries_of_other_types_are_left_out():
+    file = device_settings.path()
+    file.parent.mkdir()
+    key = device_settings.device_key()
+    file.write_text(
+        f'{{"format": 1, "devices": {{"{key}": {{"precision": {{"dit": 3, "llm": "float16"}}, "forms": []}}}}}}'
+    )
+    assert device_settings.current() == DeviceSettings({"llm": "float16"})
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MOBILEO_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(OutputError, match=r"device\.json"):
+        device_settings.save(DeviceSettings())
