@@ -8,8 +8,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import OptionError
+from . import precision
 from .modules import preserve_rng_state
-from .precision import default_dtype
 from .quantize import QuantizeSpec
 from .quantize import quantize as quantize_module
 
@@ -53,5 +53,5 @@ def load_component(
         module = quantize_module(module, quantize)
     if adapter is not None:
         module = adapter.apply(name, module, checkpoint.config)
-    module.set_dtype(dtype or default_dtype(name, checkpoint.stored_dtype(name)))
+    module.set_dtype(dtype or precision.default_dtype(name, checkpoint.stored_dtype(name)))
     return module.eval()

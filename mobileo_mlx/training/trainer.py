@@ -20,8 +20,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
+from ..checkpoints import precision
 from ..checkpoints.modules import named_parameters
-from ..checkpoints.precision import default_dtype
 from ..errors import OptionError
 from ..models.mcp import annealed_temperature
 from ..pipeline import MobileO
@@ -344,7 +344,7 @@ def _load(model: str | Path, dtype: str | None, download_progress: bool) -> Mobi
     loaded = MobileO.load(model, dtype=dtype, progress=download_progress)
     if loaded.checkpoint.quantization:
         raise OptionError(f"'{model}' is quantized; train the original, and quantize what comes out.")
-    half = dtype is None and default_dtype("llm", loaded.checkpoint.stored_dtype("llm")) == mx.float16
+    half = dtype is None and precision.default_dtype("llm", loaded.checkpoint.stored_dtype("llm")) == mx.float16
     return MobileO.load(model, dtype="bfloat16") if half else loaded
 
 
