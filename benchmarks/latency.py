@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=5, help="that are measured (default: 5)")
     parser.add_argument("--warmup", type=int, default=2, help="runs before them (default: 2)")
     parser.add_argument("--only", action="append", choices=ROWS, help="one row; repeatable")
-    parser.add_argument("--dtype", help="float32, float16 or bfloat16, in place of the default")
+    parser.add_argument("--dtype", help="such as float16 or dit=float16,vae=float32, in place of the default")
     parser.add_argument("--quantize", metavar="BITS", help="such as all=8 or llm=4,dit=8, while loading")
     common.add_out(parser)
     options = parser.parse_args(arguments)
@@ -267,7 +267,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     from mobileo_mlx import MobileO
-    from mobileo_mlx.checkpoints.precision import parse_dtype
     from mobileo_mlx.checkpoints.quantize import parse_quantize
     from mobileo_mlx.errors import OptionError
 
@@ -277,8 +276,7 @@ def _run(options: argparse.Namespace) -> None:
         raise OptionError("at least 1 run is needed, and 0 or more to warm up.")
     quantize = parse_quantize(options.quantize) if options.quantize is not None else None
     if options.random_weights:
-        dtype = parse_dtype(options.dtype) if options.dtype is not None else None
-        model = synthetic_model(official_config(options.size), dtype=dtype, quantize=quantize)
+        model = synthetic_model(official_config(options.size), dtype=options.dtype, quantize=quantize)
         name = f"{options.size.upper()} with random weights"
     else:
         model = MobileO.load(options.model, dtype=options.dtype, quantize=quantize, progress=True)
@@ -308,12 +306,23 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _dtype(model: MobileO, names: Sequence[str]) -> str:
-    """What the networks really computed in."""
-    component = "vision_tower" if set(names) & {"vision", "first_token", "second_question", "edit"} else "llm"
-    from mobileo_mlx.checkpoints.modules import named_parameters
+    """What the networks that ran compute in; each by name where they differ."""
+    from mobileo_mlx.checkpoints.precision import dtype_name
+    from mobileo_mlx.models.mobileo import COMPONENTS
 
-    kinds = {str(array.dtype).removeprefix("mlx.core.") for array in named_parameters(model.parts[component]).values()}
-    return ", ".join(sorted(kind for kind in kinds if "float" in kind))
+    used: set[str] = set()
+    if set(names) - {"image", "decode"}:
+        used |= {"vision_tower", "mm_projector"}
+    if set(names) - {"vision"}:
+        used |= {"llm"}
+    if set(names) & {"first_token", "second_question", "decode"}:
+        used |= {"lm_head"}
+    if set(names) & {"image", "edit"}:
+        used |= {"diffusion_connector", "dit", "vae_decoder"}
+    dtypes = {name: dtype_name(model.parts.dtype(name)) for name in COMPONENTS if name in used}
+    if len(set(dtypes.values())) == 1:
+        return next(iter(dtypes.values()))
+    return ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from mobileo_mlx import MobileO
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.checkpoints.convert import write_config
 from mobileo_mlx.checkpoints.modules import named_parameters, preserve_rng_state
+from mobileo_mlx.checkpoints.precision import Dtypes, parse_dtypes
 from mobileo_mlx.checkpoints.random_model import write_random_model
 from mobileo_mlx.checkpoints.tensor_files import TensorInfo, write_tensors
 from mobileo_mlx.errors import OptionError
@@ -109,13 +110,13 @@ def synthetic_model(
     *,
     read: Callable[[str], Weights] | None = None,
     evaluate: bool = True,
-    dtype: mx.Dtype | None = None,
+    dtype: Dtypes | mx.Dtype = None,
     quantize: dict[str, int] | None = None,
 ) -> MobileO:
     """A model of that configuration with made-up weights; see `SyntheticCheckpoint`.
 
     They are stored in float16, as far as the default dtype is concerned, and computed while they load, unless
-    `evaluate` is False.
+    `evaluate` is False. `dtype` is one for all components, or what `parse_dtypes` takes.
     """
     checkpoint = SyntheticCheckpoint(
         name="random weights",
@@ -128,7 +129,8 @@ def synthetic_model(
         read=read,
     )
     parts = ResidentParts if evaluate else Parts
-    return MobileO(parts(checkpoint, dtype=dtype, bits=quantize))
+    dtypes = parse_dtypes({"all": dtype} if isinstance(dtype, mx.Dtype) else dtype)
+    return MobileO(parts(checkpoint, dtypes=dtypes, bits=quantize))
 
 
 def write_checkpoint(config: MobileOConfig, folder: Path) -> None:

@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .array_cache import ArrayCache
+from .checkpoints import precision
 from .checkpoints.adapters import Adapter
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.load import load_component
@@ -47,13 +48,14 @@ class Parts:
 
     Args:
         checkpoint: where the weights come from.
-        dtype: of the weights; by default what is fast on the device, see `checkpoints.precision.default_dtype`.
+        dtypes: by component, where it is not `checkpoints.precision.default_dtype`; see `precision.parse_dtypes`.
         bits: by component; see `checkpoints.quantize.resolve_bits`.
         adapter: applied to the components that it changes.
         keep_loaded: whether networks stay in memory. If not, `enter` frees those that the next phase does not need.
 
     Attributes:
         config: dimensions of all networks.
+        dtypes: those that were asked for; `dtype` says what a component computes in.
         cache: what was computed from images and prompts before; filled only while networks are kept.
         on_phase: called with the name of a phase when a task enters it, before anything is freed or loaded.
 
@@ -66,7 +68,7 @@ class Parts:
         self,
         checkpoint: Checkpoint,
         *,
-        dtype: mx.Dtype | None = None,
+        dtypes: Mapping[str, mx.Dtype] | None = None,
         bits: Mapping[str, int] | None = None,
         adapter: Adapter | None = None,
         keep_loaded: bool = True,
@@ -75,7 +77,8 @@ class Parts:
             adapter.check(checkpoint)
         self.checkpoint = checkpoint
         self.config: MobileOConfig = checkpoint.config
-        self.dtype, self.bits, self.adapter, self.keep_loaded = dtype, resolve_bits(bits), adapter, keep_loaded
+        self.dtypes, self.bits = precision.parse_dtypes(dtypes), resolve_bits(bits)
+        self.adapter, self.keep_loaded = adapter, keep_loaded
         self.cache = ArrayCache()
         self.on_phase: Callable[[str], None] | None = None
         self._loaded: dict[str, nn.Module] = {}
@@ -93,9 +96,19 @@ class Parts:
             if name not in self._loaded:
                 spec = QuantizeSpec(self.bits[name]) if name in self.bits else None
                 self._loaded[name] = load_component(
-                    self.checkpoint, name, dtype=self.dtype, quantize=spec, adapter=self.adapter
+                    self.checkpoint, name, dtype=self.dtype(name), quantize=spec, adapter=self.adapter
                 )
             return self._loaded[name]
+
+    def dtype(self, name: str) -> mx.Dtype:
+        """What a component computes in: the dtype of its weights, as far as they are not quantized.
+
+        Raises:
+            CheckpointError: it is not in the checkpoint.
+        """
+        if name == "lm_head" and self.checkpoint.tied:
+            name = "llm"
+        return self.dtypes.get(name) or precision.default_dtype(name, self.checkpoint.stored_dtype(name))
 
     @property
     def loaded(self) -> frozenset[str]:
@@ -120,7 +133,10 @@ class Parts:
     @property
     def lm_head(self) -> Callable[[mx.array], mx.array]:
         """From hidden states to logits; the transposed embedding where the checkpoint ties the two."""
-        return self.llm.embed_tokens.as_linear if self.checkpoint.tied else self["lm_head"]
+        if self.checkpoint.tied:
+            return self.llm.embed_tokens.as_linear
+        head, dtype = self["lm_head"], self.dtype("lm_head")
+        return lambda hidden: head(hidden.astype(dtype))
 
     @property
     def diffusion_connector(self) -> MobileConditioningProjector:

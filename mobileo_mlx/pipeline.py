@@ -18,7 +18,7 @@ from .chat import Chat
 from .checkpoints.adapters import Adapter
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.hub import DEFAULT_MODEL
-from .checkpoints.precision import parse_dtype
+from .checkpoints.precision import dtypes_text, parse_dtypes
 from .checkpoints.quantize import resolve_bits
 from .conditioning import read_prompts, text_input, unconditional_input
 from .diffusion import GenerationStep, denoise
@@ -56,7 +56,7 @@ class MobileO:
         cls,
         model: str | Path = DEFAULT_MODEL,
         *,
-        dtype: str | None = None,
+        dtype: str | Mapping[str, str] | None = None,
         quantize: Mapping[str, int] | None = None,
         precision: str | None = None,
         preset: str | None = None,
@@ -69,7 +69,8 @@ class MobileO:
 
         Args:
             model: a bundled name, a folder, or a repository on the hub.
-            dtype: "float32", "float16" or "bfloat16"; by default that of `checkpoints.precision`.
+            dtype: "float32", "float16" or "bfloat16", or by component, as in {"dit": "float16", "vae": "float32"} or
+                "dit=float16,vae=float32"; by default that of `checkpoints.precision`.
             quantize: bits for components, such as {"llm": 4, "dit": 8}, applied while loading.
             precision: bits of all components by name, "small", "balanced" or "full"; `quantize` changes single ones.
             preset: the old spelling of `precision`.
@@ -86,13 +87,13 @@ class MobileO:
                 adapter is, or it is for another model.
             OptionError: an unknown dtype, precision, component or number of bits, or a scale that is no number.
         """
-        parsed = parse_dtype(dtype) if dtype is not None else None
+        dtypes = parse_dtypes(dtype)
         if preset is not None and precision is not None:
             raise OptionError("preset is the old name of precision; give only precision.")
         bits = resolve_bits(quantize, preset if precision is None else precision)  # mistakes show before a download
         opened = None if adapter is None else Adapter.open(adapter, scale=adapter_scale)
         checkpoint = Checkpoint.open(model, progress=progress)
-        return cls(Parts(checkpoint, dtype=parsed, bits=bits, adapter=opened, keep_loaded=keep_loaded))
+        return cls(Parts(checkpoint, dtypes=dtypes, bits=bits, adapter=opened, keep_loaded=keep_loaded))
 
     @property
     def config(self) -> MobileOConfig:
@@ -281,7 +282,7 @@ class MobileO:
             peak_memory=mx.get_peak_memory(),
             adapter=None if parts.adapter is None else str(parts.adapter.path),
             adapter_scale=1.0 if parts.adapter is None else parts.adapter.scale,
-            dtype=None if parts.dtype is None else str(parts.dtype).removeprefix("mlx.core."),
+            dtype=dtypes_text(parts.dtypes),
             quantize=dict(parts.bits) or None,
         )
 

@@ -39,7 +39,7 @@ class GenerationResult(GenerationSettings):
         peak_memory: bytes that MLX held at most.
         adapter: its folder's absolute path; None where there was none.
         adapter_scale: how strongly it changed the model.
-        dtype: that was asked for; None where the default was.
+        dtype: that was asked for, as `checkpoints.precision.parse_dtypes` reads it; None where the default was.
         quantize: the bits that were asked for, by component; None where the model was taken as it is stored.
     """
 

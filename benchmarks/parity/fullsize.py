@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
+from mobileo_mlx.checkpoints.precision import parse_dtypes
 from mobileo_mlx.checkpoints.tensor_files import read_tensors
 from mobileo_mlx.conditioning import text_input, unconditional_input
 from mobileo_mlx.diffusion import denoise
@@ -56,7 +57,7 @@ def run_fullsize(reference: Reference, checkpoint: Path, say: Say) -> ParityRepo
     Raises:
         MobileOError: goldens or checkpoint are missing, damaged, or do not belong together.
     """
-    model = MobileO(Parts(Checkpoint.open(checkpoint), dtype=mx.float32))
+    model = MobileO(Parts(Checkpoint.open(checkpoint), dtypes=parse_dtypes("float32")))
     goldens = _matching(reference, model.checkpoint)
     say(f"{goldens.component}: the first weights are those of the goldens")
     given = _inputs(reference.path / "fullsize" / "fullsize_inputs.py")

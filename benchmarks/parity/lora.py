@@ -10,6 +10,7 @@ import numpy as np
 
 from mobileo_mlx.checkpoints.adapters import Adapter
 from mobileo_mlx.checkpoints.modules import named_parameters
+from mobileo_mlx.checkpoints.precision import parse_dtypes
 from mobileo_mlx.parts import Parts
 from mobileo_mlx.pipeline import MobileO
 from mobileo_mlx.training.lora import load_lora
@@ -29,8 +30,8 @@ def lora(goldens: Goldens, model: MobileO) -> Iterator[Check]:
         MobileOError: the adapter is not beside the goldens, or is damaged.
     """
     adapter = Adapter.open(goldens.folder / _FOLDER)
-    merged = MobileO(Parts(model.checkpoint, dtype=mx.float32, adapter=adapter))
-    beside = MobileO(Parts(model.checkpoint, dtype=mx.float32))
+    merged = MobileO(Parts(model.checkpoint, dtypes=parse_dtypes("float32"), adapter=adapter))
+    beside = MobileO(Parts(model.checkpoint, dtypes=parse_dtypes("float32")))
     load_lora({"llm": beside.parts.llm}, adapter)
     weights = {_PREFIX + name: array for name, array in named_parameters(merged.parts.llm).items()}
     for case in goldens.cases():

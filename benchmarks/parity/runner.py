@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-import mlx.core as mx
 import numpy as np
 
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
+from mobileo_mlx.checkpoints.precision import parse_dtypes
 from mobileo_mlx.errors import MobileOError
 from mobileo_mlx.parts import Parts
 from mobileo_mlx.pipeline import MobileO
@@ -89,7 +89,7 @@ def run(reference: Reference, only: Collection[str] = ()) -> ParityReport:
 
 def open_model(reference: Reference) -> MobileO:
     """The tiny model in float32, whatever the device."""
-    return MobileO(Parts(Checkpoint.open(reference.checkpoint, partial=True), dtype=mx.float32))
+    return MobileO(Parts(Checkpoint.open(reference.checkpoint, partial=True), dtypes=parse_dtypes("float32")))
 
 
 def _component(goldens: Goldens, reference: Reference) -> Iterator[Check]:

@@ -21,7 +21,8 @@ def command(
         typer.Option(
             "--dtype",
             metavar="DTYPE",
-            help="Store in float16, bfloat16 or float32. [default: as in the source]",
+            help="Store in float16, bfloat16 or float32; or a part in each, e.g. all=bfloat16,vae=float32. "
+            "[default: as in the source]",
         ),
     ] = None,
     quantize: options.Quantize = None,

@@ -25,7 +25,8 @@ def command(
         typer.Option(
             "--dtype",
             metavar="DTYPE",
-            help="Store in float16, bfloat16 or float32. [default: as in the model]",
+            help="Store in float16, bfloat16 or float32; or a part in each, e.g. all=bfloat16,vae=float32. "
+            "[default: as in the model]",
         ),
     ] = None,
 ) -> None:

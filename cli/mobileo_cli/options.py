@@ -71,7 +71,12 @@ class Loading(TypedDict, total=False):
     model: Model
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", metavar="DTYPE", help="Compute in float16, bfloat16 or float32. [default: by device]"),
+        typer.Option(
+            "--dtype",
+            metavar="DTYPE",
+            help="Compute in float16, bfloat16 or float32; or a part in each, e.g. dit=float16,vae=float32. "
+            "[default: by part and device]",
+        ),
     ]
     quantize: Quantize
     precision: Precision

@@ -21,7 +21,7 @@ from .checkpoint import FORMAT_VERSION, Checkpoint
 from .hub import OUR_FORMAT, TOKENIZER_FILES
 from .load import load_component
 from .modules import named_parameters
-from .precision import DTYPES, parse_dtype
+from .precision import DTYPES, parse_dtypes
 from .quantize import QuantizeSpec, resolve_bits
 from .tensor_files import TensorInfo, write_tensors
 
@@ -117,7 +117,7 @@ def convert(
     model: str | Path,
     folder: str | Path,
     *,
-    dtype: str | None = None,
+    dtype: str | Mapping[str, str] | None = None,
     quantize: Mapping[str, int] | None = None,
     precision: str | None = None,
     progress: Callable[[str], None] | None = None,
@@ -130,7 +130,7 @@ def convert(
     Args:
         model: as for `Checkpoint.open`; may be in our layout already.
         folder: must be new or empty.
-        dtype: float32, float16 or bfloat16; by default what is stored.
+        dtype: float32, float16 or bfloat16, or by component as in `MobileO.load`; by default what is stored.
         quantize: bits per component, as {"llm": 4, "dit": 8}; `vae` and `all` are understood.
         precision: bits by name, which `quantize` changes; see `mobileo_mlx.checkpoints.quantize.PRECISIONS`.
         progress: called with the name of each component before it is written.
@@ -145,13 +145,13 @@ def convert(
         CheckpointError: the source is damaged; see `Checkpoint`.
     """
     bits = resolve_bits(quantize, precision)
-    chosen = parse_dtype(dtype) if dtype is not None else None
+    dtypes = parse_dtypes(dtype)
     check_output_folder(folder)  # before a download of gigabytes
     source = Checkpoint.open(model, progress=download_progress)
     if twice := sorted(bits.keys() & source.quantization.keys()):
         raise OptionError(f"{', '.join(twice)} of '{source.path}' can't be quantized again: start from the original.")
     quantization = source.quantization | {name: QuantizeSpec(n) for name, n in bits.items() if source.has(name)}
-    return _write(source, folder, chosen, quantization, None, progress)
+    return _write(source, folder, dtypes, quantization, None, progress)
 
 
 def fuse(
@@ -160,7 +160,7 @@ def fuse(
     folder: str | Path,
     *,
     scale: float = 1.0,
-    dtype: str | None = None,
+    dtype: str | Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
     download_progress: bool = False,
 ) -> ModelInfo:
@@ -170,7 +170,7 @@ def fuse(
         model, folder, progress, download_progress: see `convert`.
         adapter: the folder of an adapter; see `mobileo_mlx.checkpoints.adapters`.
         scale: how strongly it changes the model: 0 not at all, 1 as trained.
-        dtype: of the merged weights too; by default what is stored.
+        dtype: see `convert`; of the merged weights too.
 
     Raises:
         CheckpointError: the model or the adapter is damaged, or the adapter is for another model.
@@ -178,7 +178,7 @@ def fuse(
             what the adapter adds.
         OutputError: see `convert`.
     """
-    chosen = parse_dtype(dtype) if dtype is not None else None
+    dtypes = parse_dtypes(dtype)
     check_output_folder(folder)
     opened = Adapter.open(adapter, scale=scale)
     source = Checkpoint.open(model, progress=download_progress)
@@ -188,13 +188,13 @@ def fuse(
             f"{', '.join(quantized)} of '{source.path}' is quantized, so '{adapter}' can't be merged into it: fuse it "
             "into the original, and convert the result."
         )
-    return _write(source, folder, chosen, source.quantization, opened, progress)
+    return _write(source, folder, dtypes, source.quantization, opened, progress)
 
 
 def _write(
     source: Checkpoint,
     folder: str | Path,
-    dtype: mx.Dtype | None,
+    dtypes: Mapping[str, mx.Dtype],
     quantization: Mapping[str, QuantizeSpec],
     adapter: Adapter | None,
     progress: Callable[[str], None] | None,
@@ -205,7 +205,7 @@ def _write(
         for component in components:
             if progress is not None:
                 progress(component)
-            stored_dtype = dtype or source.stored_dtype(component)
+            stored_dtype = dtypes.get(component) or source.stored_dtype(component)
             spec = quantization.get(component)
             module = load_component(source, component, dtype=stored_dtype, quantize=spec, adapter=adapter)
             tensors = named_parameters(module)

@@ -13,13 +13,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import OptionError
-from ..models.mobileo import COMPONENTS
 from ..ops import backend
+from . import by_component
 from .modules import get_submodule, set_submodule
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZE = 64
-_ALIASES = {"all": COMPONENTS, "vae": ("vae_encoder", "vae_decoder")}
 
 # Bits by component, by name; what each costs, `benchmarks.presets` measures. The vision tower, the autoencoder and the
 # connectors stay as they are stored: they are small, convolutions for the most part, or both, and when tasks run in
@@ -56,36 +55,23 @@ def parse_quantize(text: str) -> dict[str, int]:
     Raises:
         OptionError: it can't be understood.
     """
-    requested: dict[str, int] = {}
-    for part in text.split(","):
-        name, equals, bits = part.strip().partition("=")
-        if not equals or not bits.strip().isdecimal():
-            raise OptionError(f"quantization {text!r} is not of the form component=bits,..., as in llm=4,dit=8.")
-        if name.strip() in requested:
-            raise OptionError(f"quantization {text!r} names {name.strip()!r} twice.")
-        requested[name.strip()] = int(bits)
-    return resolve_quantize(requested)
+    form = "component=bits,..., as in llm=4,dit=8"
+    requested = by_component.parse(text, "quantization", form)
+    if not all(bits.isdecimal() for bits in requested.values()):
+        raise OptionError(f"quantization {text!r} is not of the form {form}.")
+    return resolve_quantize({name: int(bits) for name, bits in requested.items()})
 
 
 def resolve_quantize(requested: Mapping[str, int] | None) -> dict[str, int]:
-    """Bits per component, with the aliases `all` and `vae` replaced by the components that they stand for.
-
-    What is named more closely counts: {"all": 4, "dit": 8} is 8 bits for the DiT and 4 for the others.
+    """Bits per component, with the aliases `all` and `vae` resolved; see `by_component.resolve`.
 
     Raises:
         OptionError: an unknown component, or a number of bits that MLX does not have.
     """
-    requested = requested or {}
-    for name, bits in requested.items():
-        if name not in COMPONENTS and name not in _ALIASES:
-            known = ", ".join((*COMPONENTS, *_ALIASES))
-            raise OptionError(f"there is no component {name!r} to quantize; there are {known}.")
+    for name, bits in (requested or {}).items():
         if isinstance(bits, bool) or bits not in BITS:
             raise OptionError(f"{name}={bits}: the bits can be {', '.join(map(str, BITS[:-1]))} or {BITS[-1]}.")
-    resolved: dict[str, int] = {}
-    for alias, members in _ALIASES.items():
-        resolved |= dict.fromkeys(members, requested[alias]) if alias in requested else {}
-    return resolved | {name: bits for name, bits in requested.items() if name in COMPONENTS}
+    return by_component.resolve(requested or {}, "to quantize")
 
 
 def resolve_bits(requested: Mapping[str, int] | None, precision: str | None = None) -> dict[str, int]:

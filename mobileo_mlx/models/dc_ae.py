@@ -212,8 +212,8 @@ def _pixel_shuffle(x: mx.array) -> mx.array:
 
 
 def _averaged(x: mx.array, dim: int) -> mx.array:
-    """Means over groups of consecutive channels, so that `dim` are left."""
-    return x.reshape(*x.shape[:-1], dim, -1).mean(axis=-1)
+    """Means over groups of consecutive channels, so that `dim` are left; summed in float32."""
+    return x.reshape(*x.shape[:-1], dim, -1).astype(mx.float32).mean(axis=-1).astype(x.dtype)
 
 
 def _repeated(x: mx.array, dim: int) -> mx.array:

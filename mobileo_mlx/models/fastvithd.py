@@ -28,6 +28,8 @@ from ..ops.blocks import Chain, Residual, WholeMap, follow
 from ..ops.conv import Conv2d, conv_weight, pointwise_weight
 from ..ops.cpu import repmixer
 from ..ops.depthwise import DepthwiseConv2d
+from .batch_norm import BatchNorm, statistics_kept
+from .layers import compute_dtype
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class ConvNorm(Chain):
     def __init__(self, dim: int, eps: float):
         super().__init__()
         self.conv = DepthwiseConv2d(dim, 7, bias=False)
-        self.bn = nn.BatchNorm(dim, eps)
+        self.bn = BatchNorm(dim, eps)
 
     def steps(self) -> Sequence[Any]:
         return (self.conv, self.bn) if self.training else (self.conv.scaled(*self.affine()),)
@@ -118,7 +120,7 @@ class ConvNorm(Chain):
     def affine(self) -> tuple[mx.array, mx.array]:
         """The norm with the statistics of training is g x + s, which the convolution takes into its weights.
 
-        g = weight / sqrt(variance + eps), s = bias - g mean.
+        g = weight / sqrt(variance + eps), s = bias - g mean, in float32.
         """
         norm = self.bn
         gain = norm.weight * mx.rsqrt(norm.running_var + norm.eps)
@@ -197,7 +199,8 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Linear(inner, dim)
 
     def __call__(self, x: mx.array) -> mx.array:
-        gate = x.mean(axis=(1, 2), keepdims=True)
+        # In float32: Metal adds half precision up in half precision.
+        gate = x.astype(mx.float32).mean(axis=(1, 2), keepdims=True).astype(x.dtype)
         return x * mx.sigmoid(self.expand(nn.relu(self.reduce(gate))))
 
 
@@ -237,12 +240,17 @@ class FastViTHD(nn.Module):
             self.network.append([block(dim, config.mlp_ratios[i], config) for _ in range(config.layers[i])])
         self.conv_exp = ConvExpand(dims[-1], config.output_dim, config.se_channels)
 
+    def set_dtype(self, dtype: mx.Dtype, *predicate: Any) -> None:
+        """As every module's, but the statistics of BatchNorm stay in float32."""
+        with statistics_kept(self):
+            super().set_dtype(dtype, *predicate)
+
     def parts(self) -> list[list[Any]]:
         """All blocks in order: the stem, then stages and what is between them, then the last convolution."""
         return [self.patch_embed, *(p if isinstance(p, list) else [p] for p in self.network), [self.conv_exp]]
 
     def __call__(self, pixel_values: mx.array) -> mx.array:
-        x = pixel_values
+        x = pixel_values.astype(self.patch_embed[0].reparam_conv.weight.dtype)
         for blocks in self.parts():
             x = follow(blocks, x)
         return x.flatten(1, 2)
@@ -268,7 +276,10 @@ class MMProjectorConfig(Config):
 
 
 class MMProjector(nn.Sequential):
-    """From the tower's width to the language model's: Linear, GELU, Linear; (..., input_dim) to (..., output_dim)."""
+    """From the tower's width to the language model's: Linear, GELU, Linear; (..., input_dim) to (..., output_dim).
+
+    The input may have any dtype.
+    """
 
     def __init__(self, config: MMProjectorConfig):
         super().__init__(
@@ -276,6 +287,9 @@ class MMProjector(nn.Sequential):
             nn.GELU(),
             nn.Linear(config.hidden_dim, config.output_dim),
         )
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return super().__call__(x.astype(compute_dtype(self)))
 
 
 _POINTWISE = ("fc1.weight", "fc2.weight", "se.reduce.weight", "se.expand.weight")

@@ -8,11 +8,18 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from ..ops import backend
 from ..ops.activations import silu
 from ..ops.blocks import Chain
 from ..ops.depthwise import DepthwiseConv2d
+
+
+def compute_dtype(module: nn.Module) -> mx.Dtype:
+    """What a network computes in: the dtype of its floating-point parameters, which quantized layers have, too."""
+    arrays: dict[str, mx.array] = tree_flatten(module.parameters(), destination={})  # type: ignore[assignment]
+    return next(array.dtype for array in arrays.values() if mx.issubdtype(array.dtype, mx.floating))
 
 
 class GLUMBConv(Chain):

@@ -59,10 +59,13 @@ class ChannelAttention(nn.Module):
         self.fc = [nn.Linear(dim, inner, bias=False), nn.Hardswish(), nn.Linear(inner, dim, bias=False)]
 
     def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
+        # (B, 1, C), over the positions, in float32: Metal adds half precision up in half precision.
+        wide = x.astype(mx.float32)
         if mask is None:
-            gate = x.mean(axis=1, keepdims=True)  # (B, 1, C): over the sequence
+            mean = wide.mean(axis=1, keepdims=True)
         else:
-            gate = (x * mask).sum(axis=1, keepdims=True) / mask.sum(axis=1, keepdims=True)
+            mean = (wide * mask).sum(axis=1, keepdims=True) / mask.astype(mx.float32).sum(axis=1, keepdims=True)
+        gate = mean.astype(x.dtype)
         for layer in self.fc:
             gate = layer(gate)
         return x * (mx.clip(gate + 3, 0, 6) / 6)
@@ -132,13 +135,13 @@ class MobileConditioningProjector(nn.Module):
         """The DiT's text states, (B, N, output_dim).
 
         Args:
-            hidden_states: the last `num_layers` hidden states, oldest first, each (B, N, hidden_size).
+            hidden_states: the last `num_layers` hidden states, oldest first, each (B, N, hidden_size), of any dtype.
             attention_mask: (B, N) bool, False where a row has ended. The original has none, and there padding
                 changes the result.
         """
         weights = self.fusion_weights()
         stacked = mx.stack(list(hidden_states), axis=-1).astype(mx.float32)  # (B, N, hidden_size, num_layers)
-        x = (stacked @ weights).astype(hidden_states[0].dtype)
+        x = (stacked @ weights).astype(self.layer_weights.dtype)
         mask = None if attention_mask is None else attention_mask[..., None].astype(x.dtype)
         for layer in self.input_compress:
             x = layer(x)

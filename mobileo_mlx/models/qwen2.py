@@ -196,7 +196,7 @@ class Qwen2Model(nn.Module):
         """The last hidden state, after the final norm: (B, T, hidden_size).
 
         Args:
-            inputs_embeds: (B, T, hidden_size).
+            inputs_embeds: (B, T, hidden_size), of any dtype.
             attention_mask: (B, T) bool, True where a token is to be seen; without a cache only.
             cache: one entry a layer, holding the positions before these; extended in place.
             last_only: compute the last position alone, (B, 1, hidden_size), where no more is needed. Of the last layer
@@ -207,7 +207,7 @@ class Qwen2Model(nn.Module):
         if attention_mask is not None:
             raise ValueError("rows that are padded do not end in their last position")
         caches: Sequence[Cache | None] = cache if cache is not None else [None] * len(self.layers)
-        mask, x = _mask(inputs_embeds.shape[1], None), inputs_embeds
+        mask, x = _mask(inputs_embeds.shape[1], None), inputs_embeds.astype(self.norm.weight.dtype)
         for layer, layer_cache in zip(self.layers[:-1], caches[:-1], strict=True):
             x = layer(x, mask, layer_cache)
         # The last position sees all of them, so it needs no mask.
@@ -226,9 +226,10 @@ class Qwen2Model(nn.Module):
         There are num_hidden_layers + 1: the embeddings, the output of every layer but the last, and the output
         of the last layer *after* the final norm.
         """
-        mask = _mask(inputs_embeds.shape[1], attention_mask)
+        x = inputs_embeds.astype(self.norm.weight.dtype)
+        mask = _mask(x.shape[1], attention_mask)
         caches: Sequence[Cache | None] = cache if cache is not None else [None] * len(self.layers)
-        states, x = [inputs_embeds], inputs_embeds
+        states = [x]
         for layer, layer_cache in zip(self.layers, caches, strict=True):
             x = layer(x, mask, layer_cache)
             states = [*states, x][-last:]

@@ -32,6 +32,7 @@ from .layers import GLUMBConv, relu_linear_attention
 TIMESTEP_CHANNELS = 256
 CAPTION_NORM_EPS = 1e-5
 OUTPUT_NORM_EPS = 1e-6  # fixed in diffusers, whatever `norm_eps` says of the blocks
+FLOAT16_MAX = 65504.0
 MASKED = -10000.0  # added to the scores of masked text, as diffusers does
 
 
@@ -192,7 +193,9 @@ class LinearAttention(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         q, k, v = (split_heads(layer(x), self.head_dim) for layer in (self.to_q, self.to_k, self.to_v))
-        return self.to_out[0](merge_heads(relu_linear_attention(q, k, v, self.eps)))
+        y = self.to_out[0](merge_heads(relu_linear_attention(q, k, v, self.eps)))
+        # As diffusers' SanaLinearAttnProcessor2_0: what leaves float16's range would be NaN after the next norm.
+        return mx.clip(y, -FLOAT16_MAX, FLOAT16_MAX) if y.dtype == mx.float16 else y
 
 
 class CrossAttention(nn.Module):
@@ -324,11 +327,16 @@ class SanaTransformer(nn.Module):
         self.scale_shift_table = mx.random.normal((2, config.dim)) * config.dim**-0.5
         self.proj_out = nn.Linear(config.dim, config.patch_size**2 * (config.out_channels or config.in_channels))
 
+    @property
+    def dtype(self) -> mx.Dtype:
+        """What it computes in."""
+        return self.scale_shift_table.dtype
+
     def encode_text(self, encoder_hidden_states: mx.array, attention_mask: mx.array | None = None) -> list[TextKV]:
         """What each block reads of a text, in every step.
 
         Args:
-            encoder_hidden_states: the connector's output, (B, N, caption_channels).
+            encoder_hidden_states: the connector's output, (B, N, caption_channels), of any dtype.
             attention_mask: (B, N) bool, True where a position is to be seen; all of them by default.
         """
         text = self.project_text(encoder_hidden_states)
@@ -337,7 +345,7 @@ class SanaTransformer(nn.Module):
 
     def project_text(self, encoder_hidden_states: mx.array) -> mx.array:
         """What the keys and values of all blocks are made of, (B, N, dim)."""
-        return self.caption_norm(self.caption_projection(encoder_hidden_states))
+        return self.caption_norm(self.caption_projection(encoder_hidden_states.astype(self.dtype)))
 
     def tables(self) -> mx.array:
         """What the blocks add to the modulation, (num_layers, 6, dim)."""
@@ -364,11 +372,11 @@ class SanaTransformer(nn.Module):
         """The velocity: (B, h, w, out_channels).
 
         Args:
-            latents: (B, h, w, in_channels); any h and w that are multiples of patch_size.
+            latents: (B, h, w, in_channels), of any dtype; any h and w that are multiples of patch_size.
             timestep: (B,), 0 to 1000.
             texts: of `encode_text`, for the same B.
         """
-        x = self.patch_embed(latents)
+        x = self.patch_embed(latents.astype(self.dtype))
         size = (latents.shape[1] // self.config.patch_size, latents.shape[2] // self.config.patch_size)
         modulations, output = self.modulations(self.tables(), *self.time_embed(timestep, x.dtype))
         for block, modulation, text in zip(self.transformer_blocks, modulations, texts, strict=True):

@@ -42,7 +42,7 @@ class PreparedSana:
         donate: bool = False,
     ):
         self._dit = dit
-        self._dtype = dit.scale_shift_table.dtype
+        self._dtype = dit.dtype
         self._tables = dit.tables()
         self._timesteps = dit.time_embed(timesteps, self._dtype)  # modulation (S, 6 dim) and embedding (S, dim)
         mx.eval(self._tables, self._timesteps)

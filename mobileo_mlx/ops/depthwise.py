@@ -54,10 +54,10 @@ class DepthwiseConv2d(nn.Module, Windowed):
         return Window(kernel, self.stride, 1, self.multiplier / self.stride**2, apply)
 
     def scaled(self, gain: mx.array, shift: mx.array) -> DepthwiseConv2d:
-        """The convolution without a bias that gives gain * self(x) + shift, each (channels * multiplier,)."""
+        """The convolution without a bias that gives gain * self(x) + shift, each (channels * multiplier,) float32."""
         scaled = copy.copy(self)
-        scaled.weight = self.weight * gain[:, None, None, None]
-        scaled.bias = shift
+        scaled.weight = (self.weight * gain[:, None, None, None]).astype(self.weight.dtype)
+        scaled.bias = shift.astype(self.weight.dtype)
         return scaled
 
     def without_bias(self) -> DepthwiseConv2d:

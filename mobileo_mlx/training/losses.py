@@ -34,7 +34,7 @@ def flow_matching_loss(
     """
     x_t = noised(latents, noise, sigmas)
     context = dit.encode_text(conditioning, attention_mask)
-    velocity = dit(x_t.astype(conditioning.dtype), num_train_timesteps * sigmas, context)
+    velocity = dit(x_t, num_train_timesteps * sigmas, context)
     return ((velocity.astype(mx.float32) - (noise - latents)) ** 2).mean()
 
 

@@ -21,9 +21,11 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ..checkpoints import precision
+from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.modules import named_parameters
 from ..errors import OptionError
 from ..models.mcp import annealed_temperature
+from ..parts import Parts
 from ..pipeline import MobileO
 from .batches import Batches
 from .data import Progress, read_data
@@ -42,6 +44,7 @@ MINIMUM_TEMPERATURE = 0.5
 PLOT_FILE = "loss.png"
 _LARGE = 100_000_000  # parameters from which activations are computed twice rather than kept
 _TOLERANCE = 10.0  # the running mean of the loss may grow to so many times its smallest value
+_TRAINED = ("vision_tower", "mm_projector", "llm", "lm_head", "diffusion_connector", "dit")  # or read by what is
 _SAMPLES = 4  # that the sample sheet shows
 
 
@@ -340,12 +343,15 @@ def _micro_batches(options: Options, processes: int) -> int:
 
 
 def _load(model: str | Path, dtype: str | None, download_progress: bool) -> MobileO:
-    """The model in the precision of training: float16 has too small a range for gradients."""
-    loaded = MobileO.load(model, dtype=dtype, progress=download_progress)
-    if loaded.checkpoint.quantization:
+    """The model, with all that is trained or needed for it in one dtype; what only encodes and decodes has its own."""
+    checkpoint = Checkpoint.open(model, progress=download_progress)
+    if checkpoint.quantization:
         raise OptionError(f"'{model}' is quantized; train the original, and quantize what comes out.")
-    half = dtype is None and precision.default_dtype("llm", loaded.checkpoint.stored_dtype("llm")) == mx.float16
-    return MobileO.load(model, dtype="bfloat16") if half else loaded
+    dtypes = precision.parse_dtypes(dtype)
+    if dtype is None:
+        stored = {name: checkpoint.stored_dtype(name) for name in _TRAINED if checkpoint.has(name)}
+        dtypes = dict.fromkeys(stored, precision.training_dtype(stored))
+    return MobileO(Parts(checkpoint, dtypes=dtypes))
 
 
 def _plot(folder: Path) -> Path | None:
