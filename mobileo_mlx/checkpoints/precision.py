@@ -149,9 +149,8 @@ def dtype_name(dtype: mx.Dtype) -> str:
 
 def _row(component: str, stored: mx.Dtype) -> _Row:
     device = _device()
-    return next(
-        row for row in _TABLE if row.device == device and component in row.components and row.stored in (None, stored)
-    )
+    rows = (row for row in _TABLE if row.device == device and component in row.components)
+    return next(row for row in rows if row.stored is None or row.stored == stored)
 
 
 def _device() -> str:

@@ -14,12 +14,10 @@ import mobileo_mlx.checkpoints.checkpoint as checkpoint_module
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.checkpoints.convert import convert
 from mobileo_mlx.checkpoints.load import load_component
-from mobileo_mlx.checkpoints.precision import default_dtype, parse_dtype
 from mobileo_mlx.checkpoints.random_model import write_random_model
 from mobileo_mlx.checkpoints.tensor_files import read_header, read_tensors, weight_files, write_tensors
-from mobileo_mlx.errors import CheckpointError, ConfigError, OptionError
+from mobileo_mlx.errors import CheckpointError, ConfigError
 from mobileo_mlx.models.mobileo import COMPONENTS
-from mobileo_mlx.ops import backend
 from mobileo_mlx.pipeline import MobileO
 
 PICTURE = Image.new("RGB", (32, 32))
@@ -267,45 +265,6 @@ def test_an_update_that_was_not_merged_is_refused(ours, tmp_path):
 
     with pytest.raises(CheckpointError, match=r"unexpected are llm\.layers\.1\.mlp\.up_proj\.lora_A\.weight;"):
         load_component(Checkpoint.open(write_upstream(tmp_path / "t", ours, change=leave)), "llm")
-
-
-@pytest.mark.parametrize(
-    ("chip", "expected"),
-    [
-        *[(f"Apple {name}", mx.float16) for name in ("M1", "M1 Max", "M2", "M2 Pro", "M2 Ultra", "A14 GPU", "A16 GPU")],
-        *[(f"Apple {name}", mx.bfloat16) for name in ("M3", "M3 Max", "M4 Pro", "M5", "M10", "M12 Pro", "A17 Pro GPU")],
-        *[(name, None) for name in ("NVIDIA H100 80GB HBM3", "")],
-    ],
-)
-def test_the_dtype_follows_the_chip(monkeypatch, chip, expected):
-    """None is the checkpoint's."""
-    monkeypatch.setattr(backend, "backend", lambda: "metal")
-    monkeypatch.setattr(checkpoint_module.mx, "device_info", lambda device: {"device_name": chip} if chip else {})
-    for stored in (mx.float16, mx.bfloat16, mx.float32):
-        assert default_dtype("dit", stored) == (expected or stored)
-
-
-def test_the_dtype_where_the_backend_tells_no_chip(monkeypatch):
-    monkeypatch.setattr(backend, "backend", lambda: "metal")
-    for error in (RuntimeError, ValueError, AttributeError):
-
-        def fails(device, error=error):
-            raise error("no device")
-
-        monkeypatch.setattr(checkpoint_module.mx, "device_info", fails)
-        assert default_dtype("dit", mx.bfloat16) == mx.bfloat16
-
-
-def test_a_cpu_computes_in_float32(monkeypatch):
-    monkeypatch.setattr(backend, "backend", lambda: "cpu")
-    monkeypatch.setattr(checkpoint_module.mx, "device_info", lambda device: {"device_name": "Apple M1"})
-    assert default_dtype("dit", mx.bfloat16) == mx.float32
-
-
-def test_dtype_names():
-    assert parse_dtype("bfloat16") == mx.bfloat16
-    with pytest.raises(OptionError, match="'int8' is unknown; there are float32, float16, bfloat16"):
-        parse_dtype("int8")
 
 
 # Laziness

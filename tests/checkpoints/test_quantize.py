@@ -73,7 +73,7 @@ def test_presets_are_bits_of_components():
 
 def test_a_preset_loads_and_converts(ours, tmp_path):
     model = MobileO.load(ours, precision="small", quantize={"dit": 6})
-    assert (model.parts.llm.layers[0].mlp.up_proj.bits, model.parts.lm_head.bits) == (4, 4)
+    assert (model.parts.llm.layers[0].mlp.up_proj.bits, model.parts["lm_head"].bits) == (4, 4)
     assert model.generate("a cat", steps=1).quantize == {"llm": 4, "lm_head": 4, "dit": 6}
     convert(ours, tmp_path / "small", precision="small")
     assert {name: spec.bits for name, spec in Checkpoint.open(tmp_path / "small").quantization.items()} == {
