@@ -117,6 +117,23 @@ def test_dtype(draw) -> None:
     assert pixels("low.png") != pixels("high.png")
 
 
+def test_a_dtype_for_each_part_is_replayed(draw, here) -> None:
+    draw("a cat", "--seed", 1, "--size", "64x64", "--dtype", "dit=float16,vae=float32", "-o", "mixed.png")
+    recorded = read_metadata("mixed.png")["dtype"]
+    assert recorded == "dit=float16,vae_encoder=float32,vae_decoder=float32"
+    assert here("generate", "--from-image", "mixed.png", "-o", "again.png").status == 0
+    assert pixels("again.png") == pixels("mixed.png")
+    assert read_metadata("again.png")["dtype"] == recorded
+    draw("a cat", "--seed", 1, "--size", "64x64", "--dtype", "float32", "-o", "exact.png")
+    assert pixels("exact.png") != pixels("mixed.png")
+    assert here("generate", "--from-image", "mixed.png", "--dtype", "float32", "-o", "other.png").status == 0
+    assert read_metadata("other.png")["dtype"] == "float32"
+    assert pixels("other.png") == pixels("exact.png")
+    # Which is what a picture says that was drawn before there was a dtype for each part.
+    assert here("generate", "--from-image", "exact.png", "-o", "old.png").status == 0
+    assert pixels("old.png") == pixels("exact.png")
+
+
 def test_name_pattern(draw) -> None:
     Path("out").mkdir()
     result = draw("a cat", "--seed", 4, "-n", 2, "-o", "out/{index}-{seed}-{prompt}.png")

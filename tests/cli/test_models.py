@@ -43,6 +43,13 @@ def test_convert_to_another_precision(here, tiny_model: Path, dtype: str) -> Non
     assert {part.dtype for part in describe("low").components} == {dtype}
 
 
+def test_convert_parts_to_other_precisions(here, tiny_model: Path) -> None:
+    assert here("convert", tiny_model, "mixed", "--dtype", "all=float16,vae=bfloat16").status == 0
+    found = {part.name: part.dtype for part in describe("mixed").components}
+    assert {name for name, dtype in found.items() if dtype == "bfloat16"} == {"vae_encoder", "vae_decoder"}
+    assert set(found.values()) == {"float16", "bfloat16"}
+
+
 def test_convert_quantized_equals_quantizing_while_loading(here, tiny_model: Path) -> None:
     assert here("convert", tiny_model, "small", "--quantize", "llm=4,dit=8").status == 0
     bits = {part.name: part.bits for part in describe("small").components if part.bits}

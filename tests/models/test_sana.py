@@ -85,3 +85,22 @@ def test_half_precision_keeps_its_dtype() -> None:
     velocity = dit(latents(1, 4, 4).astype(mx.float16), mx.array([999.0]), context)
     assert velocity.dtype == mx.float16
     assert mx.isfinite(velocity).all()
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(mx.float16, 65504.0), (mx.bfloat16, 2.0e5), (mx.float32, 2.0e5)])
+def test_what_self_attention_reads_is_clipped_in_float16(dtype: mx.Dtype, largest: float) -> None:
+    """As in diffusers; elsewhere it is inside of the range."""
+    attention = build().transformer_blocks[0].attn1
+    attention.to_out[0].bias = mx.zeros((32,)).at[:2].add(mx.array([2e5, -2e5]))
+    attention.set_dtype(dtype)
+    y = attention(mx.random.normal((1, 6, 32)).astype(dtype)).astype(mx.float32)
+    assert mx.isfinite(y).all()
+    assert y.max().item() == pytest.approx(largest, rel=0.01)
+    assert y.min().item() == pytest.approx(-largest, rel=0.01)
+
+
+def test_a_number_that_is_none_stays_one() -> None:
+    """Clipping does not hide what was wrong before it."""
+    attention = build().transformer_blocks[0].attn1
+    attention.set_dtype(mx.float16)
+    assert mx.isnan(attention(mx.full((1, 6, 32), mx.nan, mx.float16))).all()

@@ -326,3 +326,23 @@ def test_in_half_precision_absorbing_loses_no_more_than_the_projections(dtype: m
         return math.sqrt(mx.square(y.astype(mx.float32) - exact).mean().item())
 
     assert off(ours) <= 1.25 * off(theirs)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "metal"])
+@pytest.mark.parametrize("guided", [False, True])
+def test_an_outlier_of_the_self_attention_stays_finite_in_float16(backend: str, guided: bool) -> None:
+    """In the plain form, and in the prepared one, whose blocks are compiled for a GPU."""
+    dit = build()
+    for block in dit.transformer_blocks:
+        block.attn1.to_out[0].bias = mx.zeros((64,)).at[0].add(8e4)
+        block.scale_shift_table = block.scale_shift_table * 0.01  # gates, too
+    dit.time_embed.linear.weight *= 0
+    dit.time_embed.linear.bias = mx.full(dit.time_embed.linear.bias.shape, 0.01)
+    dit.set_dtype(mx.float16)
+    with pretend_device(backend):
+        texts = [TextInput(text(1))] * 2
+        prepared = PreparedSana(dit, mx.array(TIMESTEPS), *texts)(1, noise(1), guided=guided)
+        alone = plain(dit, noise(1), 1, text(1))
+    assert prepared.dtype == alone.dtype == mx.float16
+    assert mx.isfinite(alone).all()
+    assert mx.isfinite(prepared).all()

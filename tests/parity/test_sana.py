@@ -92,3 +92,20 @@ def test_patches(scale: float | None, size: tuple[int, int]) -> None:
 )
 def test_configurations(changes: dict[str, Any]) -> None:
     check(*pair(**changes), (3, 4), [700.0])
+
+
+def test_self_attention_is_clipped_in_float16_as_theirs() -> None:
+    """With outputs far beyond the range of float16, and inputs and weights inside of it."""
+    theirs, ours = pair()
+    attention = theirs.transformer_blocks[0].attn1.half()
+    with torch.no_grad():
+        attention.to_out[0].weight.mul_(3e4)
+    x = (20 * normal(2, 9, 32, seed=1)).astype(np.float16)
+    with torch.no_grad():
+        expected = attention(torch.from_numpy(x))
+    assert torch.isfinite(expected).all()
+    assert (expected.abs() == 65504).sum() > 10
+    block = ours.transformer_blocks[0].attn1
+    block.to_out[0].weight = block.to_out[0].weight.astype(mx.float16) * 3e4
+    block.set_dtype(mx.float16)
+    assert_close(block(mx.array(x)).astype(mx.float32), expected.float(), tolerance=2e-3)

@@ -15,6 +15,8 @@ from PIL import Image
 from mobileo_mlx import MobileO
 from mobileo_mlx.conditioning import encode_image
 from mobileo_mlx.errors import CheckpointError, OptionError, OutputError, TrainingError
+from mobileo_mlx.models.batch_norm import BatchNorm
+from mobileo_mlx.ops import backend
 from mobileo_mlx.training.batches import EpochCache
 from mobileo_mlx.training.options import Options
 from mobileo_mlx.training.quadruplets import DataError
@@ -286,6 +288,46 @@ def test_options_that_make_no_sense(prepared: Callable[..., FinetuneRun]) -> Non
         stage_named("best")
     with pytest.raises(OptionError, match="can't be divided into 3 parts"):
         prepared(accumulate=3)
+
+
+@pytest.mark.parametrize(
+    ("chip", "asked", "trained", "autoencoder"),
+    [
+        ("Apple M1", None, mx.bfloat16, mx.float32),  # where the rest is float16 by default
+        ("Apple M4", None, mx.bfloat16, mx.bfloat16),
+        ("H100", None, mx.float32, mx.float32),  # the dtype of the checkpoint
+        ("Apple M1", "float32", mx.float32, mx.float32),
+        ("Apple M1", "bfloat16", mx.bfloat16, mx.bfloat16),
+    ],
+)
+def test_the_dtype_of_training_follows_the_chip(
+    prepared: Callable[..., FinetuneRun],
+    monkeypatch: pytest.MonkeyPatch,
+    chip: str,
+    asked: str | None,
+    trained: mx.Dtype,
+    autoencoder: mx.Dtype,
+) -> None:
+    monkeypatch.setattr(backend, "backend", lambda: "metal")
+    monkeypatch.setattr(backend, "chip_name", lambda: chip)
+    run = prepared(dtype=asked)
+    parts = run.model.parts
+    assert {parts.dtype(name) for name in run.network.children()} == {trained}
+    assert parts.dtype("vae_encoder") == parts.dtype("vae_decoder") == autoencoder
+    assert run.loss.dtype == (None if trained == mx.float32 else trained)
+    loss, _ = run.loss(run.network, run.batches(0, 0), mx.random.key(0))
+    assert mx.isfinite(loss)
+
+
+def test_a_trained_tower_keeps_its_statistics_in_float32(prepared: Callable[..., FinetuneRun]) -> None:
+    """Though it computes in bfloat16, as its parameters are cast to."""
+    run = prepared("paper", dtype="bfloat16")
+    batch = run.batches(0, 0)
+    norms = [m for m in run.network.vision_tower.modules() if isinstance(m, BatchNorm)]
+    before = [norm.running_mean for norm in norms]
+    run.loss(run.network, batch, mx.random.key(0))
+    assert {norm.running_mean.dtype for norm in norms} == {norm.running_var.dtype for norm in norms} == {mx.float32}
+    assert not any(mx.array_equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True))
 
 
 # Stages and rates
