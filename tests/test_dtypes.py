@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mobileo_mlx import MobileO
+from mobileo_mlx.checkpoints import precision
 from mobileo_mlx.conditioning import embed_prompts, encode_image, hidden_states, text_input, unconditional_input
 from mobileo_mlx.images import to_signed
 from mobileo_mlx.models.mobileo import COMPONENTS
@@ -95,6 +96,7 @@ def test_a_decoder_beyond_float16s_range(tiny_model: Path, monkeypatch: pytest.M
     """What M1 takes by default draws an autoencoder whose activations are large; float16 would not."""
     monkeypatch.setattr(backend, "backend", lambda: "metal")
     monkeypatch.setattr(backend, "chip_name", lambda: "Apple M1")
+    monkeypatch.setattr(precision, "default_dtype", lambda *of: precision.choice(*of).dtype)
 
     def pixels(dtype: str | None) -> mx.array:
         decoder = MobileO.load(tiny_model, dtype=dtype).parts.vae_decoder

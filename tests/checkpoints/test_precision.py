@@ -8,11 +8,11 @@ import mlx.core as mx
 import pytest
 
 from mobileo_mlx import MobileO
+from mobileo_mlx.checkpoints import precision
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.checkpoints.precision import (
     candidates,
     choice,
-    default_dtype,
     dtypes_text,
     parse_dtype,
     parse_dtypes,
@@ -30,9 +30,17 @@ EARLY = ("M1", "M1 Max", "M2", "M2 Pro", "M2 Ultra", "A14 GPU", "A16 GPU")
 LATER = ("M3", "M3 Max", "M4 Pro", "M5", "M10", "M12 Pro", "A17 Pro GPU", "Paravirtual device")
 
 
+def default_dtype(component: str, stored: mx.Dtype) -> mx.Dtype:
+    """The table's, with what is stored for the device."""
+    return choice(component, stored).dtype
+
+
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch):
     """Sets the device that is asked for: a backend, and the name that it says."""
+
+    # The suite may run with another default than the table's.
+    monkeypatch.setattr(precision, "default_dtype", default_dtype)
 
     def use(chip: str, kind: str = "metal") -> None:
         monkeypatch.setattr(backend, "backend", lambda: kind)
@@ -202,3 +210,9 @@ def test_what_cannot_be_is_refused(asked, message: str) -> None:
         parse_dtypes(asked)
     with pytest.raises(OptionError, match=message):
         MobileO.load("tiny", dtype=asked)
+
+
+def test_the_default_is_the_choice() -> None:
+    """Of the function that all others call, as long as nothing replaces it."""
+    if precision.default_dtype.__module__ == precision.__name__:
+        assert precision.default_dtype("dit", mx.float16) == choice("dit", mx.float16).dtype

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from PIL import Image
 
 from mobileo_mlx import MobileO
+from mobileo_mlx.checkpoints import precision
 from mobileo_mlx.conditioning import encode_image
 from mobileo_mlx.errors import CheckpointError, OptionError, OutputError, TrainingError
 from mobileo_mlx.models.batch_norm import BatchNorm
@@ -310,6 +311,7 @@ def test_the_dtype_of_training_follows_the_chip(
 ) -> None:
     monkeypatch.setattr(backend, "backend", lambda: "metal")
     monkeypatch.setattr(backend, "chip_name", lambda: chip)
+    monkeypatch.setattr(precision, "default_dtype", lambda *of: precision.choice(*of).dtype)
     run = prepared(dtype=asked)
     parts = run.model.parts
     assert {parts.dtype(name) for name in run.network.children()} == {trained}
