@@ -39,10 +39,13 @@ def picture() -> Image.Image:
 
 
 @pytest.mark.parametrize("dtypes", MIXED)
+@pytest.mark.parametrize("bits", [None, {"all": 8}])
 @pytest.mark.usefixtures("forms")
-def test_each_component_computes_in_its_own(tiny_model: Path, picture: Image.Image, dtypes: dict[str, str]) -> None:
+def test_each_component_computes_in_its_own(
+    tiny_model: Path, picture: Image.Image, dtypes: dict[str, str], bits: dict[str, int] | None
+) -> None:
     """What comes out of each has its dtype, whatever goes in: wider inputs would make all that follows wider."""
-    parts = MobileO.load(tiny_model, dtype=dtypes).parts
+    parts = MobileO.load(tiny_model, dtype=dtypes, quantize=bits).parts
     found = dict(zip(COMPONENTS, computed(parts, picture), strict=True))
     assert {name: str(array.dtype).removeprefix("mlx.core.") for name, array in found.items()} == dtypes
     assert all(mx.isfinite(array).all() for array in found.values())

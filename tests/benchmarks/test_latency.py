@@ -50,6 +50,13 @@ def test_random_weights_need_no_file() -> None:
     assert all(row.timing.mean > 0 for row in rows)
 
 
+def test_dtypes_that_differ_are_named() -> None:
+    model = synthetic_model(tiny_config(), dtype="all=float16,vae=float32")
+    assert latency._dtype(model, ["decode"]) == "float16"
+    words = "llm float16, diffusion_connector float16, dit float16, vae_decoder float32"
+    assert latency._dtype(model, ["image"]) == words
+
+
 def test_a_rows_memory_is_its_own() -> None:
     """What an earlier row needed is not there any more."""
 
