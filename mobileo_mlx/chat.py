@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
@@ -47,7 +48,8 @@ class Chat:
         self, text: str, *, images: ImageSource | Sequence[ImageSource] = (), **options: Unpack[AnswerOptions]
     ) -> Answer:
         """The whole answer; takes what `stream` takes."""
-        return Answer.of(list(self.stream(text, images=images, **options)))
+        with self._parts.lock:
+            return Answer.of(list(self.stream(text, images=images, **options)))
 
     def stream(
         self,
@@ -80,13 +82,14 @@ class Chat:
         turn = self._turn(text, loaded, settings)
         # Weakly, so that an iterator that nobody holds any more is closed at once.
         self._open = weakref.ref(turn)
-        return turn
+        return self._parts.in_turns(turn)
 
     def _close_turn(self) -> None:
-        """Closes the turn before, where its iterator was left open."""
+        """Closes the turn before, where its iterator was left open; another thread may be computing a token of it."""
         turn = None if self._open is None else self._open()
-        if turn is not None:
-            turn.close()
+        if turn is not None and inspect.getgeneratorstate(turn) != inspect.GEN_CLOSED:
+            with self._parts.lock:
+                turn.close()
 
     def _turn(
         self, text: str, images: list[Image.Image], settings: AnswerSettings

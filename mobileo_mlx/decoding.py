@@ -121,6 +121,7 @@ def _sampler(settings: AnswerSettings, max_tokens: int) -> Callable[[mx.array, l
         if settings.temperature == 0:
             return mx.argmax(logits), logits
         key, subkey = mx.random.split(key)
+        mx.async_eval(key)  # for the thread that takes the next token, which may be another one
         scaled = logits / settings.temperature
         if top_p_filter is not None:
             scaled = top_p_filter((scaled - mx.logsumexp(scaled))[None], settings.top_p)[0]

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 
 def noise(config: MobileOConfig, seed: int, width: int, height: int) -> mx.array:
-    """The initial latents of a seed for an image of a size in pixels, (1, h, w, latent_channels) float32."""
+    """The initial latents of a seed for an image of a size in pixels, (1, h, w, latent_channels) float32, evaluated."""
     factor = config.vae.factor
     shape = (1, height // factor, width // factor, config.vae.latent_channels)
-    return mx.random.normal(shape, key=mx.random.key(seed))
+    latents = mx.random.normal(shape, key=mx.random.key(seed))
+    mx.eval(latents)  # for any thread
+    return latents
 
 
 def encode_latents(parts: Parts, image: Image.Image) -> mx.array:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,6 +18,8 @@ from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.load import load_component
 from .checkpoints.modules import named_parameters
 from .checkpoints.quantize import QuantizeSpec, resolve_bits
+from .ops import memory
+from .threads import in_turns
 
 if TYPE_CHECKING:
     from .models.dc_ae import Decoder, Encoder
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from .models.qwen2 import Qwen2Model
     from .models.sana import SanaTransformer
     from .tokenizer import Tokenizer
+
+Item = TypeVar("Item")
 
 # The networks that each phase of a task needs. Where parts are not kept, no other network is in memory while it runs.
 # `lm_head` comes first: where it is quantized while loading, the whole weight is not added to the language model.
@@ -43,8 +47,8 @@ PHASES: dict[str, tuple[str, ...]] = {
 class Parts:
     """The networks of a checkpoint, each loaded on first use.
 
-    Several threads may ask for a network at once; it is loaded once. Tasks themselves are for one thread at a time:
-    MLX's streams belong to threads.
+    Several threads may ask for a network at once: it is loaded once, and evaluated before anyone gets it, so that all of
+    them can use it (see `mobileo_mlx.threads`). Tasks take turns: each holds `lock` while it computes.
 
     Args:
         checkpoint: where the weights come from.
@@ -57,6 +61,7 @@ class Parts:
         config: dimensions of all networks.
         dtypes: those that were asked for; `dtype` says what a component computes in.
         cache: what was computed from images and prompts before; filled only while networks are kept.
+        lock: held by whoever computes with these networks, loads or frees them. A thread may take it several times.
         on_phase: called with the name of a phase when a task enters it, before anything is freed or loaded.
 
     Raises:
@@ -84,7 +89,8 @@ class Parts:
         self._loaded: dict[str, nn.Module] = {}
         self._versions: dict[str, _Version] = {}
         self._phase = ""
-        self._lock = threading.RLock()
+        self._changed = False  # whether a network was loaded or freed since MLX's buffer cache was emptied
+        self.lock = threading.RLock()
 
     def __getitem__(self, name: str) -> nn.Module:
         """The network of a component (`models.mobileo.COMPONENTS`), loaded on first use.
@@ -92,13 +98,18 @@ class Parts:
         Raises:
             CheckpointError: it is not in the checkpoint, or does not fit the configuration.
         """
-        with self._lock:
+        with self.lock:
             if name not in self._loaded:
-                spec = QuantizeSpec(self.bits[name]) if name in self.bits else None
-                self._loaded[name] = load_component(
-                    self.checkpoint, name, dtype=self.dtype(name), quantize=spec, adapter=self.adapter
-                )
+                network = self._load(name)
+                mx.eval(network)  # with the arrays that are no parameters
+                self._loaded[name] = network
             return self._loaded[name]
+
+    def _load(self, name: str) -> nn.Module:
+        """A network whose weights are read when they are first used."""
+        self._changed = True
+        spec = QuantizeSpec(self.bits[name]) if name in self.bits else None
+        return load_component(self.checkpoint, name, dtype=self.dtype(name), quantize=spec, adapter=self.adapter)
 
     def dtype(self, name: str) -> mx.Dtype:
         """What a component computes in: the dtype of its weights, as far as they are not quantized.
@@ -177,29 +188,44 @@ class Parts:
     def enter(self, phase: str) -> None:
         """Begins a phase of a task. Networks that it does not need are freed, unless they are kept.
 
-        MLX's buffer cache goes too: the phase before worked on arrays of other sizes. A network is freed only if
-        nothing else refers to it, so a task keeps none of them in a variable from one phase to the next.
+        MLX's buffer cache goes too: the phase before worked on arrays of other sizes. Not where all networks are there
+        already and stay: the next task needs buffers of these sizes again, and new memory costs page faults. A network
+        is freed only if nothing else refers to it, so a task keeps none of them in a variable from one phase to the
+        next.
         """
         if self.on_phase is not None:
             self.on_phase(phase)
-        with self._lock:
+        with self.lock:
             if not self.keep_loaded:
                 for name in self._loaded.keys() - set(PHASES[phase]):
                     del self._loaded[name]
             if self._phase != phase:
                 self._phase = phase
-                mx.clear_cache()
+                if self._changed or not self.keep_loaded:
+                    self._changed = False
+                    mx.clear_cache()
 
     def pop_dit(self) -> SanaTransformer:
-        """The diffusion transformer for its last use: it is no longer one of these parts, and the caller's alone."""
-        with self._lock:
-            dit = self.dit
-            del self._loaded["dit"]
-            return dit
+        """The diffusion transformer for its last use: it is no longer one of these parts, and the caller's alone.
+
+        Its weights may not be evaluated yet: a drawing frees many of them block by block, and they are never all in
+        memory. The caller uses the others before it is suspended.
+        """
+        with self.lock:
+            dit = self._loaded.pop("dit") if "dit" in self._loaded else self._load("dit")
+            return cast("SanaTransformer", dit)
+
+    def in_turns(self, task: Generator[Item, None, None]) -> Generator[Item, None, None]:
+        """The items of a task, computed one task at a time; see `mobileo_mlx.threads.in_turns`.
+
+        Tasks that are suspended hold nothing that others wait for. Where networks are not kept, each frees what its
+        own phase does not need; one that is suspended keeps those that it uses, so that memory adds up.
+        """
+        return in_turns(self.lock, task, memory.limits(staged=not self.keep_loaded))
 
     def release(self, *names: str) -> None:
         """Frees the memory of networks, all by default, and of what was cached; they load again when needed."""
-        with self._lock:
+        with self.lock:
             for name in names or tuple(self._loaded):
                 self._loaded.pop(name, None)
             self.cache.clear()

@@ -7,7 +7,7 @@ components that it uses.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 class MobileO:
     """A loaded model.
+
+    It may be used from several threads. Its tasks take turns: `generate`, `edit`, `ask` and `Chat.send` from beginning to
+    end, streams step by step and token by token. A stream may be begun in one thread and read on in another.
 
     Attributes:
         parts: its networks, configuration and cache.
@@ -123,7 +126,8 @@ class MobileO:
 
     def generate(self, prompt: str, **options: Unpack[GenerationOptions]) -> GenerationResult:
         """Draws `prompt`: the last thing that `stream_generate` yields."""
-        return _result(self.stream_generate(prompt, **options))
+        with self.parts.lock:
+            return _result(self.stream_generate(prompt, **options))
 
     def stream_generate(
         self, prompt: str, **options: Unpack[GenerationOptions]
@@ -149,7 +153,8 @@ class MobileO:
         **options: Unpack[EditOptions],
     ) -> GenerationResult:
         """Draws `image` changed as `instruction` says: the last thing that `stream_edit` yields."""
-        return _result(self.stream_edit(image, instruction, **options))
+        with self.parts.lock:
+            return _result(self.stream_edit(image, instruction, **options))
 
     def stream_edit(
         self,
@@ -177,7 +182,8 @@ class MobileO:
 
     def decode_latents(self, latents: mx.array) -> list[Image.Image]:
         """The images of scaled latents (B, h, w, latent_channels), such as `GenerationStep.denoised`."""
-        return from_array(decode_latents(self.parts, latents))
+        with self.parts.lock:
+            return from_array(decode_latents(self.parts, latents))
 
     # Answering
 
@@ -185,7 +191,8 @@ class MobileO:
         self, images: ImageSource | Sequence[ImageSource], question: str, **options: Unpack[AnswerOptions]
     ) -> Answer:
         """The whole answer to a question about images; takes what `stream_ask` takes."""
-        return Answer.of(list(self.stream_ask(images, question, **options)))
+        with self.parts.lock:
+            return Answer.of(list(self.stream_ask(images, question, **options)))
 
     def stream_ask(
         self, images: ImageSource | Sequence[ImageSource], question: str, **options: Unpack[AnswerOptions]
@@ -206,7 +213,7 @@ class MobileO:
         self.parts.require("answer", *(["vision"] if loaded else []))
         ids = encode_prompt(self.tokenizer, ask_prompt(question, len(loaded)))
         cache = empty_cache(self.config.llm.num_hidden_layers)
-        return stream_answer(self.parts, ids, loaded, cache, settings)
+        return self.parts.in_turns(stream_answer(self.parts, ids, loaded, cache, settings))
 
     def chat(self, *, system_prompt: str = SYSTEM_PROMPT) -> Chat:
         """A conversation that remembers."""
@@ -227,7 +234,9 @@ class MobileO:
         ids = self._prompt_ids(settings.task, settings.prompt)
         negative = settings.negative_prompt
         negative_ids = None if negative is None else self._prompt_ids(settings.task, negative)
-        return self._steps(settings, ids, negative_ids, image, initial_latents)
+        if initial_latents is not None:
+            mx.eval(initial_latents)  # here: the first step may be computed in another thread
+        return self.parts.in_turns(self._steps(settings, ids, negative_ids, image, initial_latents))
 
     def _steps(
         self,
@@ -236,7 +245,7 @@ class MobileO:
         negative_ids: list[int] | None,
         image: Image.Image | None,
         latents: mx.array | None,
-    ) -> Iterator[GenerationStep | GenerationResult]:
+    ) -> Generator[GenerationStep | GenerationResult, None, None]:
         parts, config = self.parts, self.config
         mx.reset_peak_memory()
         begin = time.perf_counter()
