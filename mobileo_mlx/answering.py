@@ -100,7 +100,8 @@ def stream_answer(
             continue
         timings = {"vision": seen - begun, "prefill": first - loaded, "decode": time.perf_counter() - first}
         segment += text.flush()
-        yield AnswerToken(segment, decoded.token, decoded.finish_reason, computed, timings, mx.get_peak_memory())
+        held = mx.get_peak_memory(), mx.get_cache_memory()
+        yield AnswerToken(segment, decoded.token, decoded.finish_reason, computed, timings, *held)
 
 
 def _keys_and_values(parts: Parts, ids: list[int], features: list[mx.array]) -> list[mx.array]:

@@ -47,8 +47,8 @@ PHASES: dict[str, tuple[str, ...]] = {
 class Parts:
     """The networks of a checkpoint, each loaded on first use.
 
-    Several threads may ask for a network at once: it is loaded once, and evaluated before anyone gets it, so that all of
-    them can use it (see `mobileo_mlx.threads`). Tasks take turns: each holds `lock` while it computes.
+    Several threads may ask for a network at once: it is loaded once, and evaluated before anyone gets it, so that all
+    can use it (see `mobileo_mlx.threads`). Tasks take turns: each holds `lock` while it computes.
 
     Args:
         checkpoint: where the weights come from.

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 class MobileO:
     """A loaded model.
 
-    It may be used from several threads. Its tasks take turns: `generate`, `edit`, `ask` and `Chat.send` from beginning to
-    end, streams step by step and token by token. A stream may be begun in one thread and read on in another.
+    It may be used from several threads. Its tasks take turns: `generate`, `edit`, `ask` and `Chat.send` from beginning
+    to end, streams step by step and token by token. A stream may be begun in one thread and read on in another.
 
     Attributes:
         parts: its networks, configuration and cache.
@@ -289,6 +289,7 @@ class MobileO:
             latents=latents,
             timings=timings,
             peak_memory=mx.get_peak_memory(),
+            cache_memory=mx.get_cache_memory(),
             adapter=None if parts.adapter is None else str(parts.adapter.path),
             adapter_scale=1.0 if parts.adapter is None else parts.adapter.scale,
             dtype=dtypes_text(parts.dtypes),

@@ -37,6 +37,7 @@ class GenerationResult(GenerationSettings):
         latents: (B, h, w, latent_channels) float32, scaled: the decoder divides them by its scaling factor.
         timings: seconds in "encode" (text, image, connector), "denoise" and "decode".
         peak_memory: bytes that MLX held at most.
+        cache_memory: bytes that it kept besides at the end, of what was freed; the process may hold both together.
         adapter: its folder's absolute path; None where there was none.
         adapter_scale: how strongly it changed the model.
         dtype: that was asked for, as `checkpoints.precision.parse_dtypes` reads it; None where the default was.
@@ -52,6 +53,7 @@ class GenerationResult(GenerationSettings):
     adapter_scale: float = 1.0
     dtype: str | None = None
     quantize: dict[str, int] | None = None
+    cache_memory: int = 0
 
     def metadata(self, index: int = 0) -> dict[str, Any]:
         """Everything that makes image `index` again, as JSON can hold it."""
@@ -123,6 +125,7 @@ class AnswerToken:
         prompt_tokens: positions of the prompt that were computed for this answer, image features among them.
         timings: in the last one seconds in "vision", "prefill" (to the first token) and "decode" (the rest).
         peak_memory: in the last one, bytes that MLX held at most.
+        cache_memory: in the last one, bytes that it kept besides at the end, of what was freed.
     """
 
     text: str
@@ -131,6 +134,7 @@ class AnswerToken:
     prompt_tokens: int
     timings: dict[str, float] = field(default_factory=dict)
     peak_memory: int = 0
+    cache_memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,7 @@ class Answer:
     prompt_tokens: int
     timings: dict[str, float]
     peak_memory: int
+    cache_memory: int = 0
 
     @classmethod
     def of(cls, stream: list[AnswerToken]) -> Answer:
@@ -155,6 +160,7 @@ class Answer:
             prompt_tokens=last.prompt_tokens,
             timings=last.timings,
             peak_memory=last.peak_memory,
+            cache_memory=last.cache_memory,
         )
 
 

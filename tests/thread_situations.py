@@ -61,7 +61,7 @@ def streams(model: MobileO) -> list[Iterator[Any]]:
     return [
         model.stream_generate("a red star", seed=1, **DRAWN),
         model.stream_ask(PICTURE, "what color is it?", **SAMPLED),
-        model.stream_edit(PICTURE, "make it blue", seed=2, strength=0.8, steps=4),
+        model.stream_edit(PICTURE, "make it blue", seed=2, strength=0.8, steps=6),
         model.chat().stream("hello", **SAMPLED),
     ]
 
@@ -83,10 +83,9 @@ def first_use(model: Model) -> None:
         lambda m: m.chat().send("hello", **SAMPLED),
     ]
     expected = [seen(job(model.load())) for job in jobs]
-    for _ in range(2):
-        fresh = model.load()
+    for fresh in (model.load(), model.load()):
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda job: seen(job(fresh)), jobs * 2))
+            found = list(pool.map(lambda job, fresh=fresh: seen(job(fresh)), jobs * 2))
         same(found, expected * 2)
 
 
@@ -98,7 +97,7 @@ def made_elsewhere(model: Model) -> None:
         lambda m: [m.parts[name] for name in ("lm_head", "llm", "vision_tower", "mm_projector")],
         lambda m: m.generate("a blue circle", steps=1),
         lambda m: next(m.stream_ask(PICTURE, "what?", **SAMPLED)),
-        lambda m: m.decode_latents(noise(m.config, 0, 64, 64)),
+        lambda m: m.decode_latents(noise(m.config, 0, *m.default_size)),
     ):
         for first, then in ((prepare, in_thread), (lambda m, prepare=prepare: in_thread(partial(prepare, m)), None)):
             used = model.load()
@@ -106,7 +105,7 @@ def made_elsewhere(model: Model) -> None:
             task = partial(used.ask, PICTURE, "what?", **SAMPLED)
             same(seen(then(task) if then else task()), asked)
     used = model.load()
-    latents = noise(used.config, 1, 64, 64)
+    latents = noise(used.config, 1, *used.default_size)
     same(seen(in_thread(lambda: used.generate("a red star", initial_latents=latents, steps=2))), drawn)
     stream = used.stream_generate("a red star", initial_latents=latents + 0, steps=2)  # `+ 0` is not evaluated
     same(in_thread(lambda: [seen(item) for item in stream][-1]), drawn)
@@ -160,7 +159,7 @@ def nobody_reads_on(model: Model) -> None:
 
 
 def threads_end_last(model: Model) -> None:
-    """The process ends as soon as a thread that loaded, compiled and drew is joined."""
+    """The process ends as soon as a thread that loaded networks and drew has ended."""
     used = model.load()
     threading.Thread(target=lambda: used.generate("a red star", steps=1)).start()
 

@@ -48,4 +48,4 @@ def command(
             printing.out(last.text, end="")
     printing.out("")
     if given["verbose"] and last is not None:
-        printing.details(last.timings, last.peak_memory)
+        printing.details(last.timings, last.peak_memory, last.cache_memory)

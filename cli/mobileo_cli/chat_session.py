@@ -110,7 +110,7 @@ class Session:
         self._record("assistant", said)
         self.pending = []
         if self.verbose and last.finish_reason:
-            printing.details(last.timings, last.peak_memory)
+            printing.details(last.timings, last.peak_memory, last.cache_memory)
 
     def _attach(self, argument: str) -> None:
         from mobileo_mlx.images import load_image

@@ -147,7 +147,7 @@ def run(job: Job, model: MobileO, start: Callable[[int], Stream]) -> Iterator[tu
         total = printing.seconds(sum(result.timings.values()))
         printing.note(f"{label}: {result.width}x{result.height}, {result.steps} steps, {total}")
         if job.verbose:
-            printing.details(result.timings, result.peak_memory)
+            printing.details(result.timings, result.peak_memory, result.cache_memory)
         yield path, result.images[0]
         if previews is not None:
             previews.finish()

@@ -91,10 +91,11 @@ def size(count: int) -> str:
     return f"{value:.3g} GB"
 
 
-def details(timings: Mapping[str, float], peak_memory: int) -> None:
-    """The lines that `--verbose` adds: seconds per phase, and peak memory in bytes."""
+def details(timings: Mapping[str, float], peak_memory: int, cache_memory: int) -> None:
+    """The lines that `--verbose` adds: seconds per phase, peak memory, and where there is one MLX's cache, in bytes."""
+    cache = f" and {size(cache_memory)} in MLX's cache" if cache_memory else ""
     stages = ", ".join(f"{name} {seconds(value)}" for name, value in timings.items())
-    note(f"{stages}; peak memory {size(peak_memory)}")
+    note(f"{stages}; peak memory {size(peak_memory)}{cache}")
 
 
 def table(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
