@@ -50,12 +50,14 @@ class Measurement:
         timing: wall time in seconds, of "decode" the time of one token.
         processor: processor time of the same runs, which other work on the machine changes less.
         peak_memory: bytes that MLX held at most, weights included.
+        cache_memory: bytes that its cache held besides after a run; the process may be as large as both.
     """
 
     name: str
     timing: Timing
     processor: Timing
     peak_memory: int
+    cache_memory: int
 
 
 class Tasks:
@@ -136,7 +138,7 @@ def measure(tasks: Tasks, names: Sequence[str], *, warmup: int, runs: int) -> It
 
     for name in names:
         tasks.model.release()
-        wall, processor, peak = [], [], 0
+        wall, processor, peak, cache = [], [], 0, 0
         for i in range(warmup + runs):
             run = tasks.prepared(name, steps=min(WARMUP_STEPS, tasks.steps) if i < warmup else None)
             mx.reset_peak_memory()
@@ -146,8 +148,8 @@ def measure(tasks: Tasks, names: Sequence[str], *, warmup: int, runs: int) -> It
             if i >= warmup:
                 wall.append(seconds / units)
                 processor.append(cpu / units)
-                peak = max(peak, mx.get_peak_memory())
-        yield Measurement(name, Timing(tuple(wall)), Timing(tuple(processor)), peak)
+                peak, cache = max(peak, mx.get_peak_memory()), max(cache, mx.get_cache_memory())
+        yield Measurement(name, Timing(tuple(wall)), Timing(tuple(processor)), peak, cache)
 
 
 def result(rows: Sequence[Measurement], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,6 +163,7 @@ def result(rows: Sequence[Measurement], settings: Mapping[str, Any]) -> dict[str
                 "seconds": row.timing.to_dict(),
                 "processor_seconds": row.processor.to_dict(),
                 "peak_memory_gb": row.peak_memory / 1e9,
+                "cache_memory_gb": row.cache_memory / 1e9,
             }
             for row in rows
         ],
@@ -197,7 +200,8 @@ def markdown(value: Mapping[str, Any]) -> Iterator[str]:
             names[name],
             _spread((seconds["mean"] * factor, seconds["std"] * factor), unit=unit) + speed,
             f"{_number(processor['mean'] * factor)} {unit}",
-            f"{row['peak_memory_gb']:.3g} GB",
+            f"{row['peak_memory_gb']:.3g} GB"
+            + (f" + {cache:.3g} GB cache" if (cache := row.get("cache_memory_gb")) else ""),
         ])  # fmt: skip
     yield from common.markdown_table(("here", "wall time", "processor time", "peak memory"), table)
     yield ""

@@ -151,12 +151,15 @@ def _tasks_table(config: MobileOConfig, result: Mapping[str, Any]) -> Iterator[s
                 + ", ".join(phase["components"]),
                 task["forms"],
                 f"{phase['peak_gb']:.3f}",
+                f"{phase.get('cache_gb', 0):.3f}",
                 f"{max(fitting):.3f}" if task["staged"] else "",
             ])  # fmt: skip
     if table:
-        yield from markdown_table(["phase of a whole task in float16, GB", "forms", "measured", "accounted"], table)
+        columns = ["phase of a whole task in float16, GB", "forms", "peak, measured", "MLX's cache", "accounted"]
+        yield from markdown_table(columns, table)
         yield ""
         yield (
+            "The process may hold the peak and MLX's cache together, which is empty without a GPU. "
             "Whole tasks run through the public methods, from float16 weights on the disk; their peaks include reading "
             f"and quantizing these. Of {STEPS} steps the first is run, and {ANSWER_TOKENS} tokens of an answer. "
             "The forms are those that the code chooses for a GPU (metal) or for a CPU, which differ in convolutions "

@@ -32,11 +32,12 @@ class MemoryProbe:
     """Notes what each phase of a model's tasks holds at most, what it loads included.
 
     Attributes:
-        peaks: in the order in which they ran, the networks of each phase and its bytes.
+        peaks: in the order in which they ran, the networks of each phase, the bytes that MLX held at most, and those
+            that its cache held besides at the end.
     """
 
     def __init__(self, parts: Parts):
-        self.peaks: list[tuple[tuple[str, ...], int]] = []
+        self.peaks: list[tuple[tuple[str, ...], int, int]] = []
         self._begun = ""
         parts.on_phase = self._enter
 
@@ -48,11 +49,11 @@ class MemoryProbe:
     def end(self) -> None:
         """Ends the phase that runs."""
         if self._begun:
-            self.peaks.append((PHASES[self._begun], mx.get_peak_memory()))
+            self.peaks.append((PHASES[self._begun], mx.get_peak_memory(), mx.get_cache_memory()))
         self._begun = ""
 
 
-def run_task(model: MobileO, task: str) -> list[tuple[tuple[str, ...], int]]:
+def run_task(model: MobileO, task: str) -> list[tuple[tuple[str, ...], int, int]]:
     """The peaks of one task's phases, see `MemoryProbe`."""
     from .synthetic import positions_before_image, prompt_of, question_of, random_image
 
@@ -108,7 +109,7 @@ def measure(folder: Path, task: str, *, preset: str, staged: bool, forms: str) -
                 if name != "vae_encoder":
                     mx.eval(model.parts[name].parameters())
             loaded = mx.get_active_memory() - before
-        peaks = [(names, (peak - before) / GB) for names, peak in run_task(model, task)]
+        peaks = [(names, (peak - before) / GB, cache / GB) for names, peak, cache in run_task(model, task)]
     return {
         "task": task,
         "staged": staged,
@@ -116,7 +117,7 @@ def measure(folder: Path, task: str, *, preset: str, staged: bool, forms: str) -
         "bits": quantize.resolve_bits(None, preset),
         "forms": forms,
         "loaded_gb": loaded / GB,
-        "peak_gb": max(peak for _, peak in peaks),
-        "phases": [{"components": list(names), "peak_gb": peak} for names, peak in peaks],
+        "peak_gb": max(peak for _, peak, _ in peaks),
+        "phases": [{"components": list(names), "peak_gb": peak, "cache_gb": cache} for names, peak, cache in peaks],
         "machine": machine(),
     }

@@ -86,7 +86,7 @@ def test_a_whole_task_is_measured_phase_by_phase(half: Path) -> None:
 
 def test_forms_of_a_backend_are_chosen_while_a_task_runs(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, before = [], backend.backend()
-    monkeypatch.setattr(task_memory, "run_task", lambda *_: seen.append(backend.backend()) or [(("llm",), 0)])
+    monkeypatch.setattr(task_memory, "run_task", lambda *_: seen.append(backend.backend()) or [(("llm",), 0, 0)])
     for forms in ("metal", "cpu"):
         task_memory.measure(half, "ask", preset="full", staged=True, forms=forms)
     assert seen == ["metal", "cpu"]

@@ -62,3 +62,11 @@ def test_progress_is_silent_where_there_is_no_terminal(capsys: pytest.CaptureFix
     with printing.Progress("seed 7") as progress:
         progress.update(1, 2)
     assert capsys.readouterr() == ("", "")
+
+
+def test_memory_is_the_peak_and_what_the_cache_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    printing.details({"decode": 2.0}, 3_000_000_000, 0)
+    printing.details({"decode": 2.0}, 3_000_000_000, 250_000_000)
+    plain, cached = capsys.readouterr().err.splitlines()
+    assert plain.endswith("peak memory 3 GB")
+    assert cached.endswith("peak memory 3 GB and 250 MB in MLX's cache")
