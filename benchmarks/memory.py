@@ -159,7 +159,7 @@ def _tasks_table(config: MobileOConfig, result: Mapping[str, Any]) -> Iterator[s
         yield from markdown_table(columns, table)
         yield ""
         yield (
-            "The process may hold the peak and MLX's cache together, which is empty without a GPU. "
+            "The process may hold the peak and MLX's cache together, which on a CPU is 32 MB at most. "
             "Whole tasks run through the public methods, from float16 weights on the disk; their peaks include reading "
             f"and quantizing these. Of {STEPS} steps the first is run, and {ANSWER_TOKENS} tokens of an answer. "
             "The forms are those that the code chooses for a GPU (metal) or for a CPU, which differ in convolutions "

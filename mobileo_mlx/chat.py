@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
@@ -34,11 +33,15 @@ class Chat:
         self._parts = parts
         self._system_prompt = system_prompt
         self._open: weakref.ref[Generator] | None = None  # the turn that was started last
-        self.clear()
+        self._forget()
 
     def clear(self) -> None:
         """Forgets everything that was said."""
-        self._close_turn()
+        with self._parts.lock:
+            self._close_turn()
+            self._forget()
+
+    def _forget(self) -> None:
         self.messages.clear()
         self._cache = self._empty_cache()
         self._answer: list[int] = []  # the last answer's tokens
@@ -78,18 +81,18 @@ class Chat:
         check_text(text, "question")
         loaded = load_images(images)
         self._parts.require("answer", *(["vision"] if loaded else []))
-        self._close_turn()
-        turn = self._turn(text, loaded, settings)
-        # Weakly, so that an iterator that nobody holds any more is closed at once.
-        self._open = weakref.ref(turn)
+        with self._parts.lock:  # another thread may be computing a token of the turn before, or beginning a turn
+            self._close_turn()
+            turn = self._turn(text, loaded, settings)
+            # Weakly, so that an iterator that nobody holds any more is closed at once.
+            self._open = weakref.ref(turn)
         return self._parts.in_turns(turn)
 
     def _close_turn(self) -> None:
-        """Closes the turn before, where its iterator was left open; another thread may be computing a token of it."""
+        """Closes the turn before, where its iterator was left open."""
         turn = None if self._open is None else self._open()
-        if turn is not None and inspect.getgeneratorstate(turn) != inspect.GEN_CLOSED:
-            with self._parts.lock:
-                turn.close()
+        if turn is not None:
+            turn.close()
 
     def _turn(
         self, text: str, images: list[Image.Image], settings: AnswerSettings

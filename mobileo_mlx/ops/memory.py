@@ -1,7 +1,8 @@
 """Limits on the memory that MLX takes besides arrays that are in use, in force while a task computes.
 
 MLX's buffer cache keeps what was freed for later arrays of that size. On a GPU it may grow to the size that the system
-recommends for everything, and `mx.get_peak_memory` does not count it: a process is as large as both together.
+recommends for everything, and `mx.get_peak_memory` does not count it: a process is as large as both together. On a CPU
+MLX's own limit is 32 MB.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import mlx.core as mx
 
 from . import backend
 
-# Bytes of the cache where networks are freed phase by phase. Every step of a phase needs buffers of the sizes of the
-# step before, in half precision some tens of megabytes of the DiT and some hundred of the decoder; what is beyond that
-# was left by loading, or by another phase.
+# Bytes of the cache where networks are freed phase by phase. A step of the DiT needs the same buffers as the step
+# before, some tens of megabytes in half precision. What is beyond this was left by loading or by another phase, or is
+# of the decoder, which runs once.
 STAGED_CACHE = 2**28
 
 # Wired memory, which the system neither compresses nor swaps, is used on request alone (MOBILEO_WIRED=1). mlx-lm sets
@@ -67,25 +68,18 @@ _cache = ProcessLimit(lambda limit: mx.set_cache_limit(limit))
 _wired = ProcessLimit(lambda limit: mx.set_wired_limit(limit))
 
 
-@contextmanager
-def limits(*, staged: bool) -> Iterator[None]:
+def limits(*, staged: bool) -> AbstractContextManager[None]:
     """The limits that hold while a task computes.
 
     Args:
         staged: whether networks are freed when the next phase does not need them. Then the cache is small, and nothing
-            is wired: what is wired for a while is not worth it.
+            is wired: no network is there long enough.
     """
-    if staged:
-        with _cache.held(STAGED_CACHE, lower_only=True):
-            yield
-        return
-    with _wired_limit() if wires() else nullcontext():
-        yield
-
-
-def wires() -> bool:
-    """Whether networks that are kept are wired: on Metal, where it is asked for. Before macOS 15 MLX ignores it."""
-    return backend.backend() == "metal" and os.environ.get(WIRED_VARIABLE) == "1"
+    if staged and not backend.on_cpu():
+        return _cache.held(STAGED_CACHE, lower_only=True)
+    # Before macOS 15 MLX ignores the limit.
+    wired = not staged and backend.backend() == "metal" and os.environ.get(WIRED_VARIABLE) == "1"
+    return _wired_limit() if wired else nullcontext()
 
 
 @contextmanager

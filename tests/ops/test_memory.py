@@ -36,17 +36,24 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 @pytest.fixture
+def metal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "backend", lambda: "metal")
+
+
+@pytest.fixture
 def wired(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(memory.WIRED_VARIABLE, "1")
     monkeypatch.setattr(backend, "backend", lambda: "metal")
 
 
+@pytest.mark.usefixtures("metal")
 def test_the_cache_is_small_while_a_staged_task_computes(recorder: Recorder) -> None:
     with memory.limits(staged=True):
         assert recorder.limits == {"cache": memory.STAGED_CACHE, "wired": 7}
     assert recorder.limits == {"cache": 10 * memory.STAGED_CACHE, "wired": 7}
 
 
+@pytest.mark.usefixtures("metal")
 def test_a_smaller_limit_stays(recorder: Recorder) -> None:
     recorder.limits["cache"] = 5
     with memory.limits(staged=True):
@@ -77,6 +84,11 @@ def test_networks_that_are_kept_are_wired_where_it_is_asked_for(recorder: Record
     assert recorder.calls == [("wired", 1000), ("synchronize", 0), ("wired", 7)]
 
 
+def test_a_cpu_has_its_own_limits(recorder: Recorder) -> None:
+    with memory.limits(staged=True), memory.limits(staged=False):
+        assert not recorder.calls
+
+
 @pytest.mark.usefixtures("wired")
 @pytest.mark.parametrize("why", ["unasked", "cpu", "cuda", "staged"])
 def test_nothing_is_wired_otherwise(recorder: Recorder, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
@@ -89,6 +101,7 @@ def test_nothing_is_wired_otherwise(recorder: Recorder, monkeypatch: pytest.Monk
     assert "wired" not in dict(recorder.calls)
 
 
+@pytest.mark.usefixtures("metal")
 @pytest.mark.parametrize("kept", [True, False])
 def test_tasks_hold_the_limits_until_they_end(tiny_model: Path, recorder: Recorder, kept: bool) -> None:
     """Two streams in turn, of which one is closed; and a whole call between their steps."""
