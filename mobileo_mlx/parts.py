@@ -89,7 +89,7 @@ class Parts:
         self._loaded: dict[str, nn.Module] = {}
         self._versions: dict[str, _Version] = {}
         self._phase = ""
-        self._changed = False  # whether a network was loaded or freed since MLX's buffer cache was emptied
+        self._changed = False  # whether a network was loaded since MLX's buffer cache was emptied
         self.lock = threading.RLock()
 
     def __getitem__(self, name: str) -> nn.Module:
