@@ -8,7 +8,6 @@ Each compares with the results of a model that nothing else was done with, in on
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -159,9 +158,10 @@ def nobody_reads_on(model: Model) -> None:
 
 
 def threads_end_last(model: Model) -> None:
-    """The process ends as soon as a thread that loaded networks and drew has ended."""
+    """The process ends as soon as threads that loaded networks and drew have ended."""
     used = model.load()
-    threading.Thread(target=lambda: used.generate("a red star", steps=1)).start()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: used.generate("a red star", seed=seed, steps=1), range(8)))
 
 
 SITUATIONS = {
