@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 from .answering import positions, stream_answer
+from .errors import NotFiniteError
 from .generation_options import AnswerOptions, AnswerSettings
 from .images import ImageSource, load_images
 from .models.qwen2 import KVCache, empty_cache
@@ -76,6 +77,7 @@ class Chat:
             ImageError: an image can't be read.
             OptionError: an option is out of range.
             CheckpointError: a component that this needs is missing or does not fit the configuration.
+            NotFiniteError: a network gives values that are not finite; the whole turn is rolled back.
         """
         settings = AnswerSettings(**options)
         check_text(text, "question")
@@ -109,8 +111,11 @@ class Chat:
                 said += token.text
                 self._answer, self._answer_start = tokens, answer_start
                 yield token
+        except NotFiniteError:
+            tokens = []  # what the cache holds of them may not be finite
+            raise
         finally:
-            self._roll_back(answer_start + len(tokens) if tokens else start)
+            self._roll_back(answer_start + self._positions_kept(tokens) if tokens else start)
             if tokens:
                 self.messages += [Message("user", text, len(images)), Message("assistant", said.strip())]
             else:
@@ -125,6 +130,13 @@ class Chat:
         length = min(offset, *(layer.offset for layer in self._cache))
         for layer in self._cache:
             layer.offset = length
+
+    def _positions_kept(self, tokens: list[int]) -> int:
+        """How many tokens of an answer may stay in the cache: not an end token other than the template's, see below."""
+        foreign = tokens[-1] in self._parts.config.eos_token_ids and tokens[-1] != self._parts.tokenizer.token_id(
+            IM_END
+        )
+        return len(tokens) - foreign
 
     def _empty_cache(self) -> list[KVCache]:
         return empty_cache(self._parts.config.llm.num_hidden_layers)

@@ -52,3 +52,26 @@ class OutputError(MobileOError):
 
 class TrainingError(MobileOError):
     """Training can't go on: the loss is not a number, or the data are not fit for it."""
+
+
+class NotFiniteError(MobileOError):
+    """A network gives, or its weights hold, NaN or infinity: what follows from it would be noise.
+
+    Args:
+        component: of `mobileo_mlx.models.mobileo.COMPONENTS`: the first one where such values were found.
+        cause: why, and the remedy; "" where it is not known.
+        dtype: what the component computes in, such as "float16"; "" where it makes no difference.
+
+    Attributes:
+        component: see above.
+        cause: see above.
+    """
+
+    def __init__(self, component: str, cause: str = "", dtype: str = ""):
+        super().__init__(component, cause, dtype)
+        self.component, self.cause, self._dtype = component, cause, dtype
+
+    def __str__(self) -> str:
+        dtype = f" in {self._dtype}" if self._dtype else ""
+        cause = f": {self.cause}" if self.cause else ""
+        return f"{self.component}{dtype} has values that are not finite{cause}."

@@ -75,7 +75,9 @@ class Script:
         self.chat = model.chat()
         self.ids: list[int] = []
         self.images: list[Image.Image] = []
-        self.unread = 0  # tokens of the answer that the model has not read: the last one, where `max_tokens` ended it
+        # Tokens of the answer that the model has not read: the last one, where `max_tokens` ended it. Where the
+        # template's end token did, the model has read one more, the first of the next turn.
+        self.unread = 0
 
     def heard(self, text: str, images: Sequence[Image.Image] = ()) -> int:
         """A turn of the user; returns how many positions it takes."""
@@ -113,7 +115,11 @@ class Script:
         )
         assert mx.allclose(first, anew[0].logits, atol=1e-4)
         assert answer.tokens == [decoded.token for decoded in anew]
-        self.said(answer.tokens, unread=1 if answer.finish_reason == "length" else 0)
+        self.said(answer.tokens, unread=1 if answer.finish_reason == "length" else self.read_ahead(answer.tokens))
+
+    def read_ahead(self, tokens: Sequence[int]) -> int:
+        """`unread` after an answer that ended by itself."""
+        return -1 if tokens[-1] == self.model.tokenizer.token_id(IM_END) else 0
 
 
 @pytest.fixture
@@ -144,7 +150,7 @@ def test_after_an_answer_that_ended_by_itself(script: Script, head: Head, end: s
     head.begin(forced={length: token})
     answer = script.chat.send(FIRST, max_tokens=20)
     assert (answer.finish_reason, len(answer.tokens), answer.tokens[-1]) == ("stop", length + 1, token)
-    script.said(answer.tokens)
+    script.said(answer.tokens, unread=script.read_ahead(answer.tokens))
     script.check_next(SECOND)
     script.check_next(THIRD)
 

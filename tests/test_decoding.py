@@ -96,10 +96,10 @@ def test_the_prompt_is_read_once() -> None:
     assert model.lengths == [3, 1, 1, 1, 1, 1]
 
 
-def test_nothing_is_computed_after_the_end() -> None:
+def test_one_step_is_computed_after_an_end_token() -> None:
     model = Successor()
     run(model=model, eos_token_ids=(4,))
-    assert model.lengths == [3, 1]
+    assert model.lengths == [3, 1, 1]
 
 
 def test_closing_early_stops_the_model() -> None:
