@@ -14,6 +14,7 @@ from .decoding import decode, import_sampling, prefill
 from .errors import PromptError
 from .generation_options import AnswerSettings
 from .models.qwen2 import KVCache
+from .not_finite import explained
 from .prompts import IMAGE_TOKEN_INDEX
 from .results import AnswerToken
 from .tokenizer import IM_END
@@ -50,6 +51,7 @@ def stream_answer(
 
     Raises:
         PromptError: the prompt and the conversation do not fit into the context.
+        NotFiniteError: the features of an image, or the logits of a token, have NaN or infinity among them.
     """
     start, context = cache[0].offset, parts.config.llm.max_position_embeddings
     computed = positions(parts, ids)
@@ -84,7 +86,7 @@ def stream_answer(
     embeds = embed_prompts(llm.embed_tokens, [ids], features).inputs_embeds
     end = parts.tokenizer.token_id(IM_END)
     text, first = parts.tokenizer.stream(), 0.0
-    for decoded in decode(
+    tokens = decode(
         llm,
         lm_head,
         embeds,
@@ -92,7 +94,8 @@ def stream_answer(
         max_tokens=min(settings.max_tokens, free),
         eos_token_ids=(*parts.config.eos_token_ids, *([] if end is None else [end])),
         settings=settings,
-    ):
+    )
+    for decoded in explained(parts, tokens):
         first = first or time.perf_counter()
         segment = text.add(decoded.token)
         if decoded.finish_reason is None:

@@ -23,6 +23,8 @@ from .images import preprocess
 from .models.mcp import MobileConditioningProjector
 from .models.qwen2 import Qwen2Model
 from .models.sana_cross_attention import TextInput
+from .not_finite import check_finite
+from .ops.finite import all_finite
 from .prompts import IMAGE_TOKEN_INDEX
 
 if TYPE_CHECKING:
@@ -182,14 +184,27 @@ def encode_image(parts: Parts, image: Image.Image | mx.array) -> mx.array:
 
 
 def read_images(parts: Parts, images: Sequence[Image.Image]) -> list[mx.array]:
-    """The features of each image, (image_tokens, hidden_size), evaluated."""
+    """The features of each image, (image_tokens, hidden_size), evaluated.
+
+    Raises:
+        NotFiniteError: there is NaN or infinity among them.
+    """
     if images:
         parts.enter("vision")
     names = ("vision_tower", "mm_projector")
     return [
-        parts.cached(("image", key), names, lambda image=image: [encode_image(parts, image)[0]])[0]  # type: ignore[misc]
+        parts.cached(("image", key), names, lambda image=image: [_checked_features(parts, image)])[0]  # type: ignore[misc]
         for image, key in zip(images, image_keys(parts, images), strict=True)
     ]
+
+
+def _checked_features(parts: Parts, image: Image.Image) -> mx.array:
+    features = encode_image(parts, image)[0]
+    if not all_finite(features).item():
+        tokens = parts.vision_tower.encode(preprocess(image, parts.config.image_size))
+        check_finite(parts, "vision_tower", tokens)
+        check_finite(parts, "mm_projector", features)
+    return features
 
 
 def image_keys(parts: Parts, images: Sequence[Image.Image]) -> list[str]:
@@ -207,6 +222,9 @@ def read_prompts(
     Args:
         prompts: token ids, `IMAGE_TOKEN_INDEX` in the places of the images.
         images: the same for every prompt.
+
+    Raises:
+        NotFiniteError: there is NaN or infinity among them, or in the features of an image.
     """
     names = ("llm", *(("vision_tower", "mm_projector") if images else ()))
     keys = [("states", *prompt_key(ids, image_keys(parts, images))) for ids in prompts]
@@ -215,7 +233,9 @@ def read_prompts(
     parts.enter("condition")
 
     def read(ids: list[int]) -> list[mx.array]:
-        return hidden_states(parts, embed_prompts(parts.llm.embed_tokens, [ids], features))
+        states = hidden_states(parts, embed_prompts(parts.llm.embed_tokens, [ids], features))
+        check_finite(parts, "llm", *states)
+        return states
 
     return [
         parts.cached(key, names, lambda ids=ids: read(ids))  # type: ignore[misc]

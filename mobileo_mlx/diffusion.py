@@ -7,10 +7,15 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from .errors import NotFiniteError
+from .latents import LARGE_LATENTS
 from .models.sana import SanaTransformer
 from .models.sana_cross_attention import TextInput
 from .models.sana_prepared import PreparedSana
+from .ops.finite import all_finite
 from .schedulers import Scheduler
+
+_LARGE_GUIDANCE = 20.0  # with a scale above it, what is not finite is not the network's fault
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,9 @@ def denoise(
 
     Raises:
         ValueError: a step is guided, and there is no `unconditional`.
+        NotFiniteError: a step gives NaN or infinity.
     """
+    guidance_scale = float(guidance_scale)  # MLX takes no larger whole number than 2**63
     guided = guided_steps(scheduler, guidance_scale, guidance_interval)
     if not any(guided[start:]):
         unconditional = None
@@ -93,11 +100,15 @@ def denoise(
     steps = len(scheduler.timesteps) - start
     for index in range(start, start + steps):
         velocity = network(index - start, latents, guided=guided[index]).astype(mx.float32)
+        predicted, x_t = velocity, latents
         if guided[index]:
             without, with_text = mx.split(velocity, 2)
             velocity = without + guidance_scale * (with_text - without)
         latents, denoised = scheduler.step(index, latents, velocity, x0_history)
-        mx.eval(latents, denoised)
+        finite = all_finite(latents, denoised)
+        mx.eval(latents, denoised, finite)  # together: reading the flag waits for nothing more
+        if not finite.item():
+            raise NotFiniteError("dit", _cause(predicted, x_t, guidance_scale if any(guided) else 1.0, index == start))
         x0_history = (denoised, *x0_history[:1])
         yield GenerationStep(
             step=index - start + 1,
@@ -108,3 +119,21 @@ def denoise(
             velocity=velocity,
             denoised=denoised,
         )
+
+
+def _cause(predicted: mx.array, x_t: mx.array, guidance_scale: float, first: bool) -> str:
+    """Why a step is not finite where that is seen in the step itself, and the remedy; "" where it is the network.
+
+    Args:
+        predicted: the network's prediction, before guidance.
+        x_t: the latents before the step.
+        guidance_scale: 1 where there is no guidance.
+        first: whether it is the first step.
+    """
+    size = float(mx.abs(x_t).max())
+    strong = guidance_scale > _LARGE_GUIDANCE
+    if strong and (size > LARGE_LATENTS or all_finite(predicted).item()):
+        return f"guidance scale {guidance_scale:g} is far too large; choose one from 1 to {_LARGE_GUIDANCE:g}"
+    if first and size > LARGE_LATENTS:
+        return f"it starts from latents as large as {size:.2g}; give noise, which is near 1"
+    return ""

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from .images import to_signed
+from .not_finite import check_finite
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from .models.mobileo import MobileOConfig
     from .parts import Parts
+
+LARGE_LATENTS = 1000.0  # in absolute value; those of noise and images are near 1
 
 
 def noise(config: MobileOConfig, seed: int, width: int, height: int) -> mx.array:
@@ -25,15 +28,36 @@ def noise(config: MobileOConfig, seed: int, width: int, height: int) -> mx.array
 
 
 def encode_latents(parts: Parts, image: Image.Image) -> mx.array:
-    """Scaled latents of an image, (1, h, w, latent_channels) float32."""
-    return parts.vae_encoder.encode(to_signed(image)).astype(mx.float32) * parts.config.vae.scaling_factor
+    """Scaled latents of an image, (1, h, w, latent_channels) float32, evaluated.
+
+    Raises:
+        NotFiniteError: there is NaN or infinity among them.
+    """
+    latents = parts.vae_encoder.encode(to_signed(image)).astype(mx.float32) * parts.config.vae.scaling_factor
+    check_finite(parts, "vae_encoder", latents)
+    return latents
 
 
 def decode_latents(parts: Parts, latents: mx.array) -> mx.array:
-    """The images of scaled latents (B, h, w, latent_channels): (B, H, W, 3) float32, about [-1, 1]."""
+    """The images of scaled latents (B, h, w, latent_channels): (B, H, W, 3) float32, about [-1, 1], evaluated.
+
+    Raises:
+        NotFiniteError: there is NaN or infinity in one of them.
+    """
     # One after the other: at full resolution a single image fills hundreds of megabytes.
-    decoder, scaled = parts.vae_decoder, latents / parts.config.vae.scaling_factor
-    return mx.concatenate([decoder.decode(latent[None]).astype(mx.float32) for latent in scaled])
+    decoder, scaled, images = parts.vae_decoder, latents / parts.config.vae.scaling_factor, []
+    for latent in scaled:
+        images.append(decoder.decode(latent[None]).astype(mx.float32))
+        check_finite(parts, "vae_decoder", images[-1], other_cause=lambda: _size_fault(latents))
+    return mx.concatenate(images)
+
+
+def _size_fault(latents: mx.array) -> str:
+    """Whether latents are far larger than any image's, and the remedy."""
+    size = float(mx.abs(latents).max())
+    if size <= LARGE_LATENTS:
+        return ""
+    return f"its latents are as large as {size:.2g}; choose a smaller guidance scale, or adapter scale if there is one"
 
 
 def noised(latents: mx.array, noise: mx.array, sigmas: mx.array | float) -> mx.array:

@@ -100,16 +100,26 @@ class Parts:
         """
         with self.lock:
             if name not in self._loaded:
-                network = self._load(name)
+                network = self.load(name)
                 mx.eval(network)  # with the arrays that are no parameters
                 self._loaded[name] = network
             return self._loaded[name]
 
-    def _load(self, name: str) -> nn.Module:
-        """A network whose weights are read when they are first used."""
+    def load(self, name: str, *, adapted: bool = True) -> nn.Module:
+        """A network beside those that are kept here, whose weights are read when they are first used.
+
+        Args:
+            name: of the component.
+            adapted: whether the adapter is applied.
+        """
         self._changed = True
-        spec = QuantizeSpec(self.bits[name]) if name in self.bits else None
-        return load_component(self.checkpoint, name, dtype=self.dtype(name), quantize=spec, adapter=self.adapter)
+        return load_component(
+            self.checkpoint,
+            name,
+            dtype=self.dtype(name),
+            quantize=QuantizeSpec(self.bits[name]) if name in self.bits else None,
+            adapter=self.adapter if adapted else None,
+        )
 
     def dtype(self, name: str) -> mx.Dtype:
         """What a component computes in: the dtype of its weights, as far as they are not quantized.
@@ -212,7 +222,7 @@ class Parts:
         memory. The caller uses the others before it is suspended.
         """
         with self.lock:
-            dit = self._loaded.pop("dit") if "dit" in self._loaded else self._load("dit")
+            dit = self._loaded.pop("dit") if "dit" in self._loaded else self.load("dit")
             return cast("SanaTransformer", dit)
 
     def in_turns(self, task: Generator[Item, None, None]) -> Generator[Item, None, None]:

@@ -27,6 +27,8 @@ from .generation_options import AnswerSettings, EditOptions, GenerationOptions, 
 from .images import ImageSource, cover_crop, from_array, load_image, load_images
 from .latents import decode_latents, encode_latents, noise, noised
 from .models.qwen2 import empty_cache
+from .not_finite import check_finite, explained
+from .ops.finite import all_finite
 from .parts import Parts
 from .prompts import SYSTEM_PROMPT, ask_prompt, check_text, edit_prompt, encode_prompt, generate_prompt
 from .results import Answer, AnswerToken, GenerationResult
@@ -142,6 +144,7 @@ class MobileO:
             PromptError: a prompt is empty or beyond the context.
             OptionError: an option is out of range.
             CheckpointError: a component that this needs is missing or does not fit the configuration.
+            NotFiniteError: a network gives NaN or infinity; at the first step where it does.
         """
         settings = resolve(self.config, "generate", prompt, **options)
         return self._draw(settings, None, options.get("initial_latents"))
@@ -175,13 +178,20 @@ class MobileO:
 
         Raises:
             ImageError: the image can't be read.
-            PromptError, OptionError, CheckpointError: see `stream_generate`.
+            PromptError, OptionError, CheckpointError, NotFiniteError: see `stream_generate`.
         """
         settings = resolve(self.config, "edit", instruction, **options)
         return self._draw(settings, load_image(image), options.get("initial_latents"))
 
     def decode_latents(self, latents: mx.array) -> list[Image.Image]:
-        """The images of scaled latents (B, h, w, latent_channels), such as `GenerationStep.denoised`."""
+        """The images of scaled latents (B, h, w, latent_channels), such as `GenerationStep.denoised`.
+
+        Raises:
+            OptionError: the latents have values that are not finite.
+            NotFiniteError: the decoder gives such values.
+        """
+        if not all_finite(latents).item():
+            raise OptionError("the latents have values that are not finite; give those of a step.")
         with self.parts.lock:
             return from_array(decode_latents(self.parts, latents))
 
@@ -205,7 +215,7 @@ class MobileO:
             options: see `mobileo_mlx.generation_options.AnswerOptions`.
 
         Raises:
-            ImageError, PromptError, OptionError, CheckpointError: see `Chat.stream`.
+            ImageError, PromptError, OptionError, CheckpointError, NotFiniteError: see `Chat.stream`.
         """
         settings = AnswerSettings(**options)
         check_text(question, "question")
@@ -236,6 +246,8 @@ class MobileO:
         negative_ids = None if negative is None else self._prompt_ids(settings.task, negative)
         if initial_latents is not None:
             mx.eval(initial_latents)  # here: the first step may be computed in another thread
+            if not all_finite(initial_latents).item():
+                raise OptionError("initial latents have values that are not finite; give noise.")
         return self.parts.in_turns(self._steps(settings, ids, negative_ids, image, initial_latents))
 
     def _steps(
@@ -261,7 +273,7 @@ class MobileO:
         text, unconditional = self._texts(settings, ids, negative_ids, image)
         parts.enter("denoise")
         encoded = time.perf_counter()
-        for step in denoise(
+        steps = denoise(
             parts.dit if parts.keep_loaded else parts.pop_dit(),
             scheduler,
             latents,
@@ -271,7 +283,8 @@ class MobileO:
             guidance_interval=settings.guidance_interval,
             start=start,
             donate=not parts.keep_loaded,
-        ):
+        )
+        for step in explained(parts, steps):
             latents = step.latents
             yield step
         denoised = time.perf_counter()
@@ -307,7 +320,8 @@ class MobileO:
             unconditional = text_input(self.parts, negative[0])
         elif settings.guidance_scale != 1:
             unconditional = unconditional_input(self.parts, states)
-        mx.eval(text.states, None if unconditional is None else unconditional.states)
+        evaluated = [text.states] if unconditional is None else [text.states, unconditional.states]
+        check_finite(self.parts, "diffusion_connector", *evaluated)
         return text, unconditional
 
     def _prompt_ids(self, task: str, text: str) -> list[int]:

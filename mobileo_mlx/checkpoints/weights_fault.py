@@ -1,0 +1,90 @@
+"""Why the weights of a component make values that are not finite. Asked after a failure only: everything is read again.
+
+One tensor at a time is in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .modules import named_parameters
+from .tensor_files import TensorInfo, read_tensors
+
+if TYPE_CHECKING:
+    from .adapters import Adapter
+    from .checkpoint import Checkpoint
+
+# An adapter, or training, that makes the largest weight so many times as large is at fault: what is meant to be
+# added to weights is smaller than they are.
+_LARGER = 100
+
+
+def stored_fault(checkpoint: Checkpoint, component: str) -> str:
+    """The first tensor of a component in the checkpoint that is not finite, and the remedy; "" where all are."""
+    infos = checkpoint.tensors(component)
+    if name := _first_not_finite(infos):
+        return f"{infos[name].key} in '{infos[name].file}' holds NaN or infinity; get the model again"
+    return ""
+
+
+def adapter_fault(adapter: Adapter | None, component: str) -> str:
+    """The same for what an adapter changes of a component."""
+    if adapter is None:
+        return ""
+    pairs = adapter.low_rank.get(component, {})
+    infos = {info.key: info for pair in pairs.values() for info in (pair.a, pair.b)}
+    infos |= adapter.full.get(component, {}) | adapter.trained.get(component, {})
+    if name := _first_not_finite(infos):
+        return f"the adapter '{adapter.name}' holds NaN or infinity in {infos[name].key}; get it or train it again"
+    return ""
+
+
+def size_fault(adapter: Adapter | None, component: str, module: nn.Module, plain: nn.Module) -> str:
+    """Whether a component's weights are far larger than those of the checkpoint, why, and the remedy; "" if not.
+
+    Args:
+        adapter: that was applied, if one was.
+        component: its name.
+        module: with the weights that compute.
+        plain: with those of the checkpoint, in the same dtype.
+    """
+    with_changes, without = largest(module), largest(plain)
+    if with_changes <= _LARGER * without or not math.isfinite(without):
+        return ""
+    found = f"makes weights as large as {with_changes:.2g}, where the model's are {without:.2g} at most"
+    if adapter is None or component not in adapter.components:
+        return f"training {found}; lower the learning rate"
+    return (
+        f"the adapter '{adapter.name}' at scale {adapter.scale:g} {found}; choose a smaller --adapter-scale, or get "
+        "it or train it again"
+    )
+
+
+def largest(module: nn.Module) -> float:
+    """The largest absolute value of a module's weights; infinity where one is NaN or infinite."""
+    tensors = named_parameters(module)
+    found = 0.0
+    for name in list(tensors):
+        tensor = tensors.pop(name)
+        if mx.issubdtype(tensor.dtype, mx.floating) and tensor.size:
+            value = float(mx.abs(tensor).max())
+            if not (math.isfinite(value) and is_finite(tensor)):  # a maximum may pass over NaN
+                return math.inf
+            found = max(found, value)
+    return found
+
+
+def is_finite(tensor: mx.array) -> bool:
+    """Whether no element is NaN or infinite; computed here."""
+    return not mx.issubdtype(tensor.dtype, mx.floating) or bool(mx.isfinite(tensor).all())
+
+
+def _first_not_finite(infos: Mapping[str, TensorInfo]) -> str:
+    """The name of the first such tensor; "" where there is none."""
+    tensors = read_tensors(infos)
+    return next((name for name in list(tensors) if not is_finite(tensors.pop(name))), "")

@@ -1,0 +1,81 @@
+"""Values that are not finite: found early, and explained in one sentence.
+
+Networks do not look for them. What a phase has computed is looked at when it is evaluated anyway; and only after a
+failure are weights read again, to tell causes apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+import mlx.core as mx
+
+from .checkpoints.modules import named_parameters
+from .checkpoints.weights_fault import adapter_fault, largest, size_fault, stored_fault
+from .errors import NotFiniteError
+from .ops.finite import all_finite
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+    from .parts import Parts
+
+Item = TypeVar("Item")
+
+
+def check_finite(parts: Parts, component: str, *arrays: mx.array, other_cause: Callable[[], str] = lambda: "") -> None:
+    """Evaluates what a component has given.
+
+    Args:
+        component: its name.
+        arrays: what it has given.
+        other_cause: asked first after a failure: what is at fault instead of the weights, and the remedy, or "".
+
+    Raises:
+        NotFiniteError: there is NaN or infinity in it; with the cause.
+    """
+    finite = all_finite(*arrays)
+    mx.eval(finite, *arrays)
+    if not finite.item():
+        raise explain(parts, NotFiniteError(component, other_cause()))
+
+
+def explained(parts: Parts, items: Iterator[Item]) -> Iterator[Item]:
+    """The same items; a NotFiniteError that they raise gets its cause."""
+    try:
+        yield from items
+    except NotFiniteError as error:
+        raise explain(parts, error) from error
+
+
+def explain(parts: Parts, error: NotFiniteError) -> NotFiniteError:
+    """The same error with its cause, the dtype and the remedy, as far as the weights show them."""
+    if error.cause:
+        return error
+    component = "llm" if error.component == "lm_head" and parts.checkpoint.tied else error.component
+    plain = parts.load(component, adapted=False)
+    dtype = _dtype(plain)
+    return NotFiniteError(component, _cause(parts, component, plain, dtype), dtype)
+
+
+def _cause(parts: Parts, component: str, plain: nn.Module, dtype: str) -> str:
+    adapter = parts.adapter
+    if fault := stored_fault(parts.checkpoint, component) or adapter_fault(adapter, component):
+        return fault
+    # Networks that are kept may have been trained.
+    module = parts[component] if component in parts.loaded else parts.load(component)
+    if fault := size_fault(adapter, component, module, plain):
+        return fault
+    what = "weights" if math.isinf(largest(module)) else "activations"
+    remedies = {"float16": f"choose --dtype {component}=bfloat16", "bfloat16": f"choose --dtype {component}=float32"}
+    if adapter is not None and component in adapter.components:
+        remedies["float32"] = f"choose a smaller --adapter-scale than {adapter.scale:g}, or train the adapter again"
+    return f"its {what} leave the range of {dtype}; {remedies.get(dtype, 'get the model again')}"
+
+
+def _dtype(module: nn.Module) -> str:
+    """What a component computes in, by name: the dtype of all that is not quantized."""
+    found = next(a.dtype for a in named_parameters(module).values() if mx.issubdtype(a.dtype, mx.floating))
+    return str(found).removeprefix("mlx.core.")
