@@ -87,7 +87,6 @@ def denoise(
         ValueError: a step is guided, and there is no `unconditional`.
         NotFiniteError: a step gives NaN or infinity.
     """
-    guidance_scale = float(guidance_scale)  # MLX takes no larger whole number than 2**63
     guided = guided_steps(scheduler, guidance_scale, guidance_interval)
     if not any(guided[start:]):
         unconditional = None

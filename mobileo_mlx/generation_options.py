@@ -66,7 +66,7 @@ def _check_seeds(seed: Any) -> list[int]:
 def _check_interval(given: Any) -> tuple[float, float]:
     try:
         low, high = map(float, given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise OptionError(f"guidance interval {given!r} is not possible; give two noise levels.") from None
     if not 0 <= low < high <= 1:
         raise OptionError(f"guidance interval {low:g} to {high:g} is not possible; choose 0 <= low < high <= 1.")

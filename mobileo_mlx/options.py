@@ -16,6 +16,8 @@ from typing import Any, get_args, get_origin
 
 from .errors import OptionError
 
+_LARGEST = (2**63 - 1, 3.4e38)  # of int64 and of float32, in which MLX computes
+
 
 @dataclass(frozen=True)
 class Option:
@@ -90,8 +92,12 @@ class Option:
             raise OptionError(f"there is no {words} {value!r}; there are {', '.join(self.choices)}.")
         if (self.low, self.high) != (-math.inf, math.inf):
             above_low = self.low < value if self.above else self.low <= value
-            if not (math.isfinite(value) and above_low and value <= self.high):
+            # Whole numbers may be of any size in Python and in JSON, in which some can't even be printed.
+            if _LARGEST[self.kind is float] < abs(value) < math.inf:
+                raise OptionError(f"{words} is too large; choose {self.range}, such as {self.default or 1:g}.")
+            if not (abs(value) < math.inf and above_low and value <= self.high):
                 raise OptionError(f"{words} {value} is not possible; choose {self.range}.")
+            value = float(value) if self.kind is float else value
         return value if self.check is None else self.check(value)
 
 

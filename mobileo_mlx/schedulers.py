@@ -70,6 +70,10 @@ class FlowMatchEuler:
         self.timesteps = sigmas * n
         self.sigmas = np.append(sigmas, np.float32(0))
 
+    def is_possible(self) -> bool:
+        """Whether the noise levels can be told apart in float32, which an extreme shift prevents."""
+        return bool(np.isfinite(self.sigmas).all() and (np.diff(self.sigmas) < 0).all())
+
     def step(
         self, index: int, x_t: mx.array, velocity: mx.array, x0_history: Sequence[mx.array] = ()
     ) -> tuple[mx.array, mx.array]:
@@ -94,6 +98,10 @@ class DPMSolverMultistep:
         sigmas = shift(sigmas, flow_shift)[:0:-1]
         self.timesteps = (sigmas * num_train_timesteps).astype(np.int64)
         self.sigmas = np.append(sigmas, 0).astype(np.float32)
+
+    def is_possible(self) -> bool:
+        """Whether the noise levels can be told apart in float32, from each other and from pure noise."""
+        return bool(np.isfinite(self.sigmas).all() and (np.diff(self.sigmas) < 0).all() and self.sigmas[0] < 1)
 
     def step(
         self, index: int, x_t: mx.array, velocity: mx.array, x0_history: Sequence[mx.array] = ()
@@ -171,4 +179,11 @@ def make_scheduler(name: str, steps: int, flow_shift: float = 3.0, num_train_tim
         raise OptionError(f"{steps} steps are not possible; choose 1 to {num_train_timesteps}.")
     if not (math.isfinite(flow_shift) and flow_shift > 0):
         raise OptionError(f"flow shift {flow_shift} is not possible; choose a number above 0, such as 3.")
-    return SCHEDULERS[name](steps, flow_shift, num_train_timesteps)
+    try:
+        scheduler = SCHEDULERS[name](steps, flow_shift, num_train_timesteps)
+        possible = scheduler.is_possible()
+    except ArithmeticError:
+        possible = False
+    if not possible:
+        raise OptionError(f"flow shift {flow_shift:g} leaves no distance between noise levels; choose one nearer to 3.")
+    return scheduler

@@ -91,6 +91,8 @@ class Session:
             with_argument[name](argument)
 
     def _answer(self, text: str) -> None:
+        from mobileo_mlx.errors import NotFiniteError
+
         images = [image for _, image in self.pending]
         said, last = "", None
         try:
@@ -104,6 +106,10 @@ class Session:
         except KeyboardInterrupt:
             printing.out("")
             printing.note("stopped")
+        except NotFiniteError:  # the library forgets the turn, and so does the transcript
+            if said:
+                printing.out("")
+            raise
         if last is None:  # stopped before the first token: the library forgets the turn, and so does the transcript
             return
         self._record("user", text, [name for name, _ in self.pending])

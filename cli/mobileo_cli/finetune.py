@@ -279,12 +279,14 @@ class _Log:
         self._last = -math.inf
 
     def show(self, event: Event) -> None:
-        from mobileo_mlx.training.trainer import Evaluated, Finished, SamplesWritten
+        from mobileo_mlx.training.trainer import Evaluated, Finished, SamplesFailed, SamplesWritten
 
         if isinstance(event, Evaluated):
             printing.note(f"step {event.step}: held out {_numbers(event.metrics)}")
         elif isinstance(event, SamplesWritten):
             printing.note(f"step {event.step}: pictures and answers in {event.path}")
+        elif isinstance(event, SamplesFailed):
+            printing.note(f"step {event.step}: no pictures and answers: {event.reason}")
         elif isinstance(event, Finished):
             if event.step < event.steps:
                 printing.note(f"stopped at step {event.step} of {event.steps}; --resume continues")

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import CheckpointError, OptionError, format_names
+from ..errors import CheckpointError, NotFiniteError, OptionError, format_names
 from ..files import read_json
 from ..models.mobileo import COMPONENTS, MobileOConfig, build, component_of, sanitize
+from ..ops.finite import all_finite
 from .modules import get_submodule, named_parameters, preserve_rng_state, set_submodule
 from .peft_names import PREFIX, parse_factor, unwrapped_name
 from .tensor_files import TensorInfo, read_header, read_tensors
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 TRAINED_FILE = "trained.safetensors"
+
+LARGEST_SCALE = 1e4  # alpha / rank is 0.1 to 100 in practice, and what a user gives is near 1
 
 # Ways to initialise that leave the model as it is. With the others of PEFT an adapter is the difference to another
 # model than the one on disk.
@@ -94,10 +97,13 @@ class Adapter:
 
         Raises:
             CheckpointError: the folder holds no adapter, a damaged one, or one of a kind that is not known here.
-            OptionError: the scale is no finite number.
+            OptionError: the scale is no number, or far too large.
         """
-        if not math.isfinite(scale):
-            raise OptionError(f"the adapter's scale is {scale}; choose a number: 1 is the adapter as trained.")
+        if not abs(scale) <= LARGEST_SCALE:
+            raise OptionError(
+                f"the adapter's scale is {_short(scale)}; choose a number near 1, which is the adapter as trained."
+            )
+        scale = float(scale)
         path = Path(folder).expanduser().absolute()
         peft = [(path / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE)]
         if not any(peft) and not (path / TRAINED_FILE).is_file():
@@ -180,11 +186,17 @@ class Adapter:
 
         Returns:
             the module; another one if it was a single layer itself.
+
+        Raises:
+            NotFiniteError: a weight that is quantized again is not finite, which quantizing would hide.
         """
         if self.scale == 0:
             return module  # to the bit: a layer beside an update takes part in fewer shortcuts, and rounds otherwise
         for name, array in self._replacements(component, config).items():
-            _replace(module, name, array, self.scale)
+            if not _replace(module, name, array, self.scale):
+                raise NotFiniteError(
+                    component, f"the adapter '{self.name}' holds NaN or infinity in {name}; get it or train it again"
+                )
         for path, pair in self.low_rank.get(component, {}).items():
             layer = get_submodule(module, path)
             a, b = pair.factors()
@@ -237,19 +249,27 @@ class AdaptedLinear(nn.Module):
         return self.linear(x) + (x @ self.a) @ self.b
 
 
-def _replace(module: nn.Module, name: str, new: mx.array, scale: float) -> None:
-    """Moves a parameter by `scale` of the way to `new`; a quantized weight is quantized again, as it was."""
+def _replace(module: nn.Module, name: str, new: mx.array, scale: float) -> bool:
+    """Moves a parameter by `scale` of the way to `new`; a quantized weight is quantized again, as it was.
+
+    Returns:
+        whether what was quantized is finite; True where nothing was.
+    """
     path, _, leaf = name.rpartition(".")
     layer = get_submodule(module, path)
     old = layer[leaf]
     if leaf != "weight" or not isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
         layer[leaf] = _between(old, new, scale)
-        return
+        return True
     how = {"group_size": layer.group_size, "bits": layer.bits}
     if scale != 1:
         old = mx.dequantize(old, layer.scales, layer.biases, **how)
-    layer.weight, layer.scales, layer.biases = mx.quantize(_between(old, new, scale), **how)
-    mx.eval(layer.parameters())  # so that one dense weight at a time is in memory
+    dense = _between(old, new, scale)
+    finite = all_finite(dense)
+    layer.weight, layer.scales, layer.biases = mx.quantize(dense, **how)
+    del dense
+    mx.eval(layer.parameters(), finite)  # so that one dense weight at a time is in memory
+    return bool(finite.item())
 
 
 def _between(old: mx.array, new: mx.array, scale: float) -> mx.array:
@@ -311,10 +331,17 @@ def _parse_peft_tensors(
             rank = _pattern(config.get("rank_pattern"), name, config["r"])
             alpha = _pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
             scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        except (TypeError, ValueError, ZeroDivisionError, AttributeError, re.error) as error:
+            if not abs(scale) <= LARGEST_SCALE:
+                raise ValueError(f"{_short(alpha)} at rank {_short(rank)}")
+        except (TypeError, ValueError, ArithmeticError, AttributeError, re.error) as error:
             raise CheckpointError(f"'{path / CONFIG_FILE}' has no valid rank or alpha for {name} ({error}).") from error
         low_rank.setdefault(component, {})[tensor.rpartition(".")[0]] = LowRank(pair["A"], pair["B"], rank, scale)
     return low_rank, full, unknown
+
+
+def _short(number: float) -> str:
+    """A number for a message; whole numbers of any size are short, too."""
+    return f"{number:.4g}" if isinstance(number, float) or abs(number) < 2**63 else "beyond 2**63"
 
 
 def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..errors import OptionError
+from ..errors import NotFiniteError, OptionError
 from ..files import atomic_folder, check_output_folder
 from ..models.mobileo import COMPONENTS, MobileOConfig
 from .adapters import Adapter
@@ -24,6 +24,7 @@ from .modules import named_parameters
 from .precision import DTYPES, parse_dtypes
 from .quantize import QuantizeSpec, resolve_bits
 from .tensor_files import TensorInfo, write_tensors
+from .weights_fault import adapter_fault, is_finite, stored_fault
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ def convert(
         OptionError: an unknown dtype, precision or component, or a component that is quantized already.
         OutputError: the folder exists and is not empty, or can't be written, or the disk is full.
         CheckpointError: the source is damaged; see `Checkpoint`.
+        NotFiniteError: a weight is NaN or infinite, in the source or in the dtype asked for.
     """
     bits = resolve_bits(quantize, precision)
     dtypes = parse_dtypes(dtype)
@@ -176,7 +178,7 @@ def fuse(
         CheckpointError: the model or the adapter is damaged, or the adapter is for another model.
         OptionError: the adapter changes a component that is quantized: quantizing the sum again would lose much of
             what the adapter adds.
-        OutputError: see `convert`.
+        OutputError, NotFiniteError: see `convert`.
     """
     dtypes = parse_dtypes(dtype)
     check_output_folder(folder)
@@ -211,12 +213,23 @@ def _write(
             tensors = named_parameters(module)
             # The module would keep every tensor alive that is written.
             del module
-            write_tensors(temporary / f"{component}.safetensors", tensors)
+
+            def check(tensor: mx.array, component: str = component) -> None:
+                if not is_finite(tensor):
+                    raise NotFiniteError(component, _cause(source, component, adapter))
+
+            write_tensors(temporary / f"{component}.safetensors", tensors, check=check)
             mx.clear_cache()
         if _has_tokenizer(source.path):
             source.load_tokenizer().save(temporary / "tokenizer.json")
         write_config(temporary, source.config, components, quantization)
     return describe(folder)
+
+
+def _cause(source: Checkpoint, component: str, adapter: Adapter | None) -> str:
+    """Why weights that are written are not finite, and the remedy."""
+    found = stored_fault(source, component) or adapter_fault(adapter, component)
+    return found or f"its weights leave the range of the dtype; choose --dtype {component}=bfloat16"
 
 
 def write_config(

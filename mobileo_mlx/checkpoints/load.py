@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import OptionError
+from ..errors import NotFiniteError, OptionError
 from . import precision
 from .modules import preserve_rng_state
 from .quantize import QuantizeSpec
 from .quantize import quantize as quantize_module
+from .weights_fault import stored_fault
 
 if TYPE_CHECKING:
     from .adapters import Adapter
@@ -42,6 +43,8 @@ def load_component(
     Raises:
         CheckpointError: see `Checkpoint.network`.
         OptionError: the component is stored quantized with other bits.
+        NotFiniteError: what is quantized has values that are not finite. Of other weights they show when these are
+            used.
     """
     stored = checkpoint.quantization.get(name)
     if stored is not None and quantize is not None and quantize != stored:
@@ -50,7 +53,10 @@ def load_component(
         )
     module = checkpoint.network(name)
     if quantize is not None and stored is None:
-        module = quantize_module(module, quantize)
+        try:
+            module = quantize_module(module, quantize)
+        except NotFiniteError as error:
+            raise NotFiniteError(name, stored_fault(checkpoint, name)) from error
     if adapter is not None:
         module = adapter.apply(name, module, checkpoint.config)
     module.set_dtype(dtype or precision.default_dtype(name, checkpoint.stored_dtype(name)))

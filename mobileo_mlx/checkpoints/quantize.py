@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import OptionError
+from ..errors import NotFiniteError, OptionError
 from ..ops import backend
+from ..ops.finite import all_finite
 from . import by_component
 from .modules import get_submodule, set_submodule
 
@@ -107,6 +108,9 @@ def quantize(module: nn.Module, spec: QuantizeSpec) -> nn.Module:
 
     Returns:
         the module; another one if it was a single layer itself.
+
+    Raises:
+        NotFiniteError: a weight is not finite, which quantizing would hide; the name is that of the layer.
     """
     # The largest first: while it is in memory in full, little else is.
     paths = sorted(_layers(module), key=lambda path: -get_submodule(module, path).weight.size)
@@ -121,9 +125,12 @@ def quantize(module: nn.Module, spec: QuantizeSpec) -> nn.Module:
         else:
             new = QuantizedLinear.from_linear(layer, group_size, spec.bits)
         module = set_submodule(module, path, new)
+        finite = all_finite(layer.weight)
         # The last reference to the original has to go before the next layer is read.
         del layer
-        mx.eval(new.parameters())
+        mx.eval(new.parameters(), finite)
+        if not finite.item():
+            raise NotFiniteError(path)
     mx.clear_cache()
     return module
 

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +111,13 @@ def read_tensors(infos: Mapping[str, TensorInfo]) -> dict[str, mx.array]:
     return {name: contents[info.file][info.key] for name, info in infos.items()}
 
 
-def write_tensors(path: Path, tensors: dict[str, mx.array], *, made_for: str = "mlx") -> int:
+def write_tensors(
+    path: Path,
+    tensors: dict[str, mx.array],
+    *,
+    made_for: str = "mlx",
+    check: Callable[[mx.array], None] = lambda tensor: None,
+) -> int:
     """Writes a safetensors file, and empties `tensors` on the way, so that one tensor at a time is in memory.
 
     The writers of the safetensors library and of MLX want all of them in memory at once.
@@ -120,6 +126,7 @@ def write_tensors(path: Path, tensors: dict[str, mx.array], *, made_for: str = "
         path: of the file.
         tensors: by name.
         made_for: the library whose layout the tensors have, as readers look for it: "mlx", or "pt" for PyTorch.
+        check: called with each tensor before it is written; what it raises leaves an unfinished file.
 
     Returns:
         the bytes written.
@@ -154,6 +161,7 @@ def write_tensors(path: Path, tensors: dict[str, mx.array], *, made_for: str = "
         for name in names:
             # Contiguous first: a transposed array's buffer is not in the order of its elements.
             data: Any = mx.contiguous(tensors.pop(name))
+            check(data)
             # Python's buffers know no bfloat16; the bytes are the same whatever they are called.
             file.write(memoryview(data.view(mx.uint16) if data.dtype == mx.bfloat16 else data))
     return 8 + len(text) + offset

@@ -23,6 +23,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from ..errors import TrainingError
+from ..ops.finite import all_finite
 from .run_state import append_metrics, checkpoints, clean, read_checkpoint, write_checkpoint
 
 _LOSS_DECAY = 0.95  # of the running mean of the loss
@@ -108,7 +109,8 @@ class TrainingLoop:
         BatchNorm's statistics are not averaged: those of the first one are kept.
 
         Raises:
-            TrainingError: the loss or the gradient is not finite, or the loss grows; the last checkpoint is kept.
+            TrainingError: the loss, the gradient or what the parameters would become is not finite, or the loss grows;
+                the last checkpoint is kept, and the parameters are those of the step before.
             CheckpointError: the last checkpoint in `folder` is of another run.
             OutputError: the disk is full, or the folder can't be written.
         """
@@ -130,7 +132,9 @@ class TrainingLoop:
             grads, norm = optim.clip_grad_norm(grads, self.clip or math.inf)
             loss, grad_norm = float(mean_loss), float(norm)
             self._check(loss, grad_norm, mean)
-            self.model.update(update(grads, self.model.trainable_parameters()))
+            changed = update(grads, self.model.trainable_parameters())
+            self._check_parameters(changed)
+            self.model.update(changed)
             self.step += 1
             self._average()
             mx.eval(self.model.parameters(), self.optimizer.state, self.averages)
@@ -191,6 +195,17 @@ class TrainingLoop:
             raise self._failure(f"the loss is {loss} and the gradient's norm {norm}")
         if mean.add(loss) > self.tolerance * mean.lowest:
             raise self._failure(f"the loss grows, from {mean.lowest:.3g} to {mean.value:.3g} in the mean")
+
+    def _check_parameters(self, changed: Any) -> None:
+        """Stops a run whose next parameters would not be finite; it keeps those that it has.
+
+        Raises:
+            TrainingError: see `run`.
+        """
+        finite = all_finite(*_by_name(changed).values())
+        mx.eval(changed, self.optimizer.state, finite)
+        if not finite.item():
+            raise self._failure("the parameters would no longer be finite")
 
     def _failure(self, what: str) -> TrainingError:
         samples = "the samples of this step" if self.bad_samples is None else self.bad_samples(self.step)

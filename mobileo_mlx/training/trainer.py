@@ -23,7 +23,7 @@ from mlx.utils import tree_map
 from ..checkpoints import precision
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.modules import named_parameters
-from ..errors import OptionError
+from ..errors import NotFiniteError, OptionError, TrainingError
 from ..models.mcp import annealed_temperature
 from ..parts import Parts
 from ..pipeline import MobileO
@@ -65,6 +65,14 @@ class SamplesWritten:
 
 
 @dataclass(frozen=True)
+class SamplesFailed:
+    """There is no sample sheet of this step: a picture or an answer was not finite."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Finished:
     """The adapter was written.
 
@@ -79,7 +87,7 @@ class Finished:
     plot: Path | None
 
 
-Event = StepReport | Evaluated | SamplesWritten | Finished
+Event = StepReport | Evaluated | SamplesWritten | SamplesFailed | Finished
 
 
 class FinetuneRun:
@@ -197,7 +205,8 @@ class FinetuneRun:
         Raises:
             OutputError: the folder is taken, in use, or can't be written, or the disk is full.
             CheckpointError: the run to resume had other settings.
-            TrainingError: the loss is not finite, or grows.
+            TrainingError: the loss or the parameters are not finite, or the loss grows; the adapter of the step before
+                is written.
         """
         folder = Path(folder)
         lock: Any = nullcontext()
@@ -235,15 +244,28 @@ class FinetuneRun:
         every = options.sample_every or max(20, self.steps // 10)
         leading = self.world.rank() == 0
         set_mode(network, stage, training=True)
-        for report in loop.run():
-            yield report
-            if leading and (report.step % every == 0 or report.step == self.steps):
-                set_mode(network, stage, training=False)
-                yield from self._evaluate(folder, report.step)
-                set_mode(network, stage, training=True)
-        set_mode(network, stage, training=False)
+
+        def write() -> None:
+            set_mode(network, stage, training=False)
+            if leading:
+                write_adapter(folder, network.children(), options.lora, base_model=self.model.checkpoint.name)
+
+        try:
+            for report in loop.run():
+                yield report
+                if leading and (report.step % every == 0 or report.step == self.steps):
+                    set_mode(network, stage, training=False)
+                    yield from self._evaluate(folder, report.step)
+                    set_mode(network, stage, training=True)
+        except TrainingError as error:
+            if loop.step == 0:
+                raise
+            write()
+            raise TrainingError(
+                f"{str(error).rstrip('.')}, and '{folder}' holds the adapter of step {loop.step}."
+            ) from error
+        write()
         if leading:
-            write_adapter(folder, network.children(), options.lora, base_model=self.model.checkpoint.name)
             yield Finished(folder, loop.step, self.steps, _plot(folder))
 
     def _annealing(self) -> Callable[[int], None]:
@@ -290,8 +312,11 @@ class FinetuneRun:
             append_metrics(folder, json.dumps({"step": step, "held_out": metrics}))
             yield Evaluated(step, metrics)
         samples = (self.held_out or self.batches.samples)[:_SAMPLES]
-        sheet = write_samples(self.model, samples, folder / "samples", step, self.options.stage.questions)
-        yield SamplesWritten(step, sheet)
+        try:
+            sheet = write_samples(self.model, samples, folder / "samples", step, self.options.stage.questions)
+            yield SamplesWritten(step, sheet)
+        except NotFiniteError as error:  # what is trained is kept, whatever it draws
+            yield SamplesFailed(step, str(error))
         _plot(folder)
 
     def _held_out_loss(self) -> dict[str, float]:

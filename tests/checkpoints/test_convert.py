@@ -133,11 +133,11 @@ def test_a_source_that_does_not_fit_leaves_nothing(ours, tmp_path):
 def test_what_is_broken_off_leaves_nothing(ours, tmp_path, monkeypatch, error, expected):
     write = convert_module.write_tensors
 
-    def write_some(path, tensors):
+    def write_some(path, tensors, **options):
         if path.name == "dit.safetensors":
             path.write_bytes(b"half")
             raise error
-        return write(path, tensors)
+        return write(path, tensors, **options)
 
     monkeypatch.setattr(convert_module, "write_tensors", write_some)
     with expected:
