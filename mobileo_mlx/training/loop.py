@@ -205,7 +205,10 @@ class TrainingLoop:
         finite = all_finite(*_by_name(changed).values())
         mx.eval(changed, self.optimizer.state, finite)
         if not finite.item():
-            raise self._failure("the parameters would no longer be finite")
+            raise TrainingError(
+                f"At step {self.step + 1} the parameters would no longer be finite; lower the learning rate: the last "
+                "checkpoint is kept."
+            )
 
     def _failure(self, what: str) -> TrainingError:
         samples = "the samples of this step" if self.bad_samples is None else self.bad_samples(self.step)

@@ -5,6 +5,7 @@ The numbers are those of the paper (arXiv 2602.20161, section 4.1 and its append
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -82,7 +83,7 @@ class Stage:
             if getattr(stage, part) not in ways:
                 raise OptionError(f"{part} can be {', '.join(ways)}, and not {getattr(stage, part)!r}.")
         for name in ("learning_rate", "batch_size", "epochs", "clip"):
-            if not getattr(stage, name) > 0:
+            if not 0 < getattr(stage, name) < math.inf:
                 raise OptionError(f"{name} {getattr(stage, name)} makes no sense; choose a number above 0.")
         if not 0 <= stage.warmup < 1:
             raise OptionError(f"warmup {stage.warmup} makes no sense; it is a share of the steps, from 0 to below 1.")

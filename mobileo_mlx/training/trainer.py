@@ -23,6 +23,7 @@ from mlx.utils import tree_map
 from ..checkpoints import precision
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.modules import named_parameters
+from ..checkpoints.weights_fault import stored_fault
 from ..errors import NotFiniteError, OptionError, TrainingError
 from ..models.mcp import annealed_temperature
 from ..parts import Parts
@@ -259,6 +260,7 @@ class FinetuneRun:
                     set_mode(network, stage, training=True)
         except TrainingError as error:
             if loop.step == 0:
+                self._check_stored(error)
                 raise
             write()
             raise TrainingError(
@@ -334,6 +336,16 @@ class FinetuneRun:
         means = {name: total / weights[name] for name, total in totals.items()}
         loss = means["diffusion_loss"] + self.loss.answer_weight * means.get("answer_loss", 0.0)
         return {"loss": loss, **means}
+
+    def _check_stored(self, error: TrainingError) -> None:
+        """Looks whether the model was at fault for the failure of the first step.
+
+        Raises:
+            NotFiniteError: one of its weights is not finite.
+        """
+        for name in self.network.children():
+            if fault := stored_fault(self.model.checkpoint, name):
+                raise NotFiniteError(name, fault) from error
 
     def _bad_samples(self, step: int) -> str:
         """The samples of a step that by themselves have a loss that is not finite; all where each alone is fine."""
