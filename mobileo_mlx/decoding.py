@@ -82,8 +82,7 @@ def decode(
             # Before this token is waited for, so that a GPU has work while Python builds the next graph.
             embeds = model.embed_tokens(current.token[None, None])
             following = _queued(model, lm_head, embeds, cache, choose)
-        fetched: Any = current.fetched.tolist()  # the only wait
-        token, finite = fetched
+        token, finite = current.wait()
         if not finite:
             raise _not_finite(current, settings)
         finish_reason: Literal["stop", "length"] | None = None
@@ -113,6 +112,11 @@ class _Queued:
     fetched: mx.array
     hidden: mx.array
     raw: mx.array
+
+    def wait(self) -> tuple[int, int]:
+        """`fetched`, once it is computed."""
+        fetched: Any = self.fetched.tolist()
+        return fetched[0], fetched[1]
 
 
 def _queued(

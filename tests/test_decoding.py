@@ -16,7 +16,7 @@ import pytest
 from mobileo_mlx import answering, decoding
 from mobileo_mlx.chat import Chat
 from mobileo_mlx.decoding import decode, prefill
-from mobileo_mlx.errors import OptionError
+from mobileo_mlx.errors import NotFiniteError, OptionError
 from mobileo_mlx.generation_options import AnswerSettings
 from mobileo_mlx.models.qwen2 import KVCache, Qwen2Model
 from mobileo_mlx.pipeline import MobileO
@@ -100,6 +100,105 @@ def test_one_step_is_computed_after_an_end_token() -> None:
     model = Successor()
     run(model=model, eos_token_ids=(4,))
     assert model.lengths == [3, 1, 1]
+
+
+def test_a_token_is_queued_before_the_one_before_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    queued, waited = decoding._queued, decoding._Queued.wait
+
+    def queue(*arguments: Any) -> Any:
+        order.append("queue")
+        return queued(*arguments)
+
+    def wait(self: Any) -> Any:
+        order.append("wait")
+        return waited(self)
+
+    monkeypatch.setattr(decoding, "_queued", queue)
+    monkeypatch.setattr(decoding._Queued, "wait", wait)
+    assert len(run(max_tokens=4)) == 4
+    assert order == ["queue", "queue", "wait", "queue", "wait", "queue", "wait", "wait"]
+    order.clear()
+    assert run(max_tokens=9, eos_token_ids=(4,)) == [(3, None), (4, "stop")]
+    assert order == ["queue", "queue", "wait", "queue", "wait"]
+
+
+def one_by_one(settings: AnswerSettings, max_tokens: int, eos_token_ids: tuple[int, ...], head: Any) -> list[int]:
+    """The same tokens in the plain way: each is known before the next one is computed."""
+    from mlx_lm.sample_utils import apply_top_p, make_repetition_penalty
+
+    model, cache, key = Successor(), [KVCache()], mx.random.key(settings.seed)
+    embeds, tokens = model.embed_tokens(mx.array([[3, 1, 2]])), []
+    while len(tokens) < max_tokens and not (tokens and tokens[-1] in eos_token_ids):
+        logits = head(model(embeds, cache=cache, last_only=True))[0, 0]
+        if settings.repetition_penalty is not None and tokens:
+            logits = make_repetition_penalty(settings.repetition_penalty, 100)(mx.array(tokens), logits[None])[0]
+        if settings.temperature == 0:
+            token = mx.argmax(logits)
+        else:
+            key, subkey = mx.random.split(key)
+            scaled = logits / settings.temperature
+            if settings.top_p < 1:
+                scaled = apply_top_p((scaled - mx.logsumexp(scaled))[None], settings.top_p)[0]
+            token = mx.random.categorical(scaled, key=subkey)
+        tokens.append(int(token))
+        embeds = model.embed_tokens(token[None, None])
+    return tokens
+
+
+@pytest.mark.parametrize("eos_token_ids", [(), (2, 6)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"repetition_penalty": 1.5},
+        {"temperature": 1.0, "seed": 5},
+        {"temperature": 2.0, "seed": 6, "top_p": 0.8},
+        {"temperature": 1.5, "seed": 7, "repetition_penalty": 3.0},
+    ],
+)
+@pytest.mark.parametrize("max_tokens", [1, 2, 24])
+def test_tokens_are_those_of_the_plain_way(
+    options: dict[str, Any], eos_token_ids: tuple[int, ...], max_tokens: int
+) -> None:
+    def leaning(hidden: mx.array) -> mx.array:
+        return hidden @ mx.cos(mx.arange(VOCABULARY * VOCABULARY, dtype=mx.float32)).reshape(VOCABULARY, VOCABULARY)
+
+    settings, model = AnswerSettings(**options), Successor()
+    found = run(leaning, model, settings=settings, max_tokens=max_tokens, eos_token_ids=eos_token_ids)
+    assert [token for token, _ in found] == one_by_one(settings, max_tokens, eos_token_ids, leaning)
+    # One step beyond an end token, none beyond the last of `max_tokens`.
+    assert len(model.lengths) == min(len(found) + (found[-1][1] == "stop"), max_tokens)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("position", [0, 2])
+def test_logits_that_are_not_finite_are_an_error(value: float, position: int) -> None:
+    calls: list[int] = []
+
+    def failing(hidden: mx.array) -> mx.array:
+        calls.append(len(calls))
+        return successor(hidden) + mx.where(mx.arange(VOCABULARY) == 1, value if len(calls) > position else 0.0, 0.0)
+
+    model = Successor()
+    steps = decode(model, failing, model.embed_tokens(mx.array([[3, 1, 2]])), [KVCache()], max_tokens=6)
+    tokens = [next(steps).token for _ in range(position)]
+    with pytest.raises(NotFiniteError) as failed:
+        next(steps)
+    assert failed.value.component == "lm_head"
+    assert tokens == [3, 4][:position]
+    assert len(calls) == position + 2  # the next one was queued already
+
+
+def test_hidden_states_that_are_not_finite_are_the_language_models() -> None:
+    with pytest.raises(NotFiniteError) as failed:
+        run(successor, Broken())
+    assert failed.value.component == "llm"
+
+
+class Broken(Successor):
+    def __call__(self, inputs_embeds: mx.array, **options: Any) -> mx.array:
+        return super().__call__(inputs_embeds, **options) * float("nan")
 
 
 def test_closing_early_stops_the_model() -> None:
