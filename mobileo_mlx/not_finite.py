@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import mlx.core as mx
 
-from .checkpoints.modules import named_parameters
+from .checkpoints.precision import dtype_name
 from .checkpoints.weights_fault import adapter_fault, largest, size_fault, stored_fault
 from .errors import NotFiniteError
 from .ops.finite import all_finite
@@ -56,7 +56,7 @@ def explain(parts: Parts, error: NotFiniteError) -> NotFiniteError:
         return error
     component = "llm" if error.component == "lm_head" and parts.checkpoint.tied else error.component
     plain = parts.load(component, adapted=False)
-    dtype = _dtype(plain)
+    dtype = dtype_name(parts.dtype(component))
     return NotFiniteError(component, _cause(parts, component, plain, dtype), dtype)
 
 
@@ -73,9 +73,3 @@ def _cause(parts: Parts, component: str, plain: nn.Module, dtype: str) -> str:
     if adapter is not None and component in adapter.components:
         remedies["float32"] = f"choose a smaller --adapter-scale than {adapter.scale:g}, or train the adapter again"
     return f"its {what} leave the range of {dtype}; {remedies.get(dtype, 'get the model again')}"
-
-
-def _dtype(module: nn.Module) -> str:
-    """What a component computes in, by name: the dtype of all that is not quantized."""
-    found = next(a.dtype for a in named_parameters(module).values() if mx.issubdtype(a.dtype, mx.floating))
-    return str(found).removeprefix("mlx.core.")
