@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import NotFiniteError, OptionError
-from ..ops import backend
+from ..ops import backend, forms
 from ..ops.finite import all_finite
 from . import by_component
 from .modules import get_submodule, set_submodule
@@ -32,8 +32,9 @@ PRECISIONS: dict[str, dict[str, int]] = {
 
 # From this number of rows on it is faster to dequantize the weight once and to multiply densely. On a CPU the
 # quantized product runs at 2 GFLOP/s and takes twice the time for twice the rows, while the dense one reaches BLAS:
-# they meet at four rows, and at 300 rows the dense one is 34 times faster. On Metal both are bound by
-# arithmetic above some hundred rows, where the dense kernel is the better one; below, by reading the weight.
+# they meet at four rows, and at 300 rows the dense one is 34 times faster. On a GPU both are bound by arithmetic above
+# some hundred rows, where the dense kernel should be the better one; below, by reading the weight. That is argued, not
+# measured: `ops.forms` may know better for a layer of these widths and bits.
 MANY_ROWS_CPU = 4
 MANY_ROWS_GPU = 256
 
@@ -90,14 +91,22 @@ class QuantizedLinear(nn.QuantizedLinear):
     """`mlx.nn.QuantizedLinear` that multiplies densely where many rows come at once (see MANY_ROWS_CPU)."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        many = MANY_ROWS_CPU if backend.on_cpu() else MANY_ROWS_GPU
-        if x.size < many * x.shape[-1]:
+        rows = x.size // x.shape[-1]
+        form = "dense" if rows >= (MANY_ROWS_CPU if backend.on_cpu() else MANY_ROWS_GPU) else "packed"
+        if rows > 1:  # a token's one row is asked nothing
+            form = forms.chosen("quantized", self._key(rows), form)
+        if form == "packed":
             return super().__call__(x)
         weight = mx.dequantize(
             self.weight, self.scales, self.biases, group_size=self.group_size, bits=self.bits, mode=self.mode
         )
         y = x @ weight.T
         return y + self.bias if "bias" in self else y
+
+    def _key(self, rows: int) -> str:
+        outputs, width = self.weight.shape[0], self.scales.shape[1] * self.group_size
+        dtype = forms.dtype_name(self.scales.dtype)
+        return f"{width}>{outputs} {self.bits} bits {dtype} {forms.about(rows)} rows"
 
 
 def quantize(module: nn.Module, spec: QuantizeSpec) -> nn.Module:

@@ -28,6 +28,7 @@ from ..ops.blocks import Chain, Residual, WholeMap, follow
 from ..ops.conv import Conv2d, conv_weight, pointwise_weight
 from ..ops.cpu import repmixer
 from ..ops.depthwise import DepthwiseConv2d
+from ..ops.derived import derived
 from .batch_norm import BatchNorm, statistics_kept
 from .layers import compute_dtype
 
@@ -115,16 +116,34 @@ class ConvNorm(Chain):
         self.bn = BatchNorm(dim, eps)
 
     def steps(self) -> Sequence[Any]:
-        return (self.conv, self.bn) if self.training else (self.conv.scaled(*self.affine()),)
+        if self.training:
+            return self.conv, self.bn
+        return (self.conv.replaced(*derived(_folded, self.conv.weight, *self._norm())),)
 
     def affine(self) -> tuple[mx.array, mx.array]:
-        """The norm with the statistics of training is g x + s, which the convolution takes into its weights.
+        """The norm with the statistics of training is g x + s; these are g and s.
 
         g = weight / sqrt(variance + eps), s = bias - g mean, in float32.
         """
+        return _affine(*self._norm())
+
+    def _norm(self) -> tuple[mx.array, mx.array, mx.array, mx.array, float]:
         norm = self.bn
-        gain = norm.weight * mx.rsqrt(norm.running_var + norm.eps)
-        return gain, norm.bias - gain * norm.running_mean
+        return norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps
+
+
+def _affine(
+    weight: mx.array, bias: mx.array, mean: mx.array, variance: mx.array, eps: float
+) -> tuple[mx.array, mx.array]:
+    gain = weight.astype(mx.float32) * mx.rsqrt(variance.astype(mx.float32) + eps)
+    return gain, bias.astype(mx.float32) - gain * mean.astype(mx.float32)
+
+
+def _folded(kernel: mx.array, *norm: Any) -> tuple[mx.array, mx.array]:
+    """Weight and bias of a convolution that takes the norm into its own: computed in float32 and rounded once."""
+    gain, shift = _affine(*norm)
+    weight = kernel.astype(mx.float32) * gain[:, None, None, None]
+    return weight.astype(kernel.dtype), shift.astype(kernel.dtype)
 
 
 class ConvFFN(Chain):

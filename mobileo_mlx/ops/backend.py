@@ -5,6 +5,9 @@ Tests and tools that want the forms of another backend replace `backend` here, a
 
 from __future__ import annotations
 
+import functools
+import os
+import platform
 from typing import Literal
 
 import mlx.core as mx
@@ -26,7 +29,33 @@ def on_cpu() -> bool:
 
 def chip_name() -> str:
     """Such as "Apple M2 Pro"; empty where the backend does not say."""
+    return str(_info().get("device_name", ""))
+
+
+def memory() -> int:
+    """Bytes that the device can compute with; what the smallest Mac has where the backend does not say."""
+    info = _info()
+    found = info.get("max_recommended_working_set_size") or info.get("total_memory") or 2**33 * 2 // 3
+    return int(found)
+
+
+@functools.cache
+def metal_uses_tf32() -> bool:
+    """Whether Metal rounds the factors of float32 products to TF32, of 10 bits.
+
+    It does where the GPU has matrix units that MLX uses (`is_nax_available` of its Metal backend: M5 and later from
+    macOS 26.2 on, of phones' chips a generation later), unless the environment has MLX_ENABLE_TF32=0.
+    """
+    name = str(_info().get("architecture", ""))  # such as applegpu_g17s
+    if os.environ.get("MLX_ENABLE_TF32", "1") == "0" or not name.startswith("applegpu_g"):
+        return False
+    digits, kind = name.removeprefix("applegpu_g")[:-1], name[-1]
+    system = [int(part) for part in platform.mac_ver()[0].split(".") if part.isdecimal()]
+    return digits.isdecimal() and int(digits) >= (18 if kind == "p" else 17) and system >= [26, 2]
+
+
+def _info() -> dict[str, str | int]:
     try:
-        return str(mx.device_info(mx.default_device()).get("device_name", ""))
+        return mx.device_info(mx.default_device())
     except (AttributeError, RuntimeError, ValueError):
-        return ""
+        return {}

@@ -1,8 +1,11 @@
-"""Blocks on bands of rows, so that a large map is never in memory at once.
+"""Networks on whole maps or on bands of rows, so that a large map is never in memory at once.
 
 A band is (B, rows, W, C); the bands of a map follow each other from top to bottom. Steps that see a neighbourhood take
 bands and give bands, and keep the few rows that the next band needs, so that nothing is computed twice. Memory then
 grows with the width of a map, not with its area, and the result is that of the whole map up to rounding.
+
+A CPU computes bands one after the other, in its cache. A GPU takes whole maps as far as its memory goes, and waits for
+nothing: work is handed over step by step, and MLX bounds how much of it may be ahead.
 
 A suspended generator keeps its local variables alive, and a chain of them would hold many bands. So what works band by
 band is a `map`, which holds nothing, and what needs a loop deletes its variables.
@@ -13,21 +16,27 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from itertools import chain, starmap
 from typing import Any
 
 import mlx.core as mx
 
-from . import backend
+from . import backend, forms
 from .blocks import Residual, Windowed, flattened, rows_ratio, sees_all, widest
 
 Bands = Iterator[mx.array]
 
-# Bytes of a band. On a CPU, of the widest map that is computed of it: what fits the cache is several times as fast as
-# what does not, and larger arrays are mapped and cleared anew each time. On a GPU of the band itself: each costs
-# waiting for its result, so they are larger, and few maps are cut at all. Decoding 512 px in float16 in these forms, on
-# a CPU's kernels, held 0.37 GB above the weights with 4 MB and 0.63 GB with 8 MB.
-CPU_BYTES, GPU_BYTES = 2**21, 2**22
+# Bytes of the widest map that is computed of a band. On a CPU what fits the cache is several times as fast as what does
+# not, and larger arrays are mapped and cleared anew each time. On a GPU 32 MB are 128 rows of a map of 1024 pixels and
+# 128 channels in half precision, enough work for each kernel. "large bands" are four times as large.
+CPU_BYTES, GPU_BYTES = 2**21, 2**25
+
+# A GPU cuts maps of more than this share of its memory. Up to ten command buffers are ahead (MAX_ACTIVE_TASKS of MLX's
+# transforms.cpp), each with what one operation on such a map reads and writes; with Winograd's scratch of almost four
+# maps, for two operations in five, that is a third of the memory. On 8 GB the widest map of 512 px is whole in half
+# precision, on 18 GB that of 1024 px. Never more than 1 GB: convolutions of 2e9 elements were wrong in MLX.
+GPU_SHARE, WHOLE_BYTES = 48, 2**30
 
 # Bands have a multiple of so many rows, those of a tile in the forms that convolutions take on a CPU.
 ROWS = 4
@@ -44,28 +53,41 @@ def run(network: Any, x: mx.array) -> mx.array:
 
 
 def stream(network: Any, x: mx.array) -> Bands:
-    """The bands of `run`, each computed before the next one begins.
+    """The bands of `run`, each computed, or on a GPU begun, before the next one is asked for.
 
-    A step that needs the whole map gets it. So does any other while the map is no larger than a band; from the first
-    one on which it is larger, steps pass bands on.
+    A step that needs the whole map gets it. So does any other while the map is no larger than a band, or than what a
+    GPU takes whole; from the first one on which it is larger, steps pass bands on.
     """
+    shape = map_key(x)
     flow: mx.array | Bands = x
     del x
     for step in flattened(network if isinstance(network, Sequence) else [network]):
-        local = isinstance(step, Windowed | Residual)
         if sees_all(step):
             flow = step(joined(evaluated([flow] if isinstance(flow, mx.array) else flow)))
-        elif isinstance(flow, mx.array) and (not local or flow.shape[1] <= _rows(flow, step)):
-            if local:
-                mx.eval(flow)
-            flow = step(flow)
-        else:
-            flow = follow_bands(step, split(flow, _rows(flow, step)) if isinstance(flow, mx.array) else flow)
+            continue
+        if isinstance(flow, mx.array):
+            local, rows = isinstance(step, Windowed | Residual), _rows(flow, step, shape)
+            if not local or flow.shape[1] <= rows:
+                if local:
+                    _evaluate(flow)
+                flow = step(flow)
+                continue
+            flow = split(flow, rows)
+        flow = follow_bands(step, flow, limit=_limit(forms.chosen("map", shape, "bands")))
     return evaluated([flow] if isinstance(flow, mx.array) else flow)
 
 
-def follow_bands(step: Any, bands: Bands, *, computed: bool = False) -> Bands:
-    """The bands of what a step makes of a map. Before one that keeps rows they are computed, if they are not yet."""
+def map_key(x: mx.array) -> str:
+    """What the form of a network is chosen by: the map that it begins with."""
+    return f"{x.shape[1]}x{x.shape[2]}x{x.shape[3]} {forms.dtype_name(x.dtype)}"
+
+
+def follow_bands(step: Any, bands: Bands, *, computed: bool = False, limit: int | None = None) -> Bands:
+    """The bands of what a step makes of a map. Before one that keeps rows they are computed, if they are not yet.
+
+    Args:
+        limit: bytes of a band, where the step makes them larger; by default those of the backend.
+    """
     if isinstance(step, Windowed):
         window = step.window()
         bands = bands if computed else evaluated(bands)
@@ -75,22 +97,34 @@ def follow_bands(step: Any, bands: Bands, *, computed: bool = False) -> Bands:
     memory: deque[mx.array] = deque()
     bands = remembered(bands if computed else evaluated(bands), memory)
     for i, inner in enumerate(step.steps):
-        bands = follow_bands(inner, bands, computed=i == 0 or not backend.on_cpu())  # a GPU waits once for all of them
+        # A GPU gets all of them at once.
+        bands = follow_bands(inner, bands, computed=i == 0 or not backend.on_cpu(), limit=limit)
     ratio = rows_ratio(step)
     bands = starmap(step.join, paired(memory, bands, ratio=ratio))
     # Where the map has become larger, so have its bands.
-    return bands if ratio >= 1 else chain.from_iterable(map(_cut, evaluated(bands)))
+    return bands if ratio >= 1 else chain.from_iterable(map(partial(_cut, limit=limit), evaluated(bands)))
 
 
-def _rows(x: mx.array, step: Any) -> int:
-    """Rows of a band of a map for a step."""
-    row = x[:, :1].nbytes
-    rows = int(CPU_BYTES // (row * widest(step))) if backend.on_cpu() else GPU_BYTES // row
-    return max(ROWS, rows // ROWS * ROWS)
+def _rows(x: mx.array, step: Any, shape: str) -> int:
+    """Rows of a band of a map for a step; all of them where it is to be whole."""
+    row = x.nbytes // x.shape[1] * widest(step)
+    whole = not backend.on_cpu() and row * x.shape[1] <= min(WHOLE_BYTES, backend.memory() // GPU_SHARE)
+    form = forms.chosen("map", shape, "whole" if whole else "bands")
+    return x.shape[1] if form == "whole" else _band_rows(row, _limit(form))
 
 
-def _cut(x: mx.array) -> Bands:
-    return split(x, _rows(x, None))
+def _limit(form: str) -> int:
+    """Bytes of a band."""
+    return (CPU_BYTES if backend.on_cpu() else GPU_BYTES) * (4 if form == "large bands" else 1)
+
+
+def _band_rows(row: float, limit: int) -> int:
+    """Rows of a band, of `row` bytes each."""
+    return max(ROWS, int(limit // row) // ROWS * ROWS)
+
+
+def _cut(x: mx.array, limit: int | None) -> Bands:
+    return split(x, _band_rows(x.nbytes // x.shape[1], limit or _limit("bands")))
 
 
 def split(x: mx.array, rows: int) -> Bands:
@@ -169,13 +203,18 @@ def paired(
 
 
 def evaluated(bands: Iterable[mx.array]) -> Bands:
-    """The same bands, computed: what they were computed from is free before the next one begins."""
+    """The same bands, computed, or on a GPU begun: what they were computed from is free before long."""
 
     def compute(band: mx.array) -> mx.array:
-        mx.eval(band)
+        _evaluate(band)
         return band
 
     return map(compute, bands)
+
+
+def _evaluate(x: mx.array) -> None:
+    """Waits for an array on a CPU. Waiting for a GPU would leave it without work each time."""
+    (mx.eval if backend.on_cpu() else mx.async_eval)(x)
 
 
 def _alone(x: mx.array) -> mx.array:

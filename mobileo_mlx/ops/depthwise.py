@@ -53,12 +53,11 @@ class DepthwiseConv2d(nn.Module, Windowed):
             apply = depthwise.Tiles(self.weight, self.get("bias"), self.stride, self.multiplier)
         return Window(kernel, self.stride, 1, self.multiplier / self.stride**2, apply)
 
-    def scaled(self, gain: mx.array, shift: mx.array) -> DepthwiseConv2d:
-        """The convolution without a bias that gives gain * self(x) + shift, each (channels * multiplier,) float32."""
-        scaled = copy.copy(self)
-        scaled.weight = (self.weight * gain[:, None, None, None]).astype(self.weight.dtype)
-        scaled.bias = shift.astype(self.weight.dtype)
-        return scaled
+    def replaced(self, weight: mx.array, bias: mx.array) -> DepthwiseConv2d:
+        """The same convolution but for its weight and its bias."""
+        other = copy.copy(self)
+        other.weight, other.bias = weight, bias
+        return other
 
     def without_bias(self) -> DepthwiseConv2d:
         """The same convolution but for its bias."""

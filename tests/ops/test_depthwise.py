@@ -42,13 +42,14 @@ def test_depthwise_convolution(
         assert mx.allclose(part, expected, atol=tolerance)
 
 
-def test_a_gain_and_a_shift_are_applied_after_a_depthwise_convolution() -> None:
-    layer = DepthwiseConv2d(6, 3)
-    layer.bias = mx.random.normal((6,))
-    x, gain, shift = mx.random.normal((2, 9, 7, 6)), mx.random.normal((6,)), mx.random.normal((6,))
-    plain = layer.without_bias()
-    assert mx.allclose(plain(x), layer(x) - layer.bias, atol=1e-5)
-    assert mx.allclose(plain.scaled(gain, shift)(x), plain(x) * gain + shift, atol=1e-5)
+def test_a_convolution_with_another_weight_and_bias() -> None:
+    layer, other = DepthwiseConv2d(6, 3), DepthwiseConv2d(6, 3)
+    layer.bias, other.bias = mx.random.normal((6,)), mx.random.normal((6,))
+    x = mx.random.normal((2, 9, 7, 6))
+    expected, weight = other(x), layer.weight
+    assert mx.allclose(layer.without_bias()(x), layer(x) - layer.bias, atol=1e-5)
+    assert mx.array_equal(layer.without_bias().replaced(other.weight, other.bias)(x), expected)
+    assert layer.weight is weight
 
 
 def test_tiles_are_used_in_inference(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def _run_block(block: Any, x: Planes) -> Planes:
     """The norm is folded into what is before and after it, the layer's scale into the second linear layer."""
     mixer, ffn, scale = block.token_mixer.reparam_conv, block.convffn, block.layer_scale
     x = depthwise(x, mixer.weight, mixer.bias)
-    gain, shift = (v.astype(mx.float32) for v in ffn.conv.affine())
+    gain, shift = ffn.conv.affine()
     (w1, b1), (w2, b2) = (
         (layer.weight.astype(mx.float32), layer.bias.astype(mx.float32)) for layer in (ffn.fc1, ffn.fc2)
     )
