@@ -7,6 +7,7 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mobileo_mlx.models import fastvithd
 from mobileo_mlx.models.fastvithd import (
     FastViTHD,
     FastViTHDConfig,
@@ -77,6 +78,34 @@ def lively() -> FastViTHD:
         if "layer_scale" in name or ".bn." in name:
             values[name] = noise
     return tower.update(tree_unflatten(list(values.items())))
+
+
+@pytest.mark.parametrize("device", ["cpu", "metal"])
+def test_norms_are_folded_once_in_float32(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """Also where weights are float16; and again where they are others, as after a step of training."""
+    monkeypatch.setattr(backend, "backend", lambda: device)
+    folds, fold = [], fastvithd._folded
+    monkeypatch.setattr(fastvithd, "_folded", lambda *a: folds.append(1) or fold(*a))
+    block = fastvithd.ConvNorm(6, 1e-5).eval()
+    x = mx.random.normal((1, 9, 8, 6), key=mx.random.key(0))
+    y = block.conv(x) + 30  # far from zero, so that rounding gain and shift one by one would show
+    x = x + 30 / block.conv.weight.sum(axis=(1, 2)).flatten()
+    block.bn.running_mean, block.bn.running_var = y.mean(axis=(0, 1, 2)), y.var(axis=(0, 1, 2))
+    block.set_dtype(mx.float16)
+    names = [name for name, _ in tree_flatten(block.parameters())]
+    (layer,), (again,) = block.steps(), block.steps()
+    assert len(folds) == 1
+    assert [name for name, _ in tree_flatten(block.parameters())] == names
+    assert layer.weight is again.weight
+    assert layer.weight.dtype == layer.bias.dtype == mx.float16
+    values = [v.astype(mx.float32) for v in (block.conv.weight, *block._norm()[:4])]
+    gain = values[1] / mx.sqrt(values[4] + 1e-5)
+    assert mx.array_equal(layer.bias, (values[2] - gain * values[3]).astype(mx.float16))
+    assert mx.allclose(layer.weight, (values[0] * gain[:, None, None, None]), rtol=1e-3)
+    before = block(x.astype(mx.float16))
+    block.bn.update({"weight": 2 * block.bn.weight, "bias": 2 * block.bn.bias})
+    assert mx.allclose(block(x.astype(mx.float16)), 2 * before, rtol=1e-2, atol=1e-2)
+    assert len(folds) == 2
 
 
 @pytest.mark.parametrize("limit", [1, 2**13, 2**30])  # bytes: bands of four rows, of some, and the whole map

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import mlx.core as mx
 import pytest
 
-from mobileo_mlx.models.dc_ae import ResBlock, Upsample
-from mobileo_mlx.ops import backend, bands, forms
+from mobileo_mlx.models.dc_ae import DCAEConfig, Decoder, Encoder, ResBlock, Upsample
+from mobileo_mlx.models.fastvithd import FastViTHD, FastViTHDConfig
+from mobileo_mlx.ops import backend, bands, device_settings, forms
 from mobileo_mlx.ops.bands import evaluated, joined, paired, remembered, windows
 from mobileo_mlx.ops.blocks import Residual
+from mobileo_mlx.ops.device_settings import DeviceSettings
 
 
 def pieces(x: mx.array, *heights: int) -> list[mx.array]:
@@ -80,6 +84,23 @@ def test_a_band_is_computed_before_the_next_is_asked_for() -> None:
         assert asked == list(range(i + 1))
 
 
+@pytest.mark.parametrize("form", ["bands", "large bands", "whole"])
+@pytest.mark.parametrize("device", ["cpu", "metal", "cuda"])
+def test_all_forms_of_a_network_are_the_same(monkeypatch: pytest.MonkeyPatch, device: str, form: str) -> None:
+    blocks, x = [ResBlock(8), Upsample(8, 4), ResBlock(4)], mx.random.normal((2, 30, 6, 8))
+    expected = x
+    for block in blocks:
+        expected = block.train()(expected)
+        block.eval()
+    for name in ("CPU_BYTES", "GPU_BYTES"):
+        monkeypatch.setattr(bands, name, 2**11)
+    monkeypatch.setattr(backend, "backend", lambda: device)
+    with forms.forced({"map": form}):
+        parts = list(bands.stream(blocks, x))
+    assert (len(parts) == 1) == (form == "whole")
+    assert mx.abs(joined(parts) - expected).max().item() <= 1e-5 * mx.abs(expected).max().item()
+
+
 def test_a_waiting_chain_holds_few_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three for each block at most, where each has five steps that could hold what they last saw."""
     size = 2**16
@@ -96,3 +117,68 @@ def test_a_waiting_chain_holds_few_bands(monkeypatch: pytest.MonkeyPatch) -> Non
         held.append(mx.get_active_memory() - before)
     assert len(held) > 8
     assert max(held) < 3 * len(blocks) * size
+
+
+class Counted:
+    """Stands for `mx.eval` and `mx.async_eval`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.calls: Counter[str] = Counter()
+        for name in ("eval", "async_eval"):
+            monkeypatch.setattr(mx, name, lambda *arrays, name=name: self.calls.update([name]))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "most"),
+    [
+        (lambda: Decoder(DCAEConfig()), (1, 16, 16, 32), 60),  # 512 px
+        (lambda: Decoder(DCAEConfig()), (1, 64, 64, 32), 2000),  # 2048 px, whose large maps are cut
+        (lambda: Encoder(DCAEConfig()), (1, 512, 512, 3), 60),
+        (lambda: FastViTHD(FastViTHDConfig()), (1, 1024, 1024, 3), 120),
+    ],
+)
+def test_a_gpu_is_handed_its_work_and_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any], shape: tuple[int, ...], most: int
+) -> None:
+    """At the real size; nothing is computed."""
+    counted = Counted(monkeypatch)
+    monkeypatch.setattr(backend, "backend", lambda: "metal")
+    network = make().eval()
+    network.set_dtype(mx.float16)
+    run = network.decode if isinstance(network, Decoder) else network.encode
+    run(mx.zeros(shape))
+    assert counted.calls["eval"] <= 4
+    assert 20 < counted.calls["async_eval"] < most  # so that the GPU begins before the graph is whole
+
+
+def test_a_map_is_whole_as_far_as_a_gpu_s_memory_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    same = Residual(join=lambda x, y: x)
+
+    def parts(device: str, memory: int, nbytes: int) -> int:
+        monkeypatch.setattr(backend, "backend", lambda: device)
+        monkeypatch.setattr(backend, "memory", lambda: memory)
+        x = mx.broadcast_to(mx.zeros(()), (1, nbytes // 2**16, 2**7, 2**7))
+        counted = Counted(monkeypatch)
+        count = len(list(bands.stream(same, x)))
+        assert counted.calls["eval"] == 0 or device == "cpu"
+        return count
+
+    small, large = 2**33 * 2 // 3, 2**37  # a Mac of 8 GB, and a GPU of 128 GB
+    for device in ("metal", "cuda"):
+        assert parts(device, small, 2**26) == 1
+        assert parts(device, small, 2**28) == 8
+        assert parts(device, large, 2**28) == 1
+        assert parts(device, large, 2**31) == 64  # beyond what MLX convolves rightly
+    assert parts("cpu", large, 2**26) == 32
+
+
+def test_a_stored_form_decides_for_its_map_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, same = mx.zeros((1, 64, 64, 32)), Residual(join=lambda x, y: x)
+    monkeypatch.setattr(backend, "backend", lambda: "metal")
+    monkeypatch.setattr(bands, "GPU_BYTES", 2**16)
+    settings = DeviceSettings(forms={forms.key("map", bands.map_key(x)): "bands"})
+    monkeypatch.setattr(device_settings, "current", lambda: settings)
+    assert len(list(bands.stream(same, x))) == 8
+    assert len(list(bands.stream(same, x[:, 1:]))) == 1
+    with forms.forced({"map": "large bands"}):
+        assert len(list(bands.stream(same, x))) == 2
