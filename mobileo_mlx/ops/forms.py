@@ -31,6 +31,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "dit_block": ("plain", "compiled"),
 }
 
+_asked: ContextVar[list[tuple[str, str, str]] | None] = ContextVar("asked", default=None)
 _forced: ContextVar[Mapping[str, str]] = ContextVar("forced", default={})  # noqa: B039 - never changed in place
 
 
@@ -42,6 +43,8 @@ def chosen(operation: str, shape: str, default: str) -> str:
         shape: of what is computed, with its dtype, in the words of the caller.
         default: for this backend and chip.
     """
+    if (asked := _asked.get()) is not None:
+        asked.append((operation, shape, default))
     forced = _forced.get().get(operation)
     if forced is not None:
         return forced
@@ -72,6 +75,17 @@ def forced(forms: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+@contextmanager
+def recorded() -> Iterator[list[tuple[str, str, str]]]:
+    """Yields a list of the arguments of every `chosen` inside, in this thread: what there is to tune."""
+    asked: list[tuple[str, str, str]] = []
+    token = _asked.set(asked)
+    try:
+        yield asked
+    finally:
+        _asked.reset(token)
 
 
 def dtype_name(dtype: mx.Dtype) -> str:
