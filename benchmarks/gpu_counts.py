@@ -125,12 +125,19 @@ def main() -> None:
     (options.out / "gpu_counts.json").write_text(
         json.dumps({"now": now, "before": before}, indent=1) + "\n", encoding="utf-8"
     )
-    text = (
-        f"# What a GPU is asked for\n\n`python -m benchmarks.gpu_counts{' --before OTHER.json' if before else ''}`\n\n"
-    )
-    text += f"Float16, 0.5B, the forms for Metal; counted in the second run.\n\n{table(now, before)}\n"
+    lines = [
+        "# What a GPU is asked for",
+        "",
+        f"`python -m benchmarks.gpu_counts{' --before OTHER.json' if before else ''}`",
+        "",
+        "Float16, 0.5B, weights in upstream's layout, in the forms for Metal; counted in the second run.",
+        *(["`OTHER.json` is what the same file wrote in a checkout of the version before."] if before else []),
+        "",
+        table(now, before),
+    ]
+    text = "\n".join(lines) + "\n"
     (options.out / "gpu_counts.md").write_text(text, encoding="utf-8")
-    print(text)
+    print(text, end="")
 
 
 if __name__ == "__main__":
