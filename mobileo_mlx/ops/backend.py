@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import mlx.core as mx
 
@@ -55,7 +56,13 @@ def metal_uses_tf32() -> bool:
 
 
 def _info() -> dict[str, str | int]:
+    return _asked(getattr(mx, "device_info", None), str(mx.default_device()))
+
+
+@functools.lru_cache(maxsize=8)
+def _asked(ask: Callable[[mx.Device], Any] | None, device: str) -> dict[str, str | int]:
+    """What the default device says of itself. It is asked once: CUDA's would ask the driver for memory each time."""
     try:
-        return mx.device_info(mx.default_device())
+        return {} if ask is None else dict(ask(mx.default_device()))
     except (AttributeError, RuntimeError, ValueError):
         return {}

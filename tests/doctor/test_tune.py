@@ -173,6 +173,7 @@ def test_every_case_of_a_model_is_asked_for_by_production(
     """In the forms of each backend: all are right, and each has something to choose from."""
     monkeypatch.setattr(backend, "backend", lambda: device)
     monkeypatch.setattr(bands, "GPU_BYTES", 2**14)
+    monkeypatch.setattr(tune_cases, "ROWS", (2, 300))
     # The kernels are a CPU's, some of which sum in half precision.
     monkeypatch.setattr(precision, "default_dtype", lambda component, stored: mx.float32)
     config = Checkpoint.open(tiny_model).config
