@@ -231,6 +231,7 @@ def test_the_standard_cases_are_those_of_the_published_model(monkeypatch: pytest
     for title in (
         f"conv3x3, 128 channels, 512 pixels wide, {dtype}",
         "quantized, 896 to 4864 channels, 4 bits, 512 rows",
+        "quantized, 1152 to 5760 channels, 8 bits, 512 rows",  # a step with guidance
         "dit_block, a step of two blocks, 1152 channels",
         f"map, decoder, 1024 x 1024 pixels, {dtype}",
     ):
