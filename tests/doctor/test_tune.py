@@ -190,6 +190,7 @@ def test_every_case_of_a_model_is_asked_for_by_production(
 
 def test_a_stored_form_of_a_real_layer_is_used(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
     """Timed by a timer that likes one form, for a layer of the model, and then drawn with."""
+    monkeypatch.setattr(precision, "default_dtype", lambda component, stored: mx.float32)
     config = Checkpoint.open(tiny_model).config
     cases = [case for case in model_cases(config) if case.operation == "conv3x3"]
     assert cases
