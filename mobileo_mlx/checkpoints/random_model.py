@@ -62,7 +62,7 @@ def write_random_model(folder: str | Path, *, seed: int = 0) -> None:
     with atomic_folder(folder) as temporary, preserve_rng_state():
         for component in COMPONENTS:
             parameters = named_parameters(build(component, config))
-            tensors = {name: _random(seed, component, name, a.shape) for name, a in parameters.items()}
+            tensors = {name: random_parameter(seed, component, name, a.shape) for name, a in parameters.items()}
             write_tensors(temporary / f"{component}.safetensors", tensors)
         tokenizer.save(str(temporary / "tokenizer.json"))
         write_config(temporary, config, COMPONENTS)
@@ -127,7 +127,7 @@ def _config(tokenizer: tokenizers.Tokenizer) -> MobileOConfig:
     )
 
 
-def _random(seed: int, component: str, name: str, shape: tuple[int, ...]) -> mx.array:
+def random_parameter(seed: int, component: str, name: str, shape: tuple[int, ...]) -> mx.array:
     """Values (float32) that keep signals near 1 through all layers; a function of the arguments alone."""
     key = mx.random.key(zlib.crc32(f"{seed}/{component}/{name}".encode()))
     leaf = name.rpartition(".")[2]
