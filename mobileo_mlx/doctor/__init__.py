@@ -1,1 +1,1 @@
-"""What the command `doctor` says of a machine: what it is, whether it computes right, and which forms are fast there."""
+"""What `mobileo-mlx doctor` finds out about a machine: what it is, whether it computes right, what is fast there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # by position and by name
+
 
 @dataclass(frozen=True)
 class BlockCall:
@@ -18,14 +21,14 @@ class BlockCall:
 
     Attributes:
         name: its path in the network.
-        arguments: by position and by name.
+        arguments: of the call.
         result: (...), evaluated.
         peak: the largest absolute value that a layer inside of it, or it itself, took or gave in any call.
         peak_layer: the path of that layer.
     """
 
     name: str
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    arguments: Arguments
     result: mx.array
     peak: float
     peak_layer: str
@@ -43,7 +46,7 @@ def plain(network: nn.Module) -> nn.Module:
 def trace(network: nn.Module, is_block: Callable[[str], bool], run: Callable[[], Any]) -> list[BlockCall]:
     """What the blocks of a network do while `run` calls it, in the order of their first calls.
 
-    Each block is evaluated when it is called, so that no more than one is in flight.
+    Each layer is evaluated when it is called, so that no more than one is in flight.
 
     Args:
         is_block: whether the layer of a path is one. No block is inside of another one.
@@ -51,25 +54,20 @@ def trace(network: nn.Module, is_block: Callable[[str], bool], run: Callable[[],
     """
     leaves = {name for name, layer in network.named_modules() if not layer.children()}
     calls: dict[str, BlockCall] = {}
-    waiting: dict[str, list[tuple[str, mx.array]]] = {}  # block: largest values of its layers, not computed yet
+    peaks: dict[str, list[tuple[float, str]]] = {}  # block: largest values and their layers
 
-    def see(name: str, arguments: tuple[tuple[Any, ...], dict[str, Any]], result: Any) -> None:
+    def see(name: str, arguments: Arguments, result: Any) -> None:
         block = next((path for path in _parents(name) if is_block(path)), None)
-        if block is None:
+        if block is None or not (name in leaves or name == block):
             return
-        if name in leaves or name == block:
-            seen = [array for array in (*arguments[0], result) if isinstance(array, mx.array)]
-            waiting.setdefault(block, []).extend((name, _largest(array)) for array in seen if array.size)
-        if name != block:
-            return
-        peaks = waiting.pop(block)
-        mx.eval(result, [peak for _, peak in peaks])
-        values = [(peak.item(), layer) for layer, peak in peaks]
-        if block in calls:
-            values.append((calls[block].peak, calls[block].peak_layer))
-        # A value that is not a number counts as the largest.
-        peak, layer = max(values, key=lambda value: float("inf") if value[0] != value[0] else value[0])
-        calls[block] = BlockCall(block, arguments, result, peak, layer)
+        seen = [array for array in (*arguments[0], result) if isinstance(array, mx.array) and array.size]
+        values = [mx.abs(array).max().astype(mx.float32) for array in seen]
+        mx.eval(result, values)
+        peaks.setdefault(block, []).extend((float(value), name) for value in values)
+        if name == block:
+            # A value that is not a number counts as the largest.
+            peak, layer = max(peaks[block], key=lambda found: math.inf if math.isnan(found[0]) else found[0])
+            calls[block] = BlockCall(block, arguments, result, peak, layer)
 
     with _watched(network, see):
         run()
@@ -82,12 +80,8 @@ def _parents(name: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(len(parts), -1, -1)]
 
 
-def _largest(x: mx.array) -> mx.array:
-    return mx.abs(x).max().astype(mx.float32)
-
-
 @contextmanager
-def _watched(network: nn.Module, see: Callable[[str, tuple[tuple[Any, ...], dict[str, Any]], Any], None]) -> Iterator[None]:
+def _watched(network: nn.Module, see: Callable[[str, Arguments, Any], None]) -> Iterator[None]:
     """Calls `see` with the path, the arguments and the result of every call of a layer of the network.
 
     Python looks `__call__` up in the class, so it is replaced there, for as long as the context lasts.

@@ -6,12 +6,10 @@ arguments, so that an error shows where it is made, and the whole network is run
 
 from __future__ import annotations
 
-import os
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,51 +17,10 @@ from mlx.utils import tree_map
 
 from ..checkpoints import precision
 from ..checkpoints.modules import get_submodule
-from ..ops import backend, device_settings
 from . import paths
+from .comparison import BUDGETS, Comparison, compare, rounding
 from .sources import Source
 from .trace import BlockCall, plain, trace
-
-FLOAT16_MAX = 65504.0
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The largest relative errors that pass: root mean square, and largest error / largest value."""
-
-    rms: float
-    largest: float
-
-
-# Of a block that gets exact arguments, and of a whole network. Measured on a CPU, with random weights of the published
-# size and with `tiny`, were at most a quarter of these; see docs/mac.md.
-_BUDGETS = {
-    "float32": (Budget(1e-5, 1e-4), Budget(1e-4, 1e-3)),
-    "TF32": (Budget(5e-3, 2e-2), Budget(2e-2, 1e-1)),
-    "float16": (Budget(5e-3, 2e-2), Budget(2e-2, 1e-1)),
-    "bfloat16": (Budget(4e-2, 1e-1), Budget(1e-1, 4e-1)),
-}
-_TF32_CHIP = re.compile(r"Apple (M([5-9]|\d\d)|A(19|[2-9]\d))\b")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Of a block or a whole network, with the reference.
-
-    Attributes:
-        name: the block's path, or what the network makes.
-        rms, largest: relative errors, as in `Budget`; not a number where the result is not finite.
-        passed: whether they are within the budget.
-        peak: the largest absolute value in the reference inside of a block; None of a whole network.
-        peak_layer: the layer that takes or gives it.
-    """
-
-    name: str
-    rms: float
-    largest: float
-    passed: bool
-    peak: float | None = None
-    peak_layer: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,22 +118,20 @@ def _compare(
     *,
     default: bool,
 ) -> ComponentReport:
-    block_budget, whole_budget = _BUDGETS[_rounding(dtype)]
+    block_budget, whole_budget = BUDGETS[rounding(dtype)]
     begin = time.perf_counter()
     blocks = []
     for call in calls:
         args, kwargs = _cast(call.arguments, dtype)
         result = get_submodule(network, call.name)(*args, **kwargs)
-        blocks.append(_comparison(call.name, result, call.result, block_budget, call))
+        blocks.append(compare(call.name, result, call.result, block_budget, call))
     found = paths.run(component, network, source.config, _cast(given, dtype), production=True)
-    whole = [_comparison(name, found[name], expected[name], whole_budget) for name in found]
+    whole = [compare(name, found[name], expected[name], whole_budget) for name in found]
     seconds = time.perf_counter() - begin
-    return ComponentReport(
-        component, precision.dtype_name(dtype), default, tuple(blocks), tuple(whole), seconds
-    )
+    return ComponentReport(component, precision.dtype_name(dtype), default, tuple(blocks), tuple(whole), seconds)
 
 
-def _cast(tree: object, dtype: mx.Dtype) -> object:
+def _cast(tree: Any, dtype: mx.Dtype) -> Any:
     """Floating-point arrays, and the dtypes among arguments, as of a network that computes in this dtype."""
 
     def cast(leaf: object) -> object:
@@ -185,26 +140,3 @@ def _cast(tree: object, dtype: mx.Dtype) -> object:
         return dtype if isinstance(leaf, mx.Dtype) else leaf
 
     return tree_map(cast, tree)
-
-
-def _comparison(
-    name: str, result: mx.array, expected: mx.array, budget: Budget, call: BlockCall | None = None
-) -> Comparison:
-    mx.eval(result)
-    with mx.stream(mx.cpu):
-        error = result.astype(mx.float32) - expected
-        rms = mx.sqrt(mx.square(error).mean() / mx.square(expected).mean()).item()
-        largest = (mx.abs(error).max() / mx.abs(expected).max()).item()
-    passed = rms <= budget.rms and largest <= budget.largest  # False where one is not a number
-    if call is None:
-        return Comparison(name, rms, largest, passed)
-    return Comparison(name, rms, largest, passed, call.peak, call.peak_layer)
-
-
-def _rounding(dtype: mx.Dtype) -> str:
-    """By which budget a dtype is judged: MLX computes products of float32 in TF32 on some devices."""
-    name = precision.dtype_name(dtype)
-    if name != "float32" or os.environ.get("MLX_ENABLE_TF32", "1") == "0" or backend.on_cpu():
-        return name
-    tf32 = backend.backend() == "cuda" or _TF32_CHIP.match(backend.chip_name())
-    return "TF32" if tf32 else name

@@ -16,6 +16,11 @@ def bundled() -> dict[str, Path]:
     return {folder.parent.name: folder.parent for folder in sorted(_ROOT.glob("models/*/config.json"))}
 
 
+def goldens(model: str) -> Path:
+    """The file of what a bundled model makes of fixed inputs; see `mobileo_mlx.doctor.goldens`."""
+    return _ROOT / "goldens" / f"{model}.safetensors"
+
+
 def manifest(size: str) -> dict[str, tuple[int, ...]]:
     """Every tensor of the official checkpoint of a size ("0.5B" or "1.5B"): its name and its shape in PyTorch."""
     return {name: tuple(shape) for name, shape in _read(size)["tensors"].items()}
