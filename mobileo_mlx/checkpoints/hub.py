@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import CheckpointError, DownloadError
 from ..files import read_json
@@ -119,9 +119,26 @@ def _from_hub(repo: str, progress: bool, endpoint: str | None, cache: Path | Non
         raise
 
 
+def cached_state(repo: str, cache: Path) -> tuple[Literal["cached", "incomplete", "absent"], Path | None]:
+    """What is cached of a repository, and the model's folder where its weights are whole. No network is used.
+
+    Args:
+        cache: the hub's, or one of its form.
+    """
+    folder, complete = _cached(repo, cache)
+    if folder is not None and complete:
+        return "cached", folder
+    started = folder is not None or any((_store(repo, cache) / "blobs").glob("*"))
+    return ("incomplete" if started else "absent"), folder
+
+
+def _store(repo: str, cache: Path) -> Path:
+    return cache / f"models--{repo.replace('/', '--')}"
+
+
 def _cached(repo: str, cache: Path) -> tuple[Path | None, bool]:
     """The cached model of a repository if all its weights are there, and whether its tokenizer is, too."""
-    store = cache / f"models--{repo.replace('/', '--')}"
+    store = _store(repo, cache)
     try:
         revision = (store / "refs" / "main").read_text(encoding="utf-8").strip()
         folder = model_folder(store / "snapshots" / revision)
@@ -201,7 +218,7 @@ def _fetch_large(repo: str, file: str, revision: str, endpoint: str | None, cach
     size, etag = metadata.size, metadata.etag
     if size is None or size < _LARGE or etag is None:
         return
-    target = cache / f"models--{repo.replace('/', '--')}" / "blobs" / etag
+    target = _store(repo, cache) / "blobs" / etag
     if target.exists():
         return
     headers = build_hf_headers()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -43,6 +44,7 @@ class Comparison:
         passed: whether they are within the budget.
         peak: the largest absolute value in the reference inside of a block; None of a whole network.
         peak_layer: the path of the layer that takes or gives it.
+        stopped_by: the error that stopped it; "" where there is a result.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Comparison:
     passed: bool
     peak: float | None = None
     peak_layer: str = ""
+    stopped_by: str = ""
 
 
 def rounding(dtype: mx.Dtype) -> str:
@@ -67,23 +70,27 @@ def coarsest(dtypes: Iterable[mx.Dtype]) -> str:
 
 
 def compare(
-    name: str, result: mx.array, expected: mx.array, budget: Budget, call: BlockCall | None = None
+    name: str, compute: Callable[[], mx.array], expected: mx.array, budget: Budget, call: BlockCall | None = None
 ) -> Comparison:
-    """Evaluates a result and compares it on the CPU.
+    """Computes a result on the default device and compares it on the CPU.
 
     Args:
         name: of the comparison.
-        result: of any dtype.
+        compute: the result, of any dtype.
         expected: the reference, float32, of the same shape.
         budget: for it.
         call: of the block in the reference, where it is one.
     """
-    mx.eval(result)
+    peak, layer = (None, "") if call is None else (call.peak, call.peak_layer)
+    try:
+        result = compute()
+        mx.eval(result)
+    except Exception as error:
+        # Not narrower: a device may lack a kernel or memory, and says so in errors of all kinds.
+        return Comparison(name, math.nan, math.nan, False, peak, layer, f"{type(error).__name__}: {error}")
     with mx.stream(mx.cpu):
-        error = result.astype(mx.float32) - expected
-        rms = float(mx.sqrt(mx.square(error).mean() / mx.square(expected).mean()))
-        largest = float(mx.abs(error).max() / mx.abs(expected).max())
+        difference = result.astype(mx.float32) - expected
+        rms = float(mx.sqrt(mx.square(difference).mean() / mx.square(expected).mean()))
+        largest = float(mx.abs(difference).max() / mx.abs(expected).max())
     passed = rms <= budget.rms and largest <= budget.largest  # False where one is not a number
-    if call is None:
-        return Comparison(name, rms, largest, passed)
-    return Comparison(name, rms, largest, passed, call.peak, call.peak_layer)
+    return Comparison(name, rms, largest, passed, peak, layer)

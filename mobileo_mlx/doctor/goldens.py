@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,7 +132,7 @@ def compare_all(model: MobileO, budget: Budget | None = None) -> list[Comparison
             same = np.array_equal(np.asarray(array), wanted)
             compared.append(Comparison(name, 0.0 if same else 1.0, 0.0 if same else 1.0, same))
         else:
-            compared.append(compare(name, array, mx.array(wanted), budget))
+            compared.append(compare(name, partial(mx.array, array), mx.array(wanted), budget))
     return compared
 
 

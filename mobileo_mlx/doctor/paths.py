@@ -47,6 +47,7 @@ _BLOCKS = {
 }
 
 Arrays = dict[str, mx.array]
+Makers = dict[str, Callable[[], mx.array]]
 
 
 def is_block(component: str, path: str) -> bool:
@@ -69,96 +70,98 @@ def first_inputs(source: Source) -> Arrays:
     }
 
 
-def run(component: str, network: nn.Module, config: MobileOConfig, given: Arrays, *, production: bool) -> Arrays:
-    """Arrays by the name of what they are, not evaluated.
+def run(component: str, network: nn.Module, config: MobileOConfig, given: Arrays, *, production: bool) -> Makers:
+    """What makes arrays, by the name of what they are.
 
     Args:
         network: the component's.
-        given: `first_inputs` and what this has returned for the components before in `ORDER`, in the network's dtype.
-        production: whether networks are called as the pipeline calls them, or in their plain form. The names and
-            shapes of what is returned are the same.
+        given: `first_inputs` and what the components before in `ORDER` have made, in the network's dtype.
+        production: whether networks are called as the pipeline calls them, or in their plain form. The names are the
+            same, and so are shapes.
     """
     return _RUNS[component](network, config, given, production)
 
 
-def _vision_tower(network: Any, config: MobileOConfig, given: Arrays, production: bool) -> Arrays:
-    pixels = given["pixel_values"]
-    return {"image_tokens": network.encode(pixels) if production else network(pixels)}
+def _vision_tower(network: Any, config: MobileOConfig, given: Arrays, production: bool) -> Makers:
+    return {"image_tokens": lambda: (network.encode if production else network)(given["pixel_values"])}
 
 
-def _mm_projector(network: Any, config: MobileOConfig, given: Arrays, production: bool) -> Arrays:
-    return {"image_features": network(given["image_tokens"])}
+def _mm_projector(network: Any, config: MobileOConfig, given: Arrays, production: bool) -> Makers:
+    return {"image_features": lambda: network(given["image_tokens"])}
 
 
-def _llm(network: Any, config: MobileOConfig, given: Arrays, production: bool) -> Arrays:
+def _llm(network: Any, config: MobileOConfig, given: Arrays, production: bool) -> Makers:
     """An image and a request, and then a few tokens one by one."""
     count = config.diffusion_connector.num_layers
-    prompt = mx.concatenate([given["image_features"], network.embed_tokens(given["ids"])], axis=1)
-    new = network.embed_tokens(given["new_ids"])
-    if production:
-        cache = empty_cache(config.llm.num_hidden_layers)
-        first = prefill(network, prompt, cache)
-        tokens = [prefill(network, new[:, i : i + 1], cache) for i in range(new.shape[1])]
-        states = network.hidden_states(prompt, count)
-        return {
-            "hidden_states": mx.stack(states),
-            "first_token": first,
-            "next_tokens": mx.concatenate(tokens, axis=1),
-        }
-    length = prompt.shape[1]
-    states = network.hidden_states(mx.concatenate([prompt, new], axis=1), count)
-    last = states[-1]
+
+    def prompt() -> mx.array:
+        return mx.concatenate([given["image_features"], network.embed_tokens(given["ids"])], axis=1)
+
+    def all_at_once() -> mx.array:
+        return mx.concatenate([prompt(), network.embed_tokens(given["new_ids"])], axis=1)
+
+    def one_by_one() -> mx.array:
+        cache, new = empty_cache(config.llm.num_hidden_layers), network.embed_tokens(given["new_ids"])
+        states = [prefill(network, prompt(), cache)]
+        states += [prefill(network, new[:, i : i + 1], cache) for i in range(_NEW_TOKENS)]
+        return mx.concatenate(states, axis=1)
+
     return {
-        "hidden_states": mx.stack([state[:, :length] for state in states]),
-        "first_token": last[:, length - 1 : length],
-        "next_tokens": last[:, length:],
+        "hidden_states": lambda: mx.stack(network.hidden_states(prompt(), count)),
+        "last_states": one_by_one if production else lambda: network(all_at_once())[:, -_NEW_TOKENS - 1 :],
     }
 
 
-def _lm_head(network: Any, config: MobileOConfig, given: Arrays, production: bool) -> Arrays:
-    return {"logits": network(mx.concatenate([given["first_token"], given["next_tokens"]], axis=1))}
+def _lm_head(network: Any, config: MobileOConfig, given: Arrays, production: bool) -> Makers:
+    return {"logits": lambda: network(given["last_states"])}
 
 
-def _diffusion_connector(network: Any, config: MobileOConfig, given: Arrays, production: bool) -> Arrays:
+def _diffusion_connector(network: Any, config: MobileOConfig, given: Arrays, production: bool) -> Makers:
     states, drawing = list(given["hidden_states"]), given["ids"].shape[1]
     return {
-        "unconditional": network([mx.zeros_like(state[:, :drawing]) for state in states]),
-        "conditioning": network([state[:, -drawing:] for state in states]),
-        "conditioning_of_edit": network(states),
+        "unconditional": lambda: network([mx.zeros_like(state[:, :drawing]) for state in states]),
+        "conditioning": lambda: network([state[:, -drawing:] for state in states]),
+        "conditioning_of_edit": lambda: network(states),
     }
 
 
-def _dit(network: Any, config: MobileOConfig, given: Arrays, production: bool) -> Arrays:
-    """A step with guidance that reads a short text, and one without guidance that reads one of an image."""
+def _dit(network: Any, config: MobileOConfig, given: Arrays, production: bool) -> Makers:
+    """A step without guidance that reads the text of an edit, and one with guidance that reads a short one."""
     short, long, zeros = given["conditioning"], given["conditioning_of_edit"], given["unconditional"]
     latents = noised(given["latents"] * config.vae.scaling_factor, given["noise"], _SIGMA)
-    # Last the call whose blocks are compared one by one.
-    edit = network(latents, mx.full((1,), _TIMESTEP), network.encode_text(long))
-    rows, timesteps = mx.concatenate([latents, latents]), mx.full((2,), _TIMESTEP)
-    plain = network(rows, timesteps, network.encode_text(mx.concatenate([zeros, short])))
-    if not production:
-        return {"velocity": plain, "guided_velocity": plain, "velocity_of_edit": edit}
-    steps = mx.array([999.0, _TIMESTEP])
     connector = config.diffusion_connector
-    unconditional = TextInput(zeros, halo=connector.num_refinement_blocks * (connector.kernel_size // 2))
+    halo = connector.num_refinement_blocks * (connector.kernel_size // 2)
+
+    def plain(latents: mx.array, texts: mx.array) -> mx.array:
+        rows = len(texts)
+        return network(mx.repeat(latents, rows, axis=0), mx.full((rows,), _TIMESTEP), network.encode_text(texts))
+
+    def prepared(text: TextInput, unconditional: TextInput | None = None) -> mx.array:
+        steps = mx.array([999.0, _TIMESTEP])
+        return PreparedSana(network, steps, text, unconditional)(1, latents, guided=unconditional is not None)
+
+    both = mx.concatenate([zeros, short])
+    if not production:
+        # Blocks are compared in the last of these calls.
+        return {
+            "velocity_of_edit": lambda: plain(latents, long),
+            "guided_velocity": lambda: plain(latents, both),
+        }
     return {
-        "velocity": plain,
-        "guided_velocity": PreparedSana(network, steps, TextInput(short), unconditional)(1, latents, guided=True),
-        "velocity_of_edit": PreparedSana(network, steps, TextInput(long))(1, latents, guided=False),
+        "velocity_of_edit": lambda: prepared(TextInput(long)),
+        "guided_velocity": lambda: prepared(TextInput(short), TextInput(zeros, halo=halo)),
     }
 
 
-def _vae_encoder(network: Any, config: MobileOConfig, given: Arrays, production: bool) -> Arrays:
-    image = given["image"]
-    return {"latents": network.encode(image) if production else network(image)}
+def _vae_encoder(network: Any, config: MobileOConfig, given: Arrays, production: bool) -> Makers:
+    return {"latents": lambda: (network.encode if production else network)(given["image"])}
 
 
-def _vae_decoder(network: Any, config: MobileOConfig, given: Arrays, production: bool) -> Arrays:
-    latents = given["latents"]
-    return {"decoded": network.decode(latents) if production else network(latents)}
+def _vae_decoder(network: Any, config: MobileOConfig, given: Arrays, production: bool) -> Makers:
+    return {"decoded": lambda: (network.decode if production else network)(given["latents"])}
 
 
-_RUNS: dict[str, Callable[[Any, MobileOConfig, Arrays, bool], Arrays]] = {
+_RUNS: dict[str, Callable[[Any, MobileOConfig, Arrays, bool], Makers]] = {
     "vision_tower": _vision_tower,
     "mm_projector": _mm_projector,
     "llm": _llm,

@@ -1,14 +1,16 @@
 """Every component in every precision that it would take, on this device, against float32 on the CPU.
 
-The reference is the network's plain form, whose blocks are traced; on the device each block then gets the same
-arguments, so that an error shows where it is made, and the whole network is run as the pipeline runs it.
+The reference is the network's plain form, whose blocks are traced. On the device each block gets the same arguments, so
+that an error shows where it is made; then the whole network is run as the pipeline runs it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -17,10 +19,13 @@ from mlx.utils import tree_map
 
 from ..checkpoints import precision
 from ..checkpoints.modules import get_submodule
+from ..ops import device_settings
 from . import paths
 from .comparison import BUDGETS, Comparison, compare, rounding
 from .sources import Source
 from .trace import BlockCall, plain, trace
+
+FLOAT16_MAX = 65504.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class ComponentReport:
 
     Attributes:
         dtype: its name.
-        default: whether the table of `checkpoints.precision` names it first for this device.
+        rank: its place among those that the component may take on this device: 0 is the default. None: not among them.
         blocks: in the order in which they run.
         whole: what production makes.
         seconds: on the device.
@@ -37,14 +42,10 @@ class ComponentReport:
 
     component: str
     dtype: str
-    default: bool
+    rank: int | None
     blocks: tuple[Comparison, ...]
     whole: tuple[Comparison, ...]
     seconds: float
-
-    @property
-    def passed(self) -> bool:
-        return self.failure is None
 
     @property
     def failure(self) -> Comparison | None:
@@ -53,7 +54,7 @@ class ComponentReport:
 
     @property
     def peak(self) -> Comparison:
-        """The block with the largest absolute value."""
+        """The block with the largest absolute value in float32."""
         return max(self.blocks, key=lambda block: block.peak or 0.0)
 
 
@@ -63,6 +64,22 @@ class Stage:
 
     component: str
     text: str
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What follows for a component.
+
+    Attributes:
+        default: the precision that the table names for this device.
+        failure: where the default's error begins; None where it passed.
+        instead: the best precision that passed where the default failed; None where none did.
+    """
+
+    component: str
+    default: str
+    failure: Comparison | None
+    instead: str | None
 
 
 def verify(source: Source, *, dtype: mx.Dtype | None = None) -> Iterator[Stage | ComponentReport]:
@@ -77,16 +94,16 @@ def verify(source: Source, *, dtype: mx.Dtype | None = None) -> Iterator[Stage |
         if component not in source.components:
             continue  # a head that is tied to the embedding
         table = precision.candidates(component, source.stored_dtype(component))
-        dtypes = table if dtype is None else (dtype,)
         yield Stage(component, "float32 on the CPU")
         network, calls, expected = _reference(source, component, given)
         # float32 first: it has the weights of the reference.
-        for one in sorted(dtypes, key=lambda dtype: dtype != mx.float32):
+        for one in sorted(table if dtype is None else (dtype,), key=lambda dtype: dtype != mx.float32):
             yield Stage(component, f"{precision.dtype_name(one)} on the device")
             if one != mx.float32:
                 del network
                 network = source.network(component, one)
-            yield _compare(source, component, network.eval(), one, calls, given, expected, default=one == table[0])
+            rank = table.index(one) if one in table else None
+            yield _report(source, component, network.eval(), one, rank, calls, given, expected)
         del network, calls
         given |= expected
         if component == "vae_encoder" and not source.trained:
@@ -94,47 +111,87 @@ def verify(source: Source, *, dtype: mx.Dtype | None = None) -> Iterator[Stage |
         mx.clear_cache()
 
 
+def conclude(reports: Iterable[ComponentReport]) -> list[Conclusion]:
+    """For each component whose default was tried, whether it holds and what to take instead."""
+    by_component: dict[str, list[ComponentReport]] = {}
+    for report in reports:
+        if report.rank is not None:
+            by_component.setdefault(report.component, []).append(report)
+    found = []
+    for component, tried in by_component.items():
+        tried.sort(key=lambda report: report.rank or 0)
+        first = tried[0]
+        if first.rank == 0:
+            others = (report.dtype for report in tried[1:] if report.failure is None)
+            instead = next(others, None) if first.failure is not None else None
+            found.append(Conclusion(component, first.dtype, first.failure, instead))
+    return found
+
+
+def store(conclusions: Iterable[Conclusion]) -> Path | None:
+    """Keeps the precision to take where a default failed, and forgets what was kept where it passes.
+
+    Returns:
+        the file, or None where nothing has changed.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    settings = device_settings.current()
+    kept = dict(settings.precision)
+    for conclusion in conclusions:
+        if conclusion.failure is None:
+            kept.pop(conclusion.component, None)
+        elif conclusion.instead is not None:
+            kept[conclusion.component] = conclusion.instead
+    if kept == dict(settings.precision):
+        return None
+    return device_settings.save(device_settings.DeviceSettings(kept, settings.forms))
+
+
 def _reference(source: Source, component: str, given: paths.Arrays) -> tuple[nn.Module, list[BlockCall], paths.Arrays]:
+    """The network in float32, what its blocks take and give, and what it makes."""
     expected: paths.Arrays = {}
     network = source.network(component, mx.float32)
 
     def run() -> None:
-        expected.update(paths.run(component, network, source.config, given, production=False))
-        mx.eval(expected)
+        for name, make in paths.run(component, plain(network), source.config, given, production=False).items():
+            expected[name] = make()
+            mx.eval(expected[name])
 
     with mx.stream(mx.cpu):
-        calls = trace(plain(network), lambda path: paths.is_block(component, path), run)
+        calls = trace(network, partial(paths.is_block, component), run)
     return network, calls, expected
 
 
-def _compare(
+def _report(
     source: Source,
     component: str,
     network: nn.Module,
     dtype: mx.Dtype,
+    rank: int | None,
     calls: Sequence[BlockCall],
     given: paths.Arrays,
     expected: paths.Arrays,
-    *,
-    default: bool,
 ) -> ComponentReport:
-    block_budget, whole_budget = BUDGETS[rounding(dtype)]
+    of_blocks, of_whole = BUDGETS[rounding(dtype)]
     begin = time.perf_counter()
-    blocks = []
-    for call in calls:
+
+    def block(call: BlockCall) -> mx.array:
         args, kwargs = _cast(call.arguments, dtype)
-        result = get_submodule(network, call.name)(*args, **kwargs)
-        blocks.append(compare(call.name, result, call.result, block_budget, call))
+        return get_submodule(network, call.name)(*args, **kwargs)
+
+    blocks = [compare(call.name, partial(block, call), call.result, of_blocks, call) for call in calls]
     found = paths.run(component, network, source.config, _cast(given, dtype), production=True)
-    whole = [compare(name, found[name], expected[name], whole_budget) for name in found]
+    whole = [compare(name, found[name], array, of_whole) for name, array in expected.items()]
     seconds = time.perf_counter() - begin
-    return ComponentReport(component, precision.dtype_name(dtype), default, tuple(blocks), tuple(whole), seconds)
+    return ComponentReport(component, precision.dtype_name(dtype), rank, tuple(blocks), tuple(whole), seconds)
 
 
 def _cast(tree: Any, dtype: mx.Dtype) -> Any:
     """Floating-point arrays, and the dtypes among arguments, as of a network that computes in this dtype."""
 
-    def cast(leaf: object) -> object:
+    def cast(leaf: Any) -> Any:
         if isinstance(leaf, mx.array):
             return leaf.astype(dtype) if mx.issubdtype(leaf.dtype, mx.floating) else leaf
         return dtype if isinstance(leaf, mx.Dtype) else leaf

@@ -1,0 +1,241 @@
+"""What a machine is: chip, memory, versions, device, caches, models. Without network, and without names of users."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import mlx.core as mx
+from mobileo_weights import bundled, manifest
+
+from .. import blas
+from .._version import __version__
+from ..checkpoints import hub, precision
+from ..checkpoints.checkpoint import Checkpoint
+from ..errors import MobileOError
+from ..models.mobileo import COMPONENTS
+from ..ops import backend, device_settings
+
+_PUBLISHED = {"Amshaker/Mobile-O-0.5B": "0.5B", "Amshaker/Mobile-O-1.5B": "1.5B"}
+_STORED = mx.bfloat16  # of the published checkpoints
+_PACKAGES = ("mlx", "mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "mlx-lm", "numpy", "safetensors")
+_BACKENDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")  # all of them bring one and the same file
+_BACKEND_FILE = "mlx/lib/libmlx.so"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that can be used, or downloaded.
+
+    Attributes:
+        name: what `--model` takes.
+        state: "bundled", "cached", "incomplete" (a download was broken off) or "absent".
+        nbytes: of its weights on disk, or those that would be downloaded.
+    """
+
+    name: str
+    state: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a component computes in where nothing is asked for, and why."""
+
+    component: str
+    dtype: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Of this process.
+
+    Attributes:
+        chip: name of the processor, and of the GPU where it is another one.
+        cores: for people, such as "8 performance, 4 efficiency".
+        memory: bytes.
+        system, python: names and versions.
+        packages: version by name, of those that are installed.
+        device, backend: MLX's.
+        backend_package: the one of several installed backends whose library is loaded; "" where MLX has its own.
+        blas: the fast BLAS of the CPU backend; "" where none is found.
+        cache: the hub's folder of models, with ~ for the user's.
+        settings_file: where `mobileo_mlx.ops.device_settings` keeps what was found, with ~ likewise.
+        settings: what it holds for this device: precision and forms.
+        models: those bundled, and those published.
+        precision: of each component of `precision_of`.
+        precision_of: a model.
+    """
+
+    mobileo: str
+    chip: str
+    cores: str
+    memory: int
+    system: str
+    python: str
+    packages: dict[str, str]
+    device: str
+    backend: str
+    backend_package: str
+    blas: str
+    cache: str
+    settings_file: str
+    settings: dict[str, dict[str, str]]
+    models: tuple[Model, ...]
+    precision: tuple[Precision, ...]
+    precision_of: str
+
+
+def describe() -> Machine:
+    """Looks at this machine, which takes about a second and computes nothing."""
+    packages = _versions()
+    found = models()
+    named = next((model.name for model in found if model.state == "cached"), hub.DEFAULT_MODEL)
+    settings = device_settings.current()
+    name = backend.chip_name()
+    chip = _chip()
+    return Machine(
+        mobileo=__version__,
+        chip=chip if backend.on_cpu() or not name or name == chip else f"{chip}; {name}",
+        cores=_cores(),
+        memory=_memory(),
+        system=_system(),
+        python=f"{platform.python_implementation()} {platform.python_version()} ({platform.machine()})",
+        packages=packages,
+        device="CPU" if backend.on_cpu() else "GPU",
+        backend=backend.backend(),
+        backend_package=_backend_package(packages),
+        blas=blas.loaded(),
+        cache=without_home(_cache()),
+        settings_file=without_home(device_settings.path()),
+        settings={"precision": dict(settings.precision), "forms": dict(settings.forms)},
+        models=found,
+        precision=_precision(named),
+        precision_of=named,
+    )
+
+
+def models() -> tuple[Model, ...]:
+    """The bundled models, and the published ones with what is cached of them."""
+    here = [Model(name, "bundled", _weights_size(folder)) for name, folder in bundled().items()]
+    for repo, size in _PUBLISHED.items():
+        state, folder = hub.cached_state(repo, _cache())
+        if folder is not None:
+            here.append(Model(repo, state, _weights_size(folder)))
+        else:
+            parameters = sum(math.prod(shape) for shape in manifest(size).values())
+            here.append(Model(repo, state, parameters * _STORED.size))
+    return tuple(here)
+
+
+def without_home(path: Path) -> str:
+    """A path with ~ for the user's folder, which often is the user's name."""
+    try:
+        return str("~" / path.relative_to(Path.home()))
+    except (ValueError, RuntimeError):
+        return str(path)
+
+
+def _precision(model: str) -> tuple[Precision, ...]:
+    """By component of a model that is cached or, as far as its dtype is known beforehand, published."""
+    stored = dict.fromkeys(COMPONENTS, _STORED)
+    if hub.cached_state(model, _cache())[0] == "cached":
+        try:
+            checkpoint = Checkpoint.open(model)
+            stored = {name: checkpoint.stored_dtype(name) for name in COMPONENTS if checkpoint.has(name)}
+        except MobileOError:
+            pass  # `models` says that it is not whole
+    choices = {name: precision.choice(name, dtype) for name, dtype in stored.items()}
+    return tuple(Precision(name, precision.dtype_name(choice.dtype), choice.reason) for name, choice in choices.items())
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _backend_package(packages: Mapping[str, str]) -> str:
+    """Of several packages that bring the same file, the last installed wins: the one whose file has the size there."""
+    installed = [name for name in _BACKENDS if name in packages]
+    if len(installed) < 2:
+        return "".join(installed)
+    for name in installed:
+        for file in metadata.files(name) or ():
+            if str(file) == _BACKEND_FILE:
+                path = Path(str(file.locate()))
+                if path.is_file() and path.stat().st_size == file.size:
+                    return name
+    return "unknown"
+
+
+def _cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _weights_size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _chip() -> str:
+    if sys.platform == "darwin":
+        model = _sysctl("hw.model")
+        return _sysctl("machdep.cpu.brand_string") + (f" ({model})" if model else "")
+    found = re.search(r"^model name\s*:\s*(.+)$", _text("/proc/cpuinfo"), re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
+
+
+def _cores() -> str:
+    if sys.platform == "darwin":
+        fast, slow = _sysctl("hw.perflevel0.physicalcpu"), _sysctl("hw.perflevel1.physicalcpu")
+        return ", ".join(f"{count} {kind}" for count, kind in ((fast, "performance"), (slow, "efficiency")) if count)
+    there = os.cpu_count() or 0
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
+    return str(there) if usable == there else f"{usable} of {there}"
+
+
+def _memory() -> int:
+    if sys.platform == "darwin":
+        return int(_sysctl("hw.memsize") or 0)
+    found = re.search(r"^MemTotal:\s*(\d+) kB", _text("/proc/meminfo"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def _system() -> str:
+    if sys.platform == "darwin":
+        return f"macOS {platform.mac_ver()[0]}"
+    try:
+        return f"{platform.freedesktop_os_release()['PRETTY_NAME']}, Linux {platform.release()}"
+    except (OSError, KeyError):
+        return f"{platform.system()} {platform.release()}"
+
+
+def _sysctl(name: str) -> str:
+    try:
+        return subprocess.run(
+            ["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, timeout=5
+        ).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
