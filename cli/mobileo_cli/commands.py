@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import ask, chat, convert, edit, finetune, fuse, generate, info, printing, random_model
+from . import ask, chat, convert, doctor, edit, finetune, fuse, generate, info, printing, random_model
 
 NAME = "mobileo-mlx"
 
@@ -39,7 +39,7 @@ program = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for module in (generate, edit, ask, chat, finetune, convert, fuse, info, random_model):
+for module in (generate, edit, ask, chat, finetune, convert, fuse, info, random_model, doctor):
     program.command(module.NAME)(_with_fast_blas(module.command))
 
 

@@ -1,6 +1,7 @@
 """The entry point: runs a command, and turns what is raised into one sentence and an exit status.
 
-Exit status: 0 done, 2 the user's mistake, 130 stopped with Ctrl-C, 141 the reader of the output went away.
+Exit status: 0 done, 1 `doctor` found something wrong, 2 the user's mistake, 130 stopped with Ctrl-C, 141 the reader of
+the output went away.
 Anything else that goes wrong is a bug and shows its traceback.
 """
 

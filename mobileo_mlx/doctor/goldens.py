@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -27,11 +26,8 @@ from ..pipeline import MobileO
 from ..prompts import ask_prompt, encode_prompt, generate_prompt
 from .comparison import BUDGETS, Budget, Comparison, coarsest, compare
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 MODEL = "tiny"
-STEPS = 4
+STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -114,27 +110,29 @@ def compute(model: MobileO, given: Inputs, latents: mx.array | None = None) -> d
     return results
 
 
-def compare_all(model: MobileO, budget: Budget | None = None) -> list[Comparison]:
-    """The bundled model on this device, with what the file has. Token ids are either equal or not.
+def compare_bundled(dtype: str | None = None) -> list[Comparison]:
+    """The bundled model on this device, with what the file has.
 
     Args:
-        model: the bundled one.
-        budget: by default that of the coarsest dtype of its components.
+        dtype: of all components; by default what each takes on this device.
     """
+    model = MobileO.load(MODEL, dtype=dtype)
+    dtypes = [precision.default_dtype(name, model.checkpoint.stored_dtype(name)) for name in COMPONENTS]
+    if dtype is not None:
+        dtypes = [precision.parse_dtype(dtype)]
+    return compare_model(model, BUDGETS[coarsest(dtypes)][1])
+
+
+def compare_model(model: MobileO, budget: Budget) -> list[Comparison]:
+    """The bundled model as it is loaded, with what the file has. Token ids are either equal or not."""
     given, expected = read()
-    if budget is None:
-        budget = BUDGETS[coarsest(_dtypes(model))][1]
     found = compute(model, given, mx.array(expected[f"latents_{STEPS}"]))
     compared = []
     for name, array in found.items():
         wanted = expected[name]
         if wanted.dtype == np.int32:
             same = np.array_equal(np.asarray(array), wanted)
-            compared.append(Comparison(name, 0.0 if same else 1.0, 0.0 if same else 1.0, same))
+            compared.append(Comparison(name, 1.0 - same, 1.0 - same, same))
         else:
             compared.append(compare(name, partial(mx.array, array), mx.array(wanted), budget))
     return compared
-
-
-def _dtypes(model: MobileO) -> Sequence[mx.Dtype]:
-    return [precision.default_dtype(name, model.checkpoint.stored_dtype(name)) for name in COMPONENTS]

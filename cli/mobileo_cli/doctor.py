@@ -1,0 +1,355 @@
+"""`mobileo-mlx doctor`: what this machine is, whether it computes right, and what is fast on it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import printing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mobileo_mlx.doctor.tune import FormTiming
+
+    from mobileo_mlx.doctor.comparison import Comparison
+    from mobileo_mlx.doctor.machine import Machine
+    from mobileo_mlx.doctor.self_test import Check
+    from mobileo_mlx.doctor.verify import ComponentReport, Conclusion
+
+NAME = "doctor"
+
+
+def command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Compare every part, in every precision that it may take here, with float32 on the CPU (minutes); "
+            "what fails is replaced from then on.",
+        ),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", metavar="MODEL", help="The model to verify. [default: random weights of the 0.5B's size]"
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="DTYPE", help="Verify this precision alone, and store nothing."),
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Time equivalent forms, and keep the fastest for this device.")
+    ] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="Forget what was found out about devices.")] = False,
+) -> None:
+    """Check this machine.
+
+    Shows what it is and whether the small bundled model draws, answers and edits right on it. Needs no network.
+    Exit status 1 says that something is wrong.
+    """
+    from mobileo_mlx.errors import OptionError
+
+    if not verify and (model is not None or dtype is not None):
+        raise OptionError(f"{'--model' if model is not None else '--dtype'} goes with --verify.")
+    found: dict[str, Any] = {}
+    healthy = True
+    if reset:
+        found["reset"] = _reset(as_json)
+    if verify:
+        found["verify"] = _verify(model, dtype, as_json)
+        healthy = found["verify"]["healthy"]
+    if tune:
+        found["tune"] = _tune(as_json)
+    if not (reset or verify or tune):
+        found = _examine(as_json)
+        healthy = found["healthy"]
+    if as_json:
+        printing.out(json.dumps(_finite(found), indent=2))
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def _examine(as_json: bool) -> dict[str, Any]:
+    import dataclasses
+
+    from mobileo_mlx.doctor.machine import describe
+    from mobileo_mlx.doctor.self_test import self_test
+
+    machine = describe()
+    if not as_json:
+        _show_machine(machine)
+        printing.out("\nself-test with the bundled model")
+    checks = []
+    with printing.Progress() as progress:
+        progress.say("drawing")
+        for check in self_test():
+            checks.append(check)
+            if not as_json:
+                progress.say("")
+                printing.out(f"  {_check_line(check)}")
+    verdict = _verdict(machine, checks)
+    if not as_json:
+        printing.out(f"\nverdict: {verdict}\n\nTo report a problem, paste this:\n\n```text")
+        printing.out("\n".join(_block(machine, checks, verdict)))
+        printing.out("```")
+    return {
+        "machine": dataclasses.asdict(machine),
+        "self_test": [dataclasses.asdict(check) for check in checks],
+        "verdict": verdict,
+        "healthy": all(check.passed for check in checks),
+    }
+
+
+def _show_machine(machine: Machine) -> None:
+    rows = [
+        ("mobileo-mlx", machine.mobileo),
+        ("chip", machine.chip),
+        ("cores", machine.cores),
+        ("memory", printing.size(machine.memory)),
+        ("system", machine.system),
+        ("python", machine.python),
+        ("packages", ", ".join(f"{name} {version}" for name, version in machine.packages.items())),
+        ("device", f"{machine.device}, MLX's backend {machine.backend}{_won(machine)}"),
+        ("BLAS of the CPU", machine.blas or "none that is fast"),
+        ("models' cache", machine.cache),
+        ("found by doctor", f"{machine.settings_file}: {_settings(machine)}"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        printing.out(f"{name.ljust(width)}  {value}")
+    printing.out("\nmodels")
+    for model in machine.models:
+        printing.out(f"  {model.name}: {_model_state(model.state, model.nbytes)}")
+    printing.out(f"\nprecision of {machine.precision_of}")
+    for one in machine.precision:
+        printing.out(f"  {one.component.ljust(19)}  {one.dtype.ljust(8)}  {one.reason}")
+
+
+def _won(machine: Machine) -> str:
+    return f" of {machine.backend_package}" if machine.backend_package else ""
+
+
+def _settings(machine: Machine) -> str:
+    precision, forms = machine.settings["precision"], machine.settings["forms"]
+    chosen = [f"{component} in {dtype}" for component, dtype in precision.items()]
+    chosen += [f"{len(forms)} forms"] if forms else []
+    return ", ".join(chosen) or "nothing for this device"
+
+
+def _model_state(state: str, nbytes: int) -> str:
+    size = printing.size(nbytes)
+    return {
+        "bundled": f"comes with the program, {size}",
+        "cached": f"whole, {size}",
+        "incomplete": f"incomplete: its first use downloads what is missing of {size}",
+        "absent": f"not here: its first use downloads {size}",
+    }[state]
+
+
+def _check_line(check: Check) -> str:
+    mark = "passed" if check.passed else "FAILED"
+    return f"{check.name.ljust(8)} {mark}  {printing.seconds(check.seconds).rjust(7)}  {_without_home(check.detail)}"
+
+
+def _verdict(machine: Machine, checks: Sequence[Check]) -> str:
+    failed = [check.name for check in checks if not check.passed]
+    where = f"{machine.chip} ({machine.backend})"
+    if failed:
+        return (
+            f"something is wrong on {where}: {', '.join(failed)} failed; run `mobileo-mlx doctor --verify`, which "
+            "names the part, and report both."
+        )
+    if machine.backend == "cpu" and not machine.blas:
+        return f"all is right on {where}, but slow: no fast BLAS was found; install OpenBLAS (libopenblas0-pthread)."
+    return f"all is right on {where}: the small model draws, answers and edits as it should."
+
+
+def _block(machine: Machine, checks: Sequence[Check], verdict: str) -> list[str]:
+    """What tells the machine apart, without paths and names of users."""
+    by_dtype: dict[str, list[str]] = {}
+    for one in machine.precision:
+        by_dtype.setdefault(one.dtype, []).append(one.component)
+    dtypes = [f"{dtype}: {', '.join(names)}" for dtype, names in by_dtype.items()]
+    return [
+        f"mobileo-mlx {machine.mobileo}, "
+        + ", ".join(f"{name} {version}" for name, version in machine.packages.items()),
+        f"{machine.chip}, {machine.cores} cores, {printing.size(machine.memory)}, {machine.system}, {machine.python}",
+        f"backend {machine.backend}{_won(machine)}, BLAS {machine.blas or 'none'}, found: {_settings(machine)}",
+        "models: " + ", ".join(f"{model.name} {model.state}" for model in machine.models),
+        "precision: " + "; ".join([f"all {dtypes[0].partition(':')[0]}"] if len(dtypes) == 1 else dtypes),
+        *map(_check_line, checks),
+        f"verdict: {verdict}",
+    ]
+
+
+def _verify(model: str | None, dtype: str | None, as_json: bool) -> dict[str, Any]:
+    import dataclasses
+    import sys
+
+    from mobileo_mlx.checkpoints.precision import parse_dtype
+    from mobileo_mlx.doctor import goldens
+    from mobileo_mlx.doctor.sources import CheckpointSource, RandomSource
+    from mobileo_mlx.doctor.verify import ComponentReport, conclude, store, verify
+    from mobileo_mlx.ops import device_settings
+
+    parsed = None if dtype is None else parse_dtype(dtype)
+    source = RandomSource() if model is None else CheckpointSource(model, progress=sys.stderr.isatty())
+    if not as_json:
+        printing.out(f"{source.name} on {device_settings.device_key()}, against float32 on the CPU\n")
+        printing.out(_ROW.format("component", "precision", "worst block", "whole", "largest value", "time", ""))
+    reports = []
+    with printing.Progress() as progress:
+        for event in verify(source, dtype=parsed):
+            if not isinstance(event, ComponentReport):
+                progress.say(f"{event.component}: {event.text}")
+                continue
+            reports.append(event)
+            if not as_json:
+                progress.say("")
+                printing.out(_report_line(event))
+        progress.say("known results of the bundled model")
+        known = goldens.compare_bundled(dtype)
+    conclusions = conclude(reports)
+    stored = store(conclusions) if parsed is None else None
+    healthy = all(one.passed for one in known) and all(report.failure is None for report in reports)
+    if not as_json:
+        printing.out("")
+        for line in (*_findings(reports, known, conclusions), _stored_line(stored is not None, conclusions)):
+            if line:
+                printing.out(line)
+    return {
+        "source": source.name,
+        "device": device_settings.device_key(),
+        "components": [dataclasses.asdict(report) for report in reports],
+        "goldens": [dataclasses.asdict(one) for one in known],
+        "conclusions": [dataclasses.asdict(one) for one in conclusions],
+        "healthy": healthy,
+    }
+
+
+_ROW = "{:19}  {:9}  {:28}  {:28}  {:38}  {:>7}  {}"
+
+
+def _report_line(report: ComponentReport) -> str:
+    peak = report.peak
+    return _ROW.format(
+        report.component,
+        report.dtype,
+        _worst(report.blocks),
+        _worst(report.whole),
+        f"{peak.peak:.3g} {_shortened(peak.peak_layer, 29)}",
+        printing.seconds(report.seconds),
+        "passed" if report.failure is None else f"FAILED: {report.failure.name}",
+    ).rstrip()
+
+
+def _worst(comparisons: Sequence[Comparison]) -> str:
+    worst = max(comparisons, key=lambda one: one.rms if one.rms == one.rms else float("inf"))
+    return f"{worst.rms:.1e} {_shortened(worst.name, 20)}".rstrip()
+
+
+def _shortened(name: str, width: int) -> str:
+    """The end of a path, which tells more than its beginning."""
+    return name if len(name) <= width else f"..{name[2 - width :]}"
+
+
+def _findings(
+    reports: Sequence[ComponentReport], known: Sequence[Comparison], conclusions: Sequence[Conclusion]
+) -> list[str]:
+    from mobileo_mlx.doctor.verify import FLOAT16_MAX
+
+    lines = []
+    for report in reports:
+        failure, peak = report.failure, report.peak
+        if failure is not None:
+            told = failure.stopped_by or f"a relative error of {failure.rms:.1e}, at most {failure.largest:.1e}"
+            lines.append(
+                f"{report.component} in {report.dtype} is wrong from {failure.name or 'its layer'} on: {told}."
+            )
+        if report.dtype == "float32" and (peak.peak or 0.0) > FLOAT16_MAX / 4:
+            lines.append(
+                f"{report.component} reaches {peak.peak:.3g} in {peak.peak_layer}: float16 ends at {FLOAT16_MAX:.0f}."
+            )
+    for conclusion in conclusions:
+        if conclusion.failure is not None:
+            instead = conclusion.instead
+            lines.append(
+                f"take {instead} for {conclusion.component} instead of {conclusion.default}."
+                if instead
+                else f"no precision of {conclusion.component} passes; please report this."
+            )
+    wrong = [f"{one.name} ({one.rms:.1e})" for one in known if not one.passed]
+    worst = max(known, key=lambda one: one.rms)
+    lines.append(
+        f"the bundled model's known results differ: {', '.join(wrong)}."
+        if wrong
+        else f"the bundled model's {len(known)} known results differ by at most {worst.rms:.1e} ({worst.name})."
+    )
+    return lines
+
+
+def _stored_line(stored: bool, conclusions: Sequence[Conclusion]) -> str:
+    if not stored:
+        return ""
+    taken = [f"{one.component} in {one.instead}" for one in conclusions if one.instead]
+    return f"stored for the runs that follow: {', '.join(taken) or 'every component in its default'}."
+
+
+def _tune(as_json: bool) -> list[dict[str, Any]]:
+    import dataclasses
+
+    from mobileo_mlx.doctor.tune import save, tune
+
+    timings = []
+    with printing.Progress() as progress:
+        for timing in tune(progress.say):
+            timings.append(timing)
+    save(timings)
+    if not as_json:
+        printing.out(
+            printing.table([_TUNE_HEADER, *map(_timing_row, timings)], right=(False, False, False, False, True))
+        )
+    return [dataclasses.asdict(timing) for timing in timings]
+
+
+_TUNE_HEADER = ("operation", "shape", "seconds of each form", "kept", "gain")
+
+
+def _timing_row(timing: FormTiming) -> tuple[str, ...]:
+    seconds = timing.seconds
+    return (
+        timing.operation,
+        timing.shape,
+        ", ".join(f"{form} {printing.seconds(taken)}" for form, taken in seconds.items()),
+        timing.fastest,
+        f"{seconds[timing.default] / seconds[timing.fastest]:.2f}",
+    )
+
+
+def _reset(as_json: bool) -> bool:
+    from mobileo_mlx.ops import device_settings
+
+    known = device_settings.reset()
+    if not as_json:
+        printing.out("what was found out about devices is forgotten." if known else "nothing was stored.")
+    return known
+
+
+def _finite(value: Any) -> Any:
+    """With null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value
+
+
+def _without_home(text: str) -> str:
+    from pathlib import Path
+
+    return text.replace(str(Path.home()), "~")
