@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import printing
+from . import doctor_verify, printing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mobileo_mlx.doctor.tune import FormTiming
 
-    from mobileo_mlx.doctor.comparison import Comparison
     from mobileo_mlx.doctor.machine import Machine
     from mobileo_mlx.doctor.self_test import Check
-    from mobileo_mlx.doctor.verify import ComponentReport, Conclusion
 
 NAME = "doctor"
 
@@ -61,7 +59,7 @@ def command(
     if reset:
         found["reset"] = _reset(as_json)
     if verify:
-        found["verify"] = _verify(model, dtype, as_json)
+        found["verify"] = doctor_verify.run(model, dtype, as_json=as_json)
         healthy = found["verify"]["healthy"]
     if tune:
         found["tune"] = _tune(as_json)
@@ -152,8 +150,8 @@ def _model_state(state: str, nbytes: int) -> str:
 
 
 def _check_line(check: Check) -> str:
-    mark = "passed" if check.passed else "FAILED"
-    return f"{check.name.ljust(8)} {mark}  {printing.seconds(check.seconds).rjust(7)}  {_without_home(check.detail)}"
+    mark, time = "passed" if check.passed else "FAILED", printing.seconds(check.seconds)
+    return f"{check.name.ljust(8)} {mark}  {time.rjust(7)}  {printing.without_home(check.detail)}"
 
 
 def _verdict(machine: Machine, checks: Sequence[Check]) -> str:
@@ -185,119 +183,6 @@ def _block(machine: Machine, checks: Sequence[Check], verdict: str) -> list[str]
         *map(_check_line, checks),
         f"verdict: {verdict}",
     ]
-
-
-def _verify(model: str | None, dtype: str | None, as_json: bool) -> dict[str, Any]:
-    import dataclasses
-    import sys
-
-    from mobileo_mlx.checkpoints.precision import parse_dtype
-    from mobileo_mlx.doctor import goldens
-    from mobileo_mlx.doctor.sources import CheckpointSource, RandomSource
-    from mobileo_mlx.doctor.verify import ComponentReport, conclude, store, verify
-    from mobileo_mlx.ops import device_settings
-
-    parsed = None if dtype is None else parse_dtype(dtype)
-    source = RandomSource() if model is None else CheckpointSource(model, progress=sys.stderr.isatty())
-    if not as_json:
-        printing.out(f"{source.name} on {device_settings.device_key()}, against float32 on the CPU\n")
-        printing.out(_ROW.format("component", "precision", "worst block", "whole", "largest value", "time", ""))
-    reports = []
-    with printing.Progress() as progress:
-        for event in verify(source, dtype=parsed):
-            if not isinstance(event, ComponentReport):
-                progress.say(f"{event.component}: {event.text}")
-                continue
-            reports.append(event)
-            if not as_json:
-                progress.say("")
-                printing.out(_report_line(event))
-        progress.say("known results of the bundled model")
-        known = goldens.compare_bundled(dtype)
-    conclusions = conclude(reports)
-    stored = store(conclusions) if parsed is None else None
-    healthy = all(one.passed for one in known) and all(report.failure is None for report in reports)
-    if not as_json:
-        printing.out("")
-        for line in (*_findings(reports, known, conclusions), _stored_line(stored is not None, conclusions)):
-            if line:
-                printing.out(line)
-    return {
-        "source": source.name,
-        "device": device_settings.device_key(),
-        "components": [dataclasses.asdict(report) for report in reports],
-        "goldens": [dataclasses.asdict(one) for one in known],
-        "conclusions": [dataclasses.asdict(one) for one in conclusions],
-        "healthy": healthy,
-    }
-
-
-_ROW = "{:19}  {:9}  {:28}  {:28}  {:38}  {:>7}  {}"
-
-
-def _report_line(report: ComponentReport) -> str:
-    peak = report.peak
-    return _ROW.format(
-        report.component,
-        report.dtype,
-        _worst(report.blocks),
-        _worst(report.whole),
-        f"{peak.peak:.3g} {_shortened(peak.peak_layer, 29)}",
-        printing.seconds(report.seconds),
-        "passed" if report.failure is None else f"FAILED: {report.failure.name}",
-    ).rstrip()
-
-
-def _worst(comparisons: Sequence[Comparison]) -> str:
-    worst = max(comparisons, key=lambda one: one.rms if one.rms == one.rms else float("inf"))
-    return f"{worst.rms:.1e} {_shortened(worst.name, 20)}".rstrip()
-
-
-def _shortened(name: str, width: int) -> str:
-    """The end of a path, which tells more than its beginning."""
-    return name if len(name) <= width else f"..{name[2 - width :]}"
-
-
-def _findings(
-    reports: Sequence[ComponentReport], known: Sequence[Comparison], conclusions: Sequence[Conclusion]
-) -> list[str]:
-    from mobileo_mlx.doctor.verify import FLOAT16_MAX
-
-    lines = []
-    for report in reports:
-        failure, peak = report.failure, report.peak
-        if failure is not None:
-            told = failure.stopped_by or f"a relative error of {failure.rms:.1e}, at most {failure.largest:.1e}"
-            lines.append(
-                f"{report.component} in {report.dtype} is wrong from {failure.name or 'its layer'} on: {told}."
-            )
-        if report.dtype == "float32" and (peak.peak or 0.0) > FLOAT16_MAX / 4:
-            lines.append(
-                f"{report.component} reaches {peak.peak:.3g} in {peak.peak_layer}: float16 ends at {FLOAT16_MAX:.0f}."
-            )
-    for conclusion in conclusions:
-        if conclusion.failure is not None:
-            instead = conclusion.instead
-            lines.append(
-                f"take {instead} for {conclusion.component} instead of {conclusion.default}."
-                if instead
-                else f"no precision of {conclusion.component} passes; please report this."
-            )
-    wrong = [f"{one.name} ({one.rms:.1e})" for one in known if not one.passed]
-    worst = max(known, key=lambda one: one.rms)
-    lines.append(
-        f"the bundled model's known results differ: {', '.join(wrong)}."
-        if wrong
-        else f"the bundled model's {len(known)} known results differ by at most {worst.rms:.1e} ({worst.name})."
-    )
-    return lines
-
-
-def _stored_line(stored: bool, conclusions: Sequence[Conclusion]) -> str:
-    if not stored:
-        return ""
-    taken = [f"{one.component} in {one.instead}" for one in conclusions if one.instead]
-    return f"stored for the runs that follow: {', '.join(taken) or 'every component in its default'}."
 
 
 def _tune(as_json: bool) -> list[dict[str, Any]]:
@@ -347,9 +232,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not abs(value) < float("inf") else value
-
-
-def _without_home(text: str) -> str:
-    from pathlib import Path
-
-    return text.replace(str(Path.home()), "~")
