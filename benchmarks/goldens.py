@@ -5,6 +5,9 @@ All is computed in float32 on a CPU. Run it again when the bundled model or its 
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 from mobileo_weights import goldens as file_of
@@ -18,6 +21,9 @@ SCENE = Scene((Object("star", "red", 2, 4), Object("square", "blue", 6, 4)))
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=file_of(MODEL), help="the file. [default: the one in the package]")
+    path = parser.parse_args().out
     with mx.stream(mx.cpu):
         model = MobileO.load(MODEL, dtype="float32")
         width, height = (side // model.config.vae.factor for side in model.default_size)
@@ -31,7 +37,6 @@ def main() -> None:
         )
         results = compute(model, given)
         assert model.ask(Image.fromarray(given.image), given.question).text == given.answer
-        path = file_of(MODEL)
         path.parent.mkdir(exist_ok=True)
         write(path, given, results)
     print(f"{path}: {path.stat().st_size} bytes")

@@ -207,13 +207,10 @@ _TUNE_HEADER = ("operation", "shape", "seconds of each form", "kept", "gain")
 
 def _timing_row(timing: FormTiming) -> tuple[str, ...]:
     seconds = timing.seconds
-    return (
-        timing.operation,
-        timing.shape,
-        ", ".join(f"{form} {printing.seconds(taken)}" for form, taken in seconds.items()),
-        timing.fastest,
-        f"{seconds[timing.default] / seconds[timing.fastest]:.2f}",
-    )
+    forms = [f"{form} {printing.seconds(taken)}" for form, taken in seconds.items()]
+    gain = seconds[timing.default] / seconds[timing.fastest]
+    forms += [f"{form} wrong" for form in timing.wrong]
+    return timing.operation, timing.shape, ", ".join(forms), timing.fastest, f"{gain:.2f}"
 
 
 def _reset(as_json: bool) -> bool:

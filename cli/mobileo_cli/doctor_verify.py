@@ -126,12 +126,13 @@ def _findings(
                 else f"no precision of {conclusion.component} passes; please report this."
             )
     wrong = [f"{one.name} ({one.rms:.1e})" for one in known if not one.passed]
-    worst = max(known, key=lambda one: one.rms)
-    lines.append(
-        f"the bundled model's known results differ: {', '.join(wrong)}."
-        if wrong
-        else f"the bundled model's {len(known)} known results differ by at most {worst.rms:.1e} ({worst.name})."
-    )
+    if wrong:
+        lines.append(f"the bundled model's known results differ: {', '.join(wrong)}.")
+    else:
+        worst = max(known, key=lambda one: one.rms)
+        lines.append(
+            f"the bundled model's {len(known)} known results differ by at most {worst.rms:.1e} ({worst.name})."
+        )
     return lines
 
 

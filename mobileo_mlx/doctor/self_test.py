@@ -99,8 +99,10 @@ def _goldens(model: MobileO) -> tuple[bool, str]:
     compared = goldens.compare_bundled()
     worst = max(compared, key=lambda one: one.rms if one.rms == one.rms else float("inf"))
     failed = [f"{one.name} differs by {one.rms:.1e}" for one in compared if not one.passed]
-    known = f"{len(compared)} known results, the largest relative error {worst.rms:.1e} ({worst.name})"
-    return not failed, "; ".join(failed) or known
+    if failed:
+        return False, "; ".join(failed)
+    known = f"largest relative error {worst.rms:.1e} ({worst.name})" if worst.rms else "all equal"
+    return True, f"{len(compared)} known results, {known}"
 
 
 def _pixels(image: Image.Image, channel: int) -> np.ndarray:

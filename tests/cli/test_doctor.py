@@ -128,12 +128,13 @@ class FakeTiming:
     seconds: dict[str, float]
     default: str
     fastest: str
+    wrong: tuple[str, ...] = ()
 
 
 def test_tune_shows_a_table_and_saves(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     saved: list[FakeTiming] = []
     timings = [
-        FakeTiming("map", "512 px, float16", {"whole": 0.3, "bands": 0.9}, "bands", "whole"),
+        FakeTiming("map", "512 px, float16", {"whole": 0.3, "bands": 0.9}, "bands", "whole", ("large bands",)),
         FakeTiming("conv3x3", "64 x 64", {"plain": 0.002, "flipped": 0.004}, "plain", "plain"),
     ]
 
@@ -148,6 +149,7 @@ def test_tune_shows_a_table_and_saves(monkeypatch: pytest.MonkeyPatch, capsys) -
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["operation", "shape", "seconds", "of", "each", "form", "kept", "gain"]
     assert lines[2].startswith("map ")
+    assert "whole 0.30 s, bands 0.90 s, large bands wrong" in lines[2]
     assert lines[2].endswith("whole  3.00")
     assert lines[3].endswith("plain  1.00")
     assert saved == timings
