@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -54,7 +55,7 @@ def read() -> tuple[Inputs, dict[str, np.ndarray]]:
 
     with safe_open(goldens(MODEL), framework="numpy") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        texts = file.metadata()
+        texts = json.loads(file.metadata()["texts"])
     given = Inputs(arrays.pop("image"), arrays.pop("noise"), texts["question"], texts["answer"], texts["prompt"])
     return given, arrays
 
@@ -65,7 +66,8 @@ def write(path: Path, given: Inputs, results: Mapping[str, mx.array]) -> None:
 
     arrays = {name: np.asarray(array) for name, array in results.items()}
     texts = {"question": given.question, "answer": given.answer, "prompt": given.prompt}
-    save_file({"image": given.image, "noise": given.noise, **arrays}, path, metadata=texts)
+    # One text, as the order of several would change from file to file.
+    save_file({"image": given.image, "noise": given.noise, **arrays}, path, metadata={"texts": json.dumps(texts)})
 
 
 def compute(model: MobileO, given: Inputs, latents: mx.array | None = None) -> dict[str, mx.array]:
