@@ -12,10 +12,9 @@ from . import doctor_verify, printing
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mobileo_mlx.doctor.tune import FormTiming
-
     from mobileo_mlx.doctor.machine import Machine
     from mobileo_mlx.doctor.self_test import Check
+    from mobileo_mlx.doctor.tune import FormTiming
 
 NAME = "doctor"
 
