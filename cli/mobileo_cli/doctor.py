@@ -111,7 +111,7 @@ def _show_machine(machine: Machine) -> None:
         ("system", machine.system),
         ("python", machine.python),
         ("packages", ", ".join(f"{name} {version}" for name, version in machine.packages.items())),
-        ("device", f"{machine.device}, MLX's backend {machine.backend}{_won(machine)}"),
+        ("device", f"{machine.device} ({_device(machine)}), MLX's backend {machine.backend}{_won(machine)}"),
         ("BLAS of the CPU", machine.blas or "none that is fast"),
         ("models' cache", machine.cache),
         ("found by doctor", f"{machine.settings_file}: {_settings(machine)}"),
@@ -129,6 +129,11 @@ def _show_machine(machine: Machine) -> None:
 
 def _won(machine: Machine) -> str:
     return f" of {machine.backend_package}" if machine.backend_package else ""
+
+
+def _device(machine: Machine) -> str:
+    memory = f", {printing.size(machine.device_memory)} for MLX" if machine.device_memory else ""
+    return f"{machine.architecture or 'unnamed'}{memory}"
 
 
 def _settings(machine: Machine) -> str:
@@ -176,7 +181,8 @@ def _block(machine: Machine, checks: Sequence[Check], verdict: str) -> list[str]
         f"mobileo-mlx {machine.mobileo}, "
         + ", ".join(f"{name} {version}" for name, version in machine.packages.items()),
         f"{machine.chip}, {machine.cores} cores, {printing.size(machine.memory)}, {machine.system}, {machine.python}",
-        f"backend {machine.backend}{_won(machine)}, BLAS {machine.blas or 'none'}, found: {_settings(machine)}",
+        f"backend {machine.backend}{_won(machine)} ({_device(machine)}), BLAS {machine.blas or 'none'}",
+        f"found by doctor: {_settings(machine)}",
         "models: " + ", ".join(f"{model.name} {model.state}" for model in machine.models),
         "precision: " + "; ".join([f"all {dtypes[0].partition(':')[0]}"] if len(dtypes) == 1 else dtypes),
         *map(_check_line, checks),

@@ -18,7 +18,7 @@ _ROW = "{:19}  {:9}  {:28}  {:28}  {:38}  {:>7}  {}"
 
 
 def run(model: str | None, dtype: str | None, *, as_json: bool) -> dict[str, Any]:
-    """Verifies, prints what is found unless it is to be JSON, and stores what follows.
+    """Verifies, shows each component when it is done (on standard error where JSON is wanted), and stores what follows.
 
     Args:
         model: by default random weights.
@@ -43,9 +43,9 @@ def run(model: str | None, dtype: str | None, *, as_json: bool) -> dict[str, Any
     parsed = None if dtype is None else parse_dtype(dtype)
     source = RandomSource() if model is None else CheckpointSource(model, progress=sys.stderr.isatty())
     name = printing.without_home(source.name)
-    if not as_json:
-        printing.out(f"{name} on {device_settings.device_key()}, against float32 on the CPU\n")
-        printing.out(_ROW.format("component", "precision", "worst block", "whole", "largest value", "time", ""))
+    show = printing.note if as_json else printing.out  # minutes pass until the JSON is there
+    show(f"{name} on {device_settings.device_key()}, against float32 on the CPU\n")
+    show(_ROW.format("component", "precision", "worst block", "whole", "largest value", "time", "").rstrip())
     reports = []
     with printing.Progress() as progress:
         for event in verify(source, dtype=parsed):
@@ -53,9 +53,8 @@ def run(model: str | None, dtype: str | None, *, as_json: bool) -> dict[str, Any
                 progress.say(f"{event.component}: {event.text}")
                 continue
             reports.append(event)
-            if not as_json:
-                progress.say("")
-                printing.out(_report_line(event))
+            progress.say("")
+            show(_report_line(event))
         progress.say("known results of the bundled model")
         known = goldens.compare_bundled(dtype)
     conclusions = conclude(reports)

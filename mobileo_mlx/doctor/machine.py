@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from mobileo_weights import bundled, manifest
@@ -66,6 +67,8 @@ class Machine:
         system, python: names and versions.
         packages: version by name, of those that are installed.
         device, backend: MLX's.
+        architecture: of the device, such as "applegpu_g14s"; "" where MLX does not say.
+        device_memory: bytes that MLX may use on a GPU; 0 where it does not say.
         backend_package: the one of several installed backends whose library is loaded; "" where MLX has its own.
         blas: the fast BLAS of the CPU backend; "" where none is found.
         cache: the hub's folder of models, with ~ for the user's.
@@ -85,6 +88,8 @@ class Machine:
     packages: dict[str, str]
     device: str
     backend: str
+    architecture: str
+    device_memory: int
     backend_package: str
     blas: str
     cache: str
@@ -113,6 +118,8 @@ def describe() -> Machine:
         packages=packages,
         device="CPU" if backend.on_cpu() else "GPU",
         backend=backend.backend(),
+        architecture=str(_device_info().get("architecture", "")),
+        device_memory=_device_memory(),
         backend_package=_backend_package(packages),
         blas=blas.loaded(),
         cache=without_home(_cache()),
@@ -180,6 +187,18 @@ def _backend_package(packages: Mapping[str, str]) -> str:
                 if path.is_file() and path.stat().st_size == file.size:
                     return name
     return "unknown"
+
+
+def _device_info() -> Mapping[str, Any]:
+    try:
+        return mx.device_info()
+    except (AttributeError, RuntimeError, ValueError):
+        return {}
+
+
+def _device_memory() -> int:
+    info = {} if backend.on_cpu() else _device_info()
+    return int(info.get("max_recommended_working_set_size") or info.get("total_memory") or 0)
 
 
 def _cache() -> Path:
