@@ -5,12 +5,31 @@ from pathlib import Path
 
 import pytest
 from parity_skips import NO_DATA, summary
+from processes import sitecustomize as process
 
 from mobileo_mlx import blas
 
-blas.preload()  # before any test imports MLX
 os.environ["MOBILEO_CACHE"] = tempfile.mkdtemp()  # not what the doctor found on this machine
 os.environ["MOBILEO_QUIET"] = "1"  # what the command writes is the same on machines without a fast BLAS
+os.environ.setdefault("MLX_ENABLE_TF32", "0")  # float32 on an M5 or NVIDIA's GPUs has 10 bits of mantissa otherwise
+blas.preload()  # before any test imports MLX
+PROCESSES = str(Path(__file__).parent / "processes")
+
+
+def pytest_configure() -> None:
+    """Chooses the device and the default precision; see `processes/sitecustomize.py`."""
+    import mlx.core as mx
+
+    from mobileo_mlx.checkpoints import precision
+
+    devices, dtypes = ("cpu", "gpu", "forms"), ("", *precision.DTYPES)
+    if process.device() not in devices or os.environ.get("MOBILEO_TEST_DTYPE", "") not in dtypes:
+        raise pytest.UsageError(f"MOBILEO_TEST_DEVICE is one of {devices}, MOBILEO_TEST_DTYPE one of {dtypes}.")
+    if process.device() == "gpu" and mx.default_device() == mx.cpu:
+        raise pytest.UsageError("MOBILEO_TEST_DEVICE is gpu, and MLX finds no GPU on this machine.")
+    process.set_device(mx)
+    process.set_default_dtype(precision)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (PROCESSES, os.environ.get("PYTHONPATH"))))
 
 
 @pytest.fixture(scope="session")

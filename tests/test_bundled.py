@@ -7,20 +7,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from judged import answered_right, drawn_right, edited_right
 from mobileo_weights import bundled
 from PIL import Image
 
 from benchmarks.shapes.data import write_quadruplets
-from benchmarks.shapes.edits import EDIT_TYPES, sample_edit
-from benchmarks.shapes.questions import QUESTION_TYPES, sample_question
-from benchmarks.shapes.scorer import edit_succeeded, read_picture, satisfies
-from benchmarks.shapes.text import Spec, sample_caption
-from benchmarks.shapes.world import CATEGORIES, render
+from benchmarks.shapes.scorer import read_picture, satisfies
+from benchmarks.shapes.text import Spec
 from mobileo_mlx import MobileO
 from mobileo_mlx.schedulers import SCHEDULERS
 
@@ -34,39 +31,6 @@ SPEC = Spec((("star", "red"), ("square", "blue")), relation="to the left of")
 @pytest.fixture(scope="module")
 def model() -> MobileO:
     return MobileO.load(MODEL, dtype="float32")
-
-
-def drawn_right(model: MobileO, count: int, **options: Any) -> float:
-    """The share of captions, of each category in turn, that the scorer reads in what is drawn."""
-    rng = np.random.default_rng(1)
-    right = 0
-    for index in range(count):
-        caption = sample_caption(rng, CATEGORIES[index % len(CATEGORIES)])
-        image = model.generate(caption.text, seed=index, **options).images[0]
-        right += satisfies(read_picture(np.asarray(image)), caption.spec)
-    return right / count
-
-
-def answered_right(model: MobileO, count: int) -> float:
-    """The share of questions, of each type in turn, that are answered right."""
-    rng = np.random.default_rng(2)
-    right = 0
-    for index in range(count):
-        question = sample_question(rng, QUESTION_TYPES[index % len(QUESTION_TYPES)])
-        answer = model.ask(Image.fromarray(render(question.scene)), question.text, max_tokens=48)
-        right += answer.text in question.accepted
-    return right / count
-
-
-def edited_right(model: MobileO, count: int, **options: Any) -> float:
-    """The share of edits, of each type in turn, after which all is as it should be."""
-    rng = np.random.default_rng(3)
-    right = 0
-    for index in range(count):
-        edit = sample_edit(rng, EDIT_TYPES[index % len(EDIT_TYPES)])
-        after = model.edit(Image.fromarray(render(edit.before)), edit.text, seed=index, **options).images[0]
-        right += edit_succeeded(read_picture(np.asarray(after)), edit)
-    return right / count
 
 
 def test_draws(model: MobileO) -> None:
