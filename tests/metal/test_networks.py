@@ -20,17 +20,18 @@ POSITIONS = 300
 TIMESTEPS = (999.0, 640.0, 3.0)
 # Largest error in float32, of an element relative to the largest value.
 FLOAT32 = 1e-4
-# Root mean square of the error relative to that of the values, in units of the precision's rounding (eps / 2).
+# In half precision: root mean square of the error relative to that of the values, in units of the rounding, eps / 2. A
+# CPU in half precision, whose sums are no better than a GPU's, measured about two thirds of each (python -m pytest -rP).
 ROUNDINGS = {
-    "vision_tower": 4.0,
-    "mm_projector": 4.0,
-    "llm": 4.0,
-    "hidden_states": 4.0,
+    "vision_tower": 12.0,
+    "mm_projector": 2.0,
+    "llm": 6.0,
+    "hidden_states": 5.0,
     "diffusion_connector": 4.0,
     "dit": 4.0,
-    "prepared_dit": 4.0,
-    "vae_encoder": 4.0,
-    "vae_decoder": 4.0,
+    "prepared_dit": 5.0,
+    "vae_encoder": 5.0,
+    "vae_decoder": 7.0,
 }
 
 Run = Callable[[Any, MobileOConfig, mx.Dtype], object]
