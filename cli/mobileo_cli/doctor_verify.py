@@ -58,7 +58,7 @@ def run(model: str | None, dtype: str | None, *, as_json: bool) -> dict[str, Any
         progress.say("known results of the bundled model")
         known = goldens.compare_bundled(dtype)
     conclusions = conclude(reports)
-    stored = store(conclusions) if parsed is None else None
+    stored = store(conclusions, trained=source.trained) if parsed is None else None
     counting = [report for report in reports if report.rank == 0 or parsed is not None]
     healthy = all(one.passed for one in known) and all(report.failure is None for report in counting)
     if not as_json:

@@ -128,8 +128,12 @@ def conclude(reports: Iterable[ComponentReport]) -> list[Conclusion]:
     return found
 
 
-def store(conclusions: Iterable[Conclusion]) -> Path | None:
+def store(conclusions: Iterable[Conclusion], *, trained: bool = True) -> Path | None:
     """Keeps the precision to take where a default failed, and forgets what was kept where it passes.
+
+    Args:
+        trained: whether the weights were. What random ones pass says nothing of a range that trained ones have left, so
+            that they do not make anything forgotten.
 
     Returns:
         the file, or None where nothing has changed.
@@ -140,9 +144,9 @@ def store(conclusions: Iterable[Conclusion]) -> Path | None:
     settings = device_settings.current()
     kept = dict(settings.precision)
     for conclusion in conclusions:
-        if conclusion.failure is None:
+        if conclusion.failure is None and trained:
             kept.pop(conclusion.component, None)
-        elif conclusion.instead is not None:
+        elif conclusion.failure is not None and conclusion.instead is not None:
             kept[conclusion.component] = conclusion.instead
     if kept == dict(settings.precision):
         return None
