@@ -94,7 +94,8 @@ class Option:
             above_low = self.low < value if self.above else self.low <= value
             # Whole numbers may be of any size in Python and in JSON, in which some can't even be printed.
             if _LARGEST[self.kind is float] < abs(value) < math.inf:
-                raise OptionError(f"{words} is too large; choose {self.range}, such as {self.default or 1:g}.")
+                near = self.range if self.default is None else f"one nearer to {self.default:g}"
+                raise OptionError(f"{words} is too large; choose {near}.")
             if not (abs(value) < math.inf and above_low and value <= self.high):
                 raise OptionError(f"{words} {value} is not possible; choose {self.range}.")
             value = float(value) if self.kind is float else value

@@ -281,7 +281,7 @@ def test_whole_numbers_of_any_size(name: str, digits: int) -> None:
     if digits == 20 and name not in ("steps", "max_tokens"):
         assert resolve_options(kind, {name: 10**digits})[name] == 1e20
         return
-    with pytest.raises(OptionError, match=rf"{name.replace('_', ' ')} is too large; choose .*, such as"):
+    with pytest.raises(OptionError, match=rf"{name.replace('_', ' ')} is too large; choose"):
         resolve_options(kind, {name: 10**digits})
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from mobileo_mlx import MobileO
 from mobileo_mlx.checkpoints import precision
 from mobileo_mlx.conditioning import encode_image
-from mobileo_mlx.errors import CheckpointError, OptionError, OutputError, TrainingError
+from mobileo_mlx.errors import CheckpointError, NotFiniteError, OptionError, OutputError, TrainingError
 from mobileo_mlx.models.batch_norm import BatchNorm
 from mobileo_mlx.ops import backend
 from mobileo_mlx.training.batches import EpochCache
@@ -23,7 +24,16 @@ from mobileo_mlx.training.options import Options
 from mobileo_mlx.training.quadruplets import DataError
 from mobileo_mlx.training.run_state import checkpoints, read_metrics
 from mobileo_mlx.training.stages import STAGES, make_optimizer, parameter_groups, stage_named, warmup_cosine
-from mobileo_mlx.training.trainer import Evaluated, Event, FinetuneRun, Finished, SamplesWritten, StepReport, split
+from mobileo_mlx.training.trainer import (
+    Evaluated,
+    Event,
+    FinetuneRun,
+    Finished,
+    SamplesFailed,
+    SamplesWritten,
+    StepReport,
+    split,
+)
 
 from .conftest import write_lines
 
@@ -173,6 +183,61 @@ def test_a_loss_that_is_no_number_names_its_samples(prepared: Callable[..., Fine
     (token, *_) = prompts["line 3"] - others - answers
     network.llm.embed_tokens.weight[token] = float("nan")
     with pytest.raises(TrainingError, match=r"At step 1 the loss is nan .* look at line 3: the last"):
+        list(run.start(tmp_path / "out"))
+
+
+def test_samples_that_are_not_finite_do_not_stop_a_run(prepared: Callable[..., FinetuneRun], tmp_path: Path) -> None:
+    run = prepared("align")
+    decoder = run.model.parts.vae_decoder
+    decoder.conv_in.weight = decoder.conv_in.weight * float("nan")
+    events = list(run.start(tmp_path / "out"))
+    failed = [event for event in events if isinstance(event, SamplesFailed)]
+    assert [event.step for event in failed] == [4]
+    assert failed[0].reason.startswith("vae_decoder in ")
+    assert isinstance(events[-1], Finished)
+    assert (tmp_path / "out" / "trained.safetensors").is_file()
+
+
+def test_an_evaluation_that_is_not_finite_does_not_stop_a_run(
+    prepared: Callable[..., FinetuneRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepared("align")
+    monkeypatch.setattr(run, "_held_out_loss", lambda: {"loss": float("nan"), "diffusion_loss": float("nan")})
+    events = list(run.start(tmp_path / "out"))
+    assert [type(event) for event in events[-3:]] == [Evaluated, SamplesWritten, Finished]
+
+
+@pytest.mark.parametrize(("rate", "step"), [(3e38, 1), (1e25, 2)])
+def test_a_learning_rate_that_is_far_too_high_keeps_what_there_was(
+    quadruplets: Write, tiny_model: Path, tmp_path: Path, rate: float, step: int
+) -> None:
+    chosen = Options(stage=STAGES["align"].adjusted(batch_size=4, learning_rate=rate, warmup=0.0), steps=4)
+    run = FinetuneRun.prepare(quadruplets(8), tiny_model, chosen)
+    out = tmp_path / "out"
+    with pytest.raises(TrainingError, match=rf"At step {step} .*lower the learning rate") as failed:
+        list(run.start(out))
+    weights = [value for _, value in tree_flatten(run.network.parameters())]
+    assert all(mx.isfinite(value).all() for value in weights)
+    assert (out / "trained.safetensors").is_file() == (step > 1)
+    assert (f"'{out}' holds the adapter of step {step - 1}" in str(failed.value)) == (step > 1)
+
+
+def test_a_learning_rate_that_is_none() -> None:
+    for rate in (float("inf"), float("nan"), 0.0, -1.0):
+        with pytest.raises(OptionError, match=r"learning_rate .* makes no sense"):
+            STAGES["lora"].adjusted(learning_rate=rate)
+
+
+def test_a_model_that_is_not_finite_is_at_fault_and_not_its_samples(
+    quadruplets: Write, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "spoilt"
+    shutil.copytree(tiny_model, folder)
+    weights: Any = dict(mx.load(str(folder / "dit.safetensors")))
+    weights["proj_out.weight"] = weights["proj_out.weight"] * float("nan")
+    mx.save_safetensors(str(folder / "dit.safetensors"), weights)
+    run = FinetuneRun.prepare(quadruplets(8), folder, options("align"))
+    with pytest.raises(NotFiniteError, match=r"^dit .*: proj_out\.weight in '.*' holds NaN or infinity"):
         list(run.start(tmp_path / "out"))
 
 
