@@ -178,7 +178,7 @@ def measure_phases(options: argparse.Namespace, config: MobileOConfig) -> dict[s
     """Everything but the whole tasks."""
     import mlx.core as mx
 
-    from mobileo_mlx.checkpoints.precision import default_dtype, parse_dtype
+    from mobileo_mlx.checkpoints.precision import default_dtype, dtype_name, parse_dtype
     from mobileo_mlx.checkpoints.quantize import resolve_bits
     from mobileo_mlx.models.mobileo import COMPONENTS
 
@@ -189,7 +189,7 @@ def measure_phases(options: argparse.Namespace, config: MobileOConfig) -> dict[s
     dtype = default_dtype("dit", mx.float16) if options.dtype is None else parse_dtype(options.dtype)
     bits = resolve_bits(None, options.preset)
     plan = resolve_bits(None, options.plan)
-    name = str(dtype).removeprefix("mlx.core.")
+    name = dtype_name(dtype)
     return {
         "size": options.size,
         "dtype": name,

@@ -14,6 +14,7 @@ import mlx.core as mx
 from ..errors import OptionError
 from ..models.mobileo import COMPONENTS
 from ..ops import backend, device_settings
+from ..ops.forms import dtype_name
 from . import by_component
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -140,11 +141,6 @@ def dtypes_text(dtypes: Mapping[str, mx.Dtype]) -> str | None:
     if len(names) == len(COMPONENTS) and len(set(names.values())) == 1:
         return names[COMPONENTS[0]]
     return ",".join(f"{name}={dtype}" for name, dtype in names.items()) or None
-
-
-def dtype_name(dtype: mx.Dtype) -> str:
-    """Such as "float16"."""
-    return str(dtype).removeprefix("mlx.core.")
 
 
 def _row(component: str, stored: mx.Dtype) -> _Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
@@ -32,5 +33,8 @@ def derived(make: Callable[..., T], *arguments: Any) -> T:
             pop(key, None)
 
         refs = [weakref.ref(a, forget) for a in arguments if isinstance(a, mx.array)]
-        _known[key] = found = (make(*arguments), refs)
+        made = make(*arguments)
+        with contextlib.suppress(ValueError):  # which MLX raises while a function is traced
+            mx.async_eval(made)  # the next call may come from another thread
+        _known[key] = found = (made, refs)
     return found[0]  # type: ignore[no-any-return]

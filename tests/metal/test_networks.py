@@ -21,7 +21,7 @@ TIMESTEPS = (999.0, 640.0, 3.0)
 # Largest error in float32, of an element relative to the largest value.
 FLOAT32 = 1e-4
 # In half precision: root mean square of the error relative to that of the values, in units of the rounding, eps / 2. A
-# CPU in half precision, whose sums are no better than a GPU's, measured about two thirds of each (python -m pytest -rP).
+# CPU in half precision, whose sums are no better than a GPU's, measured some two thirds of each (pytest -rP).
 ROUNDINGS = {
     "vision_tower": 12.0,
     "mm_projector": 2.0,
