@@ -69,7 +69,8 @@ def _cause(parts: Parts, component: str, plain: nn.Module, dtype: str) -> str:
     if fault := size_fault(adapter, component, module, plain):
         return fault
     what = "weights" if math.isinf(largest(module)) else "activations"
-    remedies = {"float16": f"choose --dtype {component}=bfloat16", "bfloat16": f"choose --dtype {component}=float32"}
+    wider = {"float16": "bfloat16", "bfloat16": "float32"}.get(dtype)
+    remedies = [f"choose --dtype {component}={wider}"] if wider else []
     if adapter is not None and component in adapter.components:
-        remedies["float32"] = f"choose a smaller --adapter-scale than {adapter.scale:g}, or train the adapter again"
-    return f"its {what} leave the range of {dtype}; {remedies.get(dtype, 'get the model again')}"
+        remedies.append(f"choose a smaller --adapter-scale than {adapter.scale:g}")
+    return f"its {what} leave the range of {dtype}; {' or '.join(remedies) or 'get the model again'}"

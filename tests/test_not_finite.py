@@ -339,7 +339,13 @@ def test_an_adapter_that_is_far_too_strong(
     change(adapter, component, "A", 1e15)
     change(adapter, component, "B", 1e20)
     with pytest.raises(NotFiniteError, match=r"^\w+ .* the adapter '.*' at scale 500 makes weights .*--adapter-scale"):
-        TASKS[task](MobileO.load(small, adapter=adapter, adapter_scale=500.0, quantize=quantize))
+        TASKS[task](MobileO.load(small, adapter=adapter, adapter_scale=500.0, quantize=quantize, dtype="float32"))
+
+
+def test_an_adapter_that_leaves_float16(small: Path, adapter: Path) -> None:
+    expected = r"^llm in float16 .* choose --dtype llm=bfloat16 or choose a smaller --adapter-scale than 500\.$"
+    with pytest.raises(NotFiniteError, match=expected):
+        TASKS["ask"](MobileO.load(small, adapter=adapter, adapter_scale=500.0, dtype="float16"))
 
 
 @pytest.mark.parametrize("scale", [1e30, -1e30, 1e300, 10**400, float("nan"), float("inf")])
