@@ -110,7 +110,7 @@ def describe() -> Machine:
     chip = _chip()
     return Machine(
         mobileo=__version__,
-        chip=chip if backend.on_cpu() or not name or name == chip else f"{chip}; {name}",
+        chip=chip if backend.on_cpu() or name in chip else f"{chip}; {name}",
         cores=_cores(),
         memory=_memory(),
         system=_system(),

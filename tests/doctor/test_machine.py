@@ -118,3 +118,12 @@ def test_the_backend_whose_library_is_there_has_won(monkeypatch: pytest.MonkeyPa
 def test_paths_name_no_user(tmp_path: Path) -> None:
     assert machine.without_home(tmp_path / "cache") == f"~{os.sep}cache"
     assert machine.without_home(Path("/data/models")) == "/data/models"
+
+
+def test_a_gpu_of_another_name_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.backend, "backend", lambda: "metal")
+    monkeypatch.setattr(machine, "_chip", lambda: "Apple M2 Pro (Mac14,9)")
+    monkeypatch.setattr(machine.backend, "chip_name", lambda: "Apple M2 Pro")
+    assert machine.describe().chip == "Apple M2 Pro (Mac14,9)"
+    monkeypatch.setattr(machine.backend, "chip_name", lambda: "Apple Paravirtual device")
+    assert machine.describe().chip == "Apple M2 Pro (Mac14,9); Apple Paravirtual device"
