@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,9 +93,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+def computing_chip(info: Mapping[str, Any]) -> str:
+    """Of a `machine`: the GPU where it computes, else the processor. On a Mac both have one name."""
+    return str(info.get("gpu") or info["chip"])
+
+
 def machine_line(info: dict[str, Any]) -> str:
     """The machine in one sentence for a table's foot."""
-    gpu = f", GPU {info['gpu']}" if info.get("gpu") else ""
+    gpu = f", GPU {info['gpu']}" if info.get("gpu") not in (None, info["chip"]) else ""
     library = f", BLAS: {info['blas']}" if info.get("device") == "cpu" else ""
     return f"{info['chip']}{gpu}, {info['os']}, MLX {info['mlx']} on the {info['device']}{library}, {info['date']}"
 

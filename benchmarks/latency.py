@@ -1,12 +1,16 @@
 """The paper's table on this machine: `python -m benchmarks.latency --model MODEL`, or `--random-weights`.
 
-Random weights take as long as trained ones, and need no download. Writes latency.json, latency.md and latency.png.
+Random weights take as long as trained ones, and need no download. There are files for each chip, the GPU's where one
+computes: the result is added to the records in latency-CHIP.json, and latency-CHIP.md and latency-CHIP.png show it.
+On a GPU a run takes a minute or two, on a CPU half an hour; `--runs 2 --warmup 1` halves that.
 Exit status: 0 done, 2 it can't be done, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -180,7 +184,7 @@ def markdown(value: Mapping[str, Any]) -> Iterator[str]:
         for machine, model, vision, first, image in PAPER
     ]
     cells = [_measured(rows, "vision", 1e3), _measured(rows, "first_token", 1e3), _measured(rows, "image", 1)]
-    yield from common.markdown_table(head, [*paper, [ours, value["machine"]["chip"], *cells]])
+    yield from common.markdown_table(head, [*paper, [ours, common.computing_chip(value["machine"]), *cells]])
     yield ""
     units = {"image": 1.0, "edit": 1.0}
     names = {
@@ -221,14 +225,35 @@ def chart(value: Mapping[str, Any], path: Path) -> None:
         return
 
     rows = {row["name"]: row["seconds"]["mean"] for row in value["rows"]}
-    ours = f"mobileo-mlx, {value['machine']['chip']}"
+    ours = f"mobileo-mlx, {common.computing_chip(value['machine'])}"
     panels: dict[str, list[tuple[str, float]]] = {}
     columns = (("vision", "Vision encoder, ms", 1e3), ("first_token", "First token, ms", 1e3), ("image", "Image, s", 1))
     for i, (name, title, factor) in enumerate(columns):
         if name in rows:
             bars = [(f"{model}, {machine}", spreads[i][0]) for machine, model, *spreads in PAPER]
             panels[f"{title} (logarithmic)"] = [*bars, (ours, rows[name] * factor)]
-    bar_chart(panels, path, ours=ours)
+    if panels:  # the table has no column for the other rows
+        bar_chart(panels, path, ours=ours)
+
+
+def records_file(folder: Path, machine: Mapping[str, Any]) -> Path:
+    """Where the results of a machine's chip are kept."""
+    name = re.sub(r"[^a-z0-9]+", "-", common.computing_chip(machine).lower()).strip("-")
+    return folder / f"latency-{name or 'unnamed-chip'}.json"
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The results in a file of `records_file`, the newest last.
+
+    Raises:
+        CheckpointError: it is missing, or has no results.
+    """
+    from mobileo_mlx.errors import CheckpointError
+
+    records = common.read_json(path).get("records")
+    if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
+        raise CheckpointError(f"'{path}' has no records of benchmarks.latency; move it away.")
+    return records
 
 
 def _measured(rows: Mapping[str, Any], name: str, factor: float) -> str:
@@ -266,10 +291,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quantize", metavar="BITS", help="such as all=8 or llm=4,dit=8, while loading")
     common.add_out(parser)
     options = parser.parse_args(arguments)
-    return common.exit_status("latency", lambda: _run(options))
+    command = shlex.join(["python", "-m", "benchmarks.latency", *(sys.argv[1:] if arguments is None else arguments)])
+    return common.exit_status("latency", lambda: _run(options, command))
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace, command: str) -> None:
     from mobileo_mlx import MobileO
     from mobileo_mlx.checkpoints.quantize import parse_quantize
     from mobileo_mlx.errors import OptionError
@@ -301,12 +327,14 @@ def _run(options: argparse.Namespace) -> None:
         "warmup": options.warmup,
         "runs": options.runs,
     }
-    value = result(rows, settings)
+    value = {**result(rows, settings), "command": command}
     lines = list(markdown(value))
     print("\n".join(lines))
-    common.write_json(value, options.out / "latency.json")
-    common.write_lines(lines, options.out / "latency.md")
-    chart(value, options.out / "latency.png")
+    path = records_file(options.out, value["machine"])
+    records = read_records(path) if path.exists() else []
+    common.write_json({"records": [*records, value]}, path)
+    common.write_lines(lines, path.with_suffix(".md"))
+    chart(value, path.with_suffix(".png"))
 
 
 def _dtype(model: MobileO, names: Sequence[str]) -> str:

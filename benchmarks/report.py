@@ -127,9 +127,9 @@ def latency_lines(found: Result) -> Iterator[Target]:
     command = f"{PYTHON}latency --model MODEL"
     machine, _, *paper = next(entry for entry in PAPER if entry[:2] == ("MacBook M2 Pro", "Mobile-O-0.5B"))
     rows = {row["name"]: row["seconds"]["mean"] for row in (found or {}).get("rows", ())}
-    chip = found["machine"]["chip"] if found is not None else ""
+    chip = common.computing_chip(found["machine"]) if found is not None else ""
     there = found is not None and "M2 Pro" in chip and found["size"] == "0.5b" and found["pixels"] == 512
-    reason = f"not measured: latency.json is of {found['model']} on {chip}" if found is not None else _NO_FILE
+    reason = f"not measured: {found['model']} was measured on {chip}" if found is not None else _NO_FILE
     columns = (
         ("vision", "vision encoder", 1e3, "ms"),
         ("first_token", "first token", 1e3, "ms"),
@@ -179,8 +179,20 @@ def lines(folder: Path) -> list[Target]:
     Raises:
         CheckpointError: a file is damaged.
     """
-    found = {name: common.read_json(path) if (path := folder / f"{name}.json").exists() else None for name in SOURCES}
+    found: dict[str, Result] = {
+        name: common.read_json(path) if (path := folder / f"{name}.json").exists() else None for name in SOURCES
+    }
+    found["latency"] = _latency(folder)
     return [line for name, source in SOURCES.items() for line in source(found[name])]
+
+
+def _latency(folder: Path) -> Result:
+    """The newest result of benchmarks.latency, on the paper's MacBook if there is one."""
+    from .latency import read_records
+
+    records = [record for path in sorted(folder.glob("latency-*.json")) for record in read_records(path)]
+    there = [record for record in records if "M2 Pro" in common.computing_chip(record["machine"])]
+    return max(there or records, key=lambda record: record["machine"]["date"], default=None)
 
 
 def markdown(report: Sequence[Target]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 Operations and bytes of each stage are read off the graph of the production code at any size, without computing
 anything; the floor on a chip is the longer of computing at its peak and of moving the bytes at its bandwidth. Given a
-latency.json, the share of that floor's speed that was reached. Writes roofline.json and roofline.md.
+latency-CHIP.json, the share of that floor's speed that was reached. Writes roofline.json and roofline.md.
 Exit status: 0 done, 2 it can't be done.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import common
+from .latency import read_records
 
 if TYPE_CHECKING:
     from mobileo_mlx.models.mobileo import MobileOConfig
@@ -112,7 +113,7 @@ def _work(name: str, count: Count, bits: Mapping[str, int]) -> Work:
 
 
 def floors(parts: Sequence[Work], chip: Chip, steps: int = STEPS) -> dict[str, tuple[float, str]]:
-    """Seconds at least and what bounds them, by stage and by the rows of latency.json."""
+    """Seconds at least and what bounds them, by stage and by the rows of a result of benchmarks.latency."""
     alone = {stage.name: stage.floor(chip) for stage in parts}
     image = alone["text"][0] + steps * alone["dit"][0] + alone["decoder"][0]
     first = alone["vision"][0] + alone["prefill"][0]
@@ -206,7 +207,7 @@ def _run(options: argparse.Namespace) -> None:
         raise OptionError("at least 1 step is needed.")
     config = official_config(options.size)
     bits = parse_quantize(options.quantize) if options.quantize is not None else {}
-    latency = common.read_json(options.latency) if options.latency is not None else None
+    latency = read_records(options.latency)[-1] if options.latency is not None else None
     chip = None if latency is None else _chip(options.chip, latency)
     if latency is not None and latency["size"] not in (None, options.size.lower()):
         raise OptionError(f"'{options.latency}' was measured at {latency['size']}; give --size {latency['size']}.")

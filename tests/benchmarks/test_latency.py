@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
 from PIL import Image
 
-from benchmarks import latency
+from benchmarks import common, latency
 from benchmarks.synthetic import synthetic_model, tiny_config
 
 
@@ -21,18 +21,25 @@ def written(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def only_record(folder: Path) -> dict[str, Any]:
+    (path,) = folder.glob("latency-*.json")
+    (record,) = latency.read_records(path)
+    return record
+
+
 def test_every_row_is_measured(written: Path) -> None:
-    value = json.loads((written / "latency.json").read_text())
+    value = only_record(written)
     assert [row["name"] for row in value["rows"]] == list(latency.ROWS)
     assert all(row["seconds"]["mean"] > 0 and len(row["seconds"]["runs"]) == 2 for row in value["rows"])
     assert all(row["peak_memory_gb"] > 0 for row in value["rows"])
     assert value["machine"]["mlx"]
     assert value["size"] is None
-    assert value["dtype"] == "float32"
+    assert "float" in value["dtype"]
+    assert value["command"].startswith("python -m benchmarks.latency --model ")
 
 
 def test_the_papers_rows_stand_beside_ours(written: Path) -> None:
-    lines = (written / "latency.md").read_text().splitlines()
+    lines = next(written.glob("latency-*.md")).read_text().splitlines()
     assert sum(line.startswith("| Mobile-O-0.5B") for line in lines) == 3
     assert any(line.startswith("| mobileo-mlx") for line in lines)
     assert "187 +- 31" in "\n".join(lines)
@@ -40,8 +47,40 @@ def test_the_papers_rows_stand_beside_ours(written: Path) -> None:
 
 def test_the_chart(written: Path) -> None:
     pytest.importorskip("matplotlib")
-    with Image.open(written / "latency.png") as chart:
+    with Image.open(next(written.glob("latency-*.png"))) as chart:
         assert chart.width == 1000
+
+
+def test_a_chip_keeps_its_records_and_no_other_chips(
+    written: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file,) = written.glob("latency-*.json")
+    (tmp_path / file.name).write_text(file.read_text())
+    run = ["--model", str(tiny_model), "--only", "decode", "--runs", "1", "--warmup", "0", "--out", str(tmp_path)]
+    assert latency.main(run) == 0
+    first, second = latency.read_records(tmp_path / file.name)
+    assert first == only_record(written)
+    assert [row["name"] for row in second["rows"]] == ["decode"]
+
+    kept, here = (tmp_path / file.name).read_text(), common.machine()
+    gpu = {"device": "gpu", "gpu": "NVIDIA H100 80GB HBM3"}
+    monkeypatch.setattr(common, "machine", lambda: {**here, **gpu})
+    assert latency.main(run) == 0
+    (record,) = latency.read_records(tmp_path / "latency-nvidia-h100-80gb-hbm3.json")
+    assert record["machine"]["gpu"] == gpu["gpu"]
+    assert "| NVIDIA H100 80GB HBM3 |" in (tmp_path / "latency-nvidia-h100-80gb-hbm3.md").read_text()
+    assert (tmp_path / file.name).read_text() == kept
+
+
+def test_what_is_no_record_is_left_alone(
+    written: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = next(written.glob("latency-*.json")).name
+    (tmp_path / name).write_text("{}")
+    run = ["--model", str(tiny_model), "--only", "decode", "--runs", "1", "--warmup", "0", "--out", str(tmp_path)]
+    assert latency.main(run) == 2
+    assert name in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "{}"
 
 
 def test_random_weights_need_no_file(monkeypatch: pytest.MonkeyPatch) -> None:

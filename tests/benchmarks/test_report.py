@@ -78,9 +78,10 @@ def test_growth_of_time_and_of_memory(exponent: float, met: bool, tmp_path: Path
 def test_another_machine_measures_nothing_of_the_papers(tmp_path: Path) -> None:
     rows = [{"name": "first_token", "seconds": {"mean": 0.15}}, {"name": "image", "seconds": {"mean": 5.0}}]
     latency: dict[str, Any] = {"model": "0.5B", "size": "0.5b", "pixels": 512, "rows": rows}
-    write(tmp_path, "latency", machine={"chip": "AMD EPYC"}, **latency)
+    write(tmp_path, "latency-amd-epyc", records=[{"machine": {"chip": "AMD EPYC", "date": "2026-02-02"}, **latency}])
     assert by_name(tmp_path)["first token, MacBook M2 Pro"].met is None
-    write(tmp_path, "latency", machine={"chip": "Apple M2 Pro"}, **latency)
+    mac = {"chip": "Apple M2 Pro", "gpu": "Apple M2 Pro", "date": "2026-01-01"}
+    write(tmp_path, "latency-apple-m2-pro", records=[{"machine": mac, **latency}])
     assert by_name(tmp_path)["first token, MacBook M2 Pro"].met is True
     assert by_name(tmp_path)["an image, MacBook M2 Pro"].met is False
 

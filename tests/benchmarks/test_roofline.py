@@ -49,8 +49,8 @@ def test_the_share_that_was_reached(tmp_path: Path) -> None:
         "steps": 20,
         "rows": [{"name": "vision", "seconds": {"mean": 0.0688}}, {"name": "edit", "seconds": {"mean": 1.0}}],
     }
-    (tmp_path / "latency.json").write_text(json.dumps(latency))
-    assert roofline.main(["--latency", str(tmp_path / "latency.json"), "--out", str(tmp_path)]) == 0
+    (tmp_path / "latency-chip.json").write_text(json.dumps({"records": [latency]}))
+    assert roofline.main(["--latency", str(tmp_path / "latency-chip.json"), "--out", str(tmp_path)]) == 0
     value = json.loads((tmp_path / "roofline.json").read_text())
     assert value["chip"] == "M3 Max 40c"
     assert [row["name"] for row in value["reached"]] == ["vision"]
@@ -62,6 +62,6 @@ def test_a_chip_that_is_not_clear_has_to_be_named(
     chip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     latency = {"machine": {"chip": chip}, "size": "0.5b", "pixels": 512, "steps": 20, "rows": []}
-    (tmp_path / "latency.json").write_text(json.dumps(latency))
-    assert roofline.main(["--latency", str(tmp_path / "latency.json"), "--out", str(tmp_path)]) == 2
+    (tmp_path / "latency-chip.json").write_text(json.dumps({"records": [latency]}))
+    assert roofline.main(["--latency", str(tmp_path / "latency-chip.json"), "--out", str(tmp_path)]) == 2
     assert "--chip" in capsys.readouterr().err
