@@ -64,13 +64,11 @@ def decoder(config: MobileOConfig, *, size: int | None = None, backend: str = "m
     """From latents to one image of `size` pixels squared, the model's default where None."""
     import mlx.core as mx
 
-    from mobileo_mlx.latents import decode_latents
-
     from .op_counter import trace
 
     side = (size or config.default_size[0]) // config.vae.factor
     latents = mx.zeros((1, side, side, config.vae.latent_channels))
-    return trace(config, lambda model: [decode_latents(model.parts, latents)], backend=backend)
+    return trace(config, lambda model: [model.parts.vae_decoder.decode(latents)], backend=backend)
 
 
 @functools.lru_cache(maxsize=8)
