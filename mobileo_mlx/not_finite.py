@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import mlx.core as mx
 
 from .checkpoints.precision import dtype_name
-from .checkpoints.weights_fault import adapter_fault, largest, size_fault, stored_fault
+from .checkpoints.weights_fault import adapter_fault, largest, range_fault, size_fault, stored_fault
 from .errors import NotFiniteError
 from .ops.finite import all_finite
 
@@ -69,8 +69,4 @@ def _cause(parts: Parts, component: str, plain: nn.Module, dtype: str) -> str:
     if fault := size_fault(adapter, component, module, plain):
         return fault
     what = "weights" if math.isinf(largest(module)) else "activations"
-    wider = {"float16": "bfloat16", "bfloat16": "float32"}.get(dtype)
-    remedies = [f"choose --dtype {component}={wider}"] if wider else []
-    if adapter is not None and component in adapter.components:
-        remedies.append(f"choose a smaller --adapter-scale than {adapter.scale:g}")
-    return f"its {what} leave the range of {dtype}; {' or '.join(remedies) or 'get the model again'}"
+    return range_fault(adapter, component, what, dtype)

@@ -342,6 +342,15 @@ def test_an_adapter_that_is_far_too_strong(
         TASKS[task](MobileO.load(small, adapter=adapter, adapter_scale=500.0, quantize=quantize, dtype="float32"))
 
 
+def test_factors_whose_product_leaves_every_range(small: Path, adapter: Path, tmp_path: Path) -> None:
+    for letter in "AB":
+        change(adapter, "dit", letter, 1e25)
+    with pytest.raises(NotFiniteError, match=r"^dit .* range of \w+; choose a smaller --adapter-scale than 1\.$"):
+        fuse(small, adapter, tmp_path / "fused")
+    with pytest.raises(NotFiniteError, match=r"^dit .* at scale 1 makes weights as large as inf"):
+        TASKS["generate"](MobileO.load(small, adapter=adapter, dtype="float32"))
+
+
 def test_an_adapter_that_leaves_float16(small: Path, adapter: Path) -> None:
     expected = r"^llm in float16 .* choose --dtype llm=bfloat16 or choose a smaller --adapter-scale than 500\.$"
     with pytest.raises(NotFiniteError, match=expected):
@@ -380,7 +389,7 @@ def test_converting_weights_that_are_not_finite(spoilt: dict[str, Path], tmp_pat
 
 def test_converting_to_a_dtype_that_is_too_small(small: Path, tmp_path: Path) -> None:
     folder = spoil(small, tmp_path / "large", "dit", 1e8)
-    with pytest.raises(NotFiniteError, match="its weights leave the range of the dtype; choose --dtype dit=bfloat16"):
+    with pytest.raises(NotFiniteError, match="its weights leave the range of float16; choose --dtype dit=bfloat16"):
         convert(folder, tmp_path / "made", dtype="float16")
     convert(folder, tmp_path / "made", dtype="bfloat16")
 

@@ -21,10 +21,10 @@ from .checkpoint import FORMAT_VERSION, Checkpoint
 from .hub import OUR_FORMAT, TOKENIZER_FILES
 from .load import load_component
 from .modules import named_parameters
-from .precision import DTYPES, parse_dtypes
+from .precision import DTYPES, dtype_name, parse_dtypes
 from .quantize import QuantizeSpec, resolve_bits
 from .tensor_files import TensorInfo, write_tensors
-from .weights_fault import adapter_fault, is_finite, stored_fault
+from .weights_fault import adapter_fault, is_finite, range_fault, stored_fault
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,9 @@ def _write(
 
             def check(tensor: mx.array, component: str = component) -> None:
                 if not is_finite(tensor):
-                    raise NotFiniteError(component, _cause(source, component, adapter))
+                    fault = stored_fault(source, component) or adapter_fault(adapter, component)
+                    asked = dtype_name(tensor.dtype)
+                    raise NotFiniteError(component, fault or range_fault(adapter, component, "weights", asked))
 
             write_tensors(temporary / f"{component}.safetensors", tensors, check=check)
             mx.clear_cache()
@@ -224,12 +226,6 @@ def _write(
             source.load_tokenizer().save(temporary / "tokenizer.json")
         write_config(temporary, source.config, components, quantization)
     return describe(folder)
-
-
-def _cause(source: Checkpoint, component: str, adapter: Adapter | None) -> str:
-    """Why weights that are written are not finite, and the remedy."""
-    found = stored_fault(source, component) or adapter_fault(adapter, component)
-    return found or f"its weights leave the range of the dtype; choose --dtype {component}=bfloat16"
 
 
 def write_config(

@@ -65,6 +65,22 @@ def size_fault(adapter: Adapter | None, component: str, module: nn.Module, plain
     )
 
 
+def range_fault(adapter: Adapter | None, component: str, what: str, dtype: str) -> str:
+    """That weights or activations leave the range of a dtype, with what may help.
+
+    Args:
+        adapter: that was applied, if one was.
+        component: whose they are.
+        what: "weights" or "activations".
+        dtype: its name.
+    """
+    wider = {"float16": "bfloat16", "bfloat16": "float32"}.get(dtype)
+    remedies = [f"choose --dtype {component}={wider}"] if wider else []
+    if adapter is not None and component in adapter.components:
+        remedies.append(f"choose a smaller --adapter-scale than {adapter.scale:g}")
+    return f"its {what} leave the range of {dtype}; {' or '.join(remedies) or 'get the model again'}"
+
+
 def largest(module: nn.Module) -> float:
     """The largest absolute value of a module's weights; infinity where one is NaN or infinite."""
     tensors = named_parameters(module)
