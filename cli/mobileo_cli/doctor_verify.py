@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 # The widths are fixed, so that each row can be shown when it is known.
-_ROW = "{:19}  {:9}  {:28}  {:28}  {:38}  {:>7}  {}"
+_ROW = "{:19}  {:9}  {:28}  {:28}  {:38}  {:>10}  {}"
 
 
 def run(model: str | None, dtype: str | None, *, as_json: bool) -> dict[str, Any]:
