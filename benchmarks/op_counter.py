@@ -187,7 +187,7 @@ def tracing_only(backend: str) -> Iterator[list[mx.array]]:
 
 def results_count_as_finite() -> AbstractContextManager[Any]:
     """Spares results the question whether they are, which needs their values."""
-    return mock.patch.object(mx, "isfinite", lambda x: mx.array(True))
+    return mock.patch.object(mx, "isfinite", return_value=mx.array(True))
 
 
 @contextmanager

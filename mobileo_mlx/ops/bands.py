@@ -4,8 +4,8 @@ A band is (B, rows, W, C); the bands of a map follow each other from top to bott
 bands and give bands, and keep the few rows that the next band needs, so that nothing is computed twice. Memory then
 grows with the width of a map, not with its area, and the result is that of the whole map up to rounding.
 
-A CPU computes bands one after the other, in its cache. A GPU takes whole maps as far as its memory goes, and waits for
-nothing: work is handed over step by step, and MLX bounds how much of it may be ahead.
+A CPU computes bands one after the other, in its cache. A GPU takes whole maps as far as its memory goes, and is not
+waited for but at the largest: work is handed over step by step, and MLX bounds how much of it may be ahead.
 
 A suspended generator keeps its local variables alive, and a chain of them would hold many bands. So what works band by
 band is a `map`, which holds nothing, and what needs a loop deletes its variables.
@@ -37,6 +37,10 @@ CPU_BYTES, GPU_BYTES = 2**21, 2**25
 # maps, for two operations in five, that is a third of the memory. On 8 GB the widest map of 512 px is whole in half
 # precision, on 18 GB that of 1024 px. Never more than 1 GB: convolutions of 2e9 elements were wrong in MLX.
 GPU_SHARE, WHOLE_BYTES = 48, 2**30
+
+# Elements of a map from which on a GPU is waited for after all: four times in decoding 512 px. What is ahead would hold
+# some ten of the largest maps, and starting anew takes a fraction of a millisecond where a step takes many.
+WAITED_SIZE = 2**25
 
 # Bands have a multiple of so many rows, those of a tile in the forms that convolutions take on a CPU.
 ROWS = 4
@@ -213,8 +217,8 @@ def evaluated(bands: Iterable[mx.array]) -> Bands:
 
 
 def _evaluate(x: mx.array) -> None:
-    """Waits for an array on a CPU. Waiting for a GPU would leave it without work each time."""
-    (mx.eval if backend.on_cpu() else mx.async_eval)(x)
+    """Waits for an array on a CPU. A GPU is waited for where maps are very large: it has no work meanwhile."""
+    (mx.eval if backend.on_cpu() or x.size >= WAITED_SIZE else mx.async_eval)(x)
 
 
 def _alone(x: mx.array) -> mx.array:
