@@ -327,7 +327,8 @@ def test_a_second_question_reads_its_own_words_alone(
 # Editing
 
 
-def test_latents_are_scaled(model: MobileO, pictures: list[Image.Image]) -> None:
+def test_latents_are_scaled(tiny_model: Path, pictures: list[Image.Image]) -> None:
+    model = MobileO.load(tiny_model, dtype="float32")
     factor = model.config.vae.scaling_factor
     assert factor != 1
     image = cover_crop(pictures[0], 64, 32)

@@ -67,7 +67,7 @@ def test_samples_are_the_same_in_every_share_and_are_kept(tmp_path: Path, monkey
 
 
 def test_several_prompts_at_once_are_drawn_as_each_alone() -> None:
-    model = MobileO.load("tiny")
+    model = MobileO.load("tiny", dtype="float32")  # in half precision rounding depends on the number of rows
     source = Image.fromarray(np.full((64, 64, 3), 200, np.uint8))
     wanted = [("a red circle", None, 3), ("a blue square above a green star", None, 4), ("add a red star", source, 5)]
     options: dict[str, Any] = {"steps": 4, "guidance_interval": (0.0, 0.9)}

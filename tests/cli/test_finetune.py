@@ -120,7 +120,7 @@ def test_two_processes_train_as_one(
     arguments: list[str], here: Callable[..., Result], work: Path, environment: dict[str, str]
 ) -> None:
     # Each process draws a mask of its own for its adapters' dropout, and here there are none.
-    arguments = [*arguments, *["--llm", "frozen", "--dit", "full", "--steps", "3"]]
+    arguments = [*arguments, *["--llm", "frozen", "--dit", "full", "--steps", "3", "--dtype", "float32"]]
     assert here(*arguments, "--out", "one").status == 0
     launch = [str(COMMAND.with_name("mlx.launch")), "-n", "2", str(COMMAND), *arguments, "--out", "two"]
     done = subprocess.run(launch, cwd=work, env=environment, capture_output=True, text=True, timeout=120)

@@ -65,7 +65,7 @@ def assert_same_weights(adapted: MobileO, theirs: Any) -> None:
 
 def changed(model: MobileO, base: Path) -> dict[str, int]:
     """How many tensors of each part are not those of the model without adapter."""
-    plain = MobileO.load(base)
+    plain = MobileO.load(base, dtype="float32")
     pairs = {name: [named_parameters(m.parts[name]) for m in (model, plain)] for name in PARTS}
     return {name: sum(not mx.array_equal(a[key], b[key]) for key in a) for name, (a, b) in pairs.items()}
 
@@ -101,7 +101,7 @@ def test_theirs_in(
             if parameter.requires_grad:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     wrapped.save_pretrained(tmp_path)
-    adapted = MobileO.load(tiny_model, adapter=tmp_path)
+    adapted = MobileO.load(tiny_model, adapter=tmp_path, dtype="float32")
     assert_same_weights(adapted, wrapped.merge_and_unload())
     assert changed(adapted, tiny_model) == counts
 
@@ -113,7 +113,7 @@ def test_ours_out(tiny_model: Path, tmp_path: Path, theirs: Any, components: tup
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys")
         wrapped = peft.PeftModel.from_pretrained(theirs, str(tmp_path / "adapter"))
-    adapted = MobileO.load(tiny_model, adapter=tmp_path / "adapter")
+    adapted = MobileO.load(tiny_model, adapter=tmp_path / "adapter", dtype="float32")
     updates = sum(name.endswith("lora_A.default") for name, _ in wrapped.named_modules())
     assert (
         updates == sum(changed(adapted, tiny_model).values()) == 35 * ("llm" in components) + 30 * ("dit" in components)

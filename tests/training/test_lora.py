@@ -178,8 +178,8 @@ def test_the_gradient_is_that_of_the_same_mask_with_checkpointing(tiny_model: Pa
 @pytest.mark.parametrize("config", [BOTH, LoRAConfig(rank=3, alpha=1.5), LoRAConfig(rank=1, components=("dit",))])
 def test_merged_is_what_was_trained(tiny_model: Path, tmp_path: Path, config: LoRAConfig) -> None:
     trained = write_random_adapter(tmp_path / "adapter", tiny_model, config)
-    base = MobileO.load(tiny_model)
-    model = MobileO.load(tiny_model, adapter=tmp_path / "adapter")
+    base = MobileO.load(tiny_model, dtype="float32")
+    model = MobileO.load(tiny_model, adapter=tmp_path / "adapter", dtype="float32")
     for name, output in (("llm", states), ("dit", velocity)):
         merged = model.parts[name]
         assert named_parameters(merged).keys() == named_parameters(base.parts[name]).keys()
@@ -203,9 +203,9 @@ def test_the_scale_goes_from_the_model_to_the_adapter(tiny_model: Path, tmp_path
     write_random_adapter(folder, tiny_model, full=("diffusion_connector",))
 
     def load(scale: float) -> MobileO:
-        return MobileO.load(tiny_model, adapter=folder, adapter_scale=scale)
+        return MobileO.load(tiny_model, adapter=folder, adapter_scale=scale, dtype="float32")
 
-    base = MobileO.load(tiny_model)
+    base = MobileO.load(tiny_model, dtype="float32")
     none, half, whole = load(0), load(0.5), load(1)
     for name in ("llm", "diffusion_connector"):
         assert same(none.parts[name], base.parts[name])
@@ -218,7 +218,7 @@ def test_the_scale_goes_from_the_model_to_the_adapter(tiny_model: Path, tmp_path
 
 def test_only_what_is_used_is_loaded(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_random_adapter(tmp_path / "adapter", tiny_model, BOTH, full=("vision_tower", "diffusion_connector"))
-    model = MobileO.load(tiny_model, adapter=tmp_path / "adapter")
+    model = MobileO.load(tiny_model, adapter=tmp_path / "adapter", dtype="float32")
     read: list[str] = []
     network = Checkpoint.network
     monkeypatch.setattr(Checkpoint, "network", lambda *a: read.append(a[1]) or network(*a))
@@ -226,7 +226,7 @@ def test_only_what_is_used_is_loaded(tiny_model: Path, tmp_path: Path, monkeypat
     assert sorted(read) == ["diffusion_connector", "dit", "llm", "vae_decoder"]
     assert result.metadata()["adapter"] == str(tmp_path / "adapter")
     assert result.metadata()["adapter_scale"] == 1.0
-    assert "adapter" not in MobileO.load(tiny_model).generate("a cat", steps=1).metadata()
+    assert "adapter" not in MobileO.load(tiny_model, dtype="float32").generate("a cat", steps=1).metadata()
 
 
 @pytest.mark.parametrize("component", ["vision_tower", "mm_projector", "diffusion_connector", "dit", "llm", "lm_head"])
@@ -236,7 +236,7 @@ def test_parts_trained_in_full(tiny_model: Path, tmp_path: Path, component: str)
     write_adapter(tmp_path, {component: loaded}, None, base_model=tiny_model)
     assert [path.name for path in tmp_path.iterdir()] == [TRAINED_FILE]
     assert load_file(tmp_path / TRAINED_FILE).keys() == {f"{component}.{name}" for name in named_parameters(loaded)}
-    assert same(MobileO.load(tiny_model, adapter=tmp_path).parts[component], loaded)
+    assert same(MobileO.load(tiny_model, adapter=tmp_path, dtype="float32").parts[component], loaded)
 
 
 def test_updates_beside_layers_trained_in_full(tiny_model: Path, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_updates_beside_layers_trained_in_full(tiny_model: Path, tmp_path: Path)
     assert not any(
         "linear" in name or "lora" in name for name in load_file(tmp_path / "adapter" / TRAINED_FILE) if "attn" in name
     )
-    dit = MobileO.load(tiny_model, adapter=tmp_path / "adapter").parts.dit
+    dit = MobileO.load(tiny_model, adapter=tmp_path / "adapter", dtype="float32").parts.dit
     assert error(velocity(dit), velocity(trained)) < 1e-5
 
 
@@ -315,8 +315,8 @@ def test_quantized_while_loading_or_before_is_the_same(tiny_model: Path, tmp_pat
     write_random_adapter(folder, tiny_model, BOTH, full=("dit",))
     convert(tiny_model, tmp_path / "small", quantize=bits)
     for scale in (1.0, 0.5):
-        a = MobileO.load(tmp_path / "small", adapter=folder, adapter_scale=scale)
-        b = MobileO.load(tiny_model, quantize=bits, adapter=folder, adapter_scale=scale)
+        a = MobileO.load(tmp_path / "small", adapter=folder, adapter_scale=scale, dtype="float32")
+        b = MobileO.load(tiny_model, quantize=bits, adapter=folder, adapter_scale=scale, dtype="float32")
         for name in bits:
             assert same(a.parts[name], b.parts[name])
 
@@ -326,8 +326,8 @@ def test_a_part_trained_in_full_is_quantized_as_the_model_is(tiny_model: Path, t
     loaded.apply(lambda x: x + 0.1)
     write_adapter(tmp_path, {"dit": loaded}, None, base_model=tiny_model)
     fuse(tiny_model, tmp_path, tmp_path / "fused")
-    adapted = MobileO.load(tiny_model, quantize={"dit": 4}, adapter=tmp_path).parts.dit
-    assert same(adapted, MobileO.load(tmp_path / "fused", quantize={"dit": 4}).parts.dit)
+    adapted = MobileO.load(tiny_model, quantize={"dit": 4}, adapter=tmp_path, dtype="float32").parts.dit
+    assert same(adapted, MobileO.load(tmp_path / "fused", quantize={"dit": 4}, dtype="float32").parts.dit)
 
 
 # Fused
@@ -340,7 +340,10 @@ def test_fused_is_the_same_as_adapted(tiny_model: Path, tmp_path: Path) -> None:
     info = fuse(tiny_model, folder, tmp_path / "fused", scale=0.7, progress=written.append)
     assert info == describe(tmp_path / "fused")
     assert info.parameters == describe(tiny_model).parameters
-    adapted, fused = MobileO.load(tiny_model, adapter=folder, adapter_scale=0.7), MobileO.load(tmp_path / "fused")
+    adapted, fused = (
+        MobileO.load(tiny_model, adapter=folder, adapter_scale=0.7, dtype="float32"),
+        MobileO.load(tmp_path / "fused", dtype="float32"),
+    )
     for part in info.components:
         assert same(adapted.parts[part.name], fused.parts[part.name])
     assert written == [part.name for part in info.components]
@@ -367,7 +370,7 @@ def test_what_the_adapter_leaves_alone_may_be_quantized(tiny_model: Path, adapte
 
 def refused(folder: Path, model: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
-        MobileO.load(model, adapter=folder)
+        MobileO.load(model, adapter=folder, dtype="float32")
     return str(caught.value)
 
 

@@ -97,9 +97,9 @@ def test_a_whole_run(
 def test_the_adapter_is_the_trained_model(
     prepared: Callable[..., FinetuneRun], tiny_model: Path, tmp_path: Path
 ) -> None:
-    run = prepared("paper", steps=2, dropout=0.0)
+    run = prepared("paper", steps=2, dropout=0.0, dtype="float32")
     list(run.start(tmp_path / "out"))
-    adapted = MobileO.load(tiny_model, adapter=tmp_path / "out")
+    adapted = MobileO.load(tiny_model, adapter=tmp_path / "out", dtype="float32")
     image = run.data.samples[0].question_image.open()
     assert np.allclose(encode_image(run.model.parts, image), encode_image(adapted.parts, image), atol=1e-4)
     ours, theirs = (model.generate("a cat", seed=1, steps=2).latents for model in (run.model, adapted))
@@ -118,7 +118,7 @@ def test_the_adapter_is_the_trained_model(
 def test_what_a_stage_trains(
     prepared: Callable[..., FinetuneRun], tmp_path: Path, stage: str, layout: str, trained: set[str]
 ) -> None:
-    run = prepared(stage, count=2, layout=layout, steps=1, held_out=0.0)
+    run = prepared(stage, count=2, layout=layout, steps=1, held_out=0.0, dtype="float32")
     network = run.network
     before = {name: np.array(value) for name, value in tree_flatten(network.parameters())}
     names = {name for name, _ in tree_flatten(network.trainable_parameters())}
@@ -150,8 +150,8 @@ def test_stopping_and_resuming_is_exact(prepared: Callable[..., FinetuneRun], tm
 
 
 def test_parts_give_the_losses_of_the_whole(prepared: Callable[..., FinetuneRun], tmp_path: Path) -> None:
-    whole = losses(list(prepared(dropout=0.0).start(tmp_path / "whole")))
-    parts = losses(list(prepared(dropout=0.0, accumulate=4).start(tmp_path / "parts")))
+    whole = losses(list(prepared(dropout=0.0, dtype="float32").start(tmp_path / "whole")))
+    parts = losses(list(prepared(dropout=0.0, accumulate=4, dtype="float32").start(tmp_path / "parts")))
     assert np.allclose(whole, parts, rtol=2e-5)
 
 
@@ -288,7 +288,7 @@ def test_every_sample_is_tokenized_once(prepared: Callable[..., FinetuneRun], mo
 
 
 def test_upstream_sees_images_of_half_the_side(prepared: Callable[..., FinetuneRun]) -> None:
-    run = prepared("paper", layout="upstream")
+    run = prepared("paper", layout="upstream", dtype="float32")
     batch = run.batches(0, 0)
     assert batch.answers is batch.drawing
     assert batch.drawing.pixels is not None
@@ -300,7 +300,7 @@ def test_upstream_sees_images_of_half_the_side(prepared: Callable[..., FinetuneR
     assert ours.answers.pixels.shape == (4, 128, 128, 3)
     assert float(ours.answers.pixels.min()) >= 0
     # Of a frozen tower there is the output.
-    kept = prepared().batches(0, 0)
+    kept = prepared(dtype="float32").batches(0, 0)
     assert kept.answers is not None
     assert kept.answers.pixels is None
     assert kept.answers.features is not None
