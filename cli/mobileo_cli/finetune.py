@@ -189,6 +189,7 @@ def command(
     assert out is not None
     if leading():
         printing.note_slow_blas()
+        printing.note_hidden_cuda()
     log = _Log(run)
     with _stoppable() as stopped:
         for event in run.start(out, resume=resume, stop=lambda: bool(stopped)):

@@ -262,6 +262,7 @@ def load(model: str = DEFAULT_MODEL, **arguments: Any) -> MobileO:
 
     loaded = MobileO.load(model, progress=sys.stderr.isatty(), **arguments)
     printing.note_slow_blas()
+    printing.note_hidden_cuda()
     return loaded
 
 

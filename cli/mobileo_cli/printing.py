@@ -71,6 +71,22 @@ def note_slow_blas() -> None:
         )
 
 
+@functools.cache
+def note_hidden_cuda() -> None:
+    """Says so if this process computes on a CPU because that library of MLX's took the place of CUDA's.
+
+    As `note_slow_blas`.
+    """
+    from mobileo_mlx import mlx_library
+    from mobileo_mlx.ops import backend
+
+    if backend.on_cpu() and not os.environ.get("MOBILEO_QUIET") and (command := mlx_library.hidden_cuda()):
+        note(
+            "mobileo-mlx: MLX's package for CUDA is installed, but the library of mlx-cpu took its place, so this "
+            f"computes on the CPU: run `{command}`; MOBILEO_QUIET=1 hides this note."
+        )
+
+
 def seconds(value: float) -> str:
     """A duration for people: `0.42 s`, `12.3 s`, `2 min 05 s`."""
     if value < 10:
