@@ -308,7 +308,7 @@ def test_quantizing_while_loading_needs_little_memory(ours, tmp_path, dtype):
     mx.eval(quantized.parameters())
     peak = mx.get_peak_memory() - before
     nbytes = sum(a.nbytes for _, a in tree_flatten(quantized.parameters()))
-    limit = 1.3 * nbytes + layer
+    limit = 1.35 * nbytes + layer  # and whether each element of a layer is finite
     assert limit < 0.8 * whole  # or the test would show nothing
     assert peak <= limit
     assert mx.get_active_memory() - before <= 1.05 * nbytes
