@@ -13,6 +13,7 @@ from .images import ImageSource, load_images
 from .models.qwen2 import KVCache, empty_cache
 from .prompts import SYSTEM_PROMPT, check_text, encode_prompt, first_turn, next_turn
 from .results import Answer, AnswerToken, Message
+from .threads import close
 from .tokenizer import IM_END
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Chat:
         """Closes the turn before, where its iterator was left open."""
         turn = None if self._open is None else self._open()
         if turn is not None:
-            turn.close()
+            close(turn)
 
     def _turn(
         self, text: str, images: list[Image.Image], settings: AnswerSettings

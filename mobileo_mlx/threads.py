@@ -18,6 +18,8 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
+_EXECUTING = "generator already executing"  # Python's, where a generator runs already, in this thread or another one
+
 
 def in_turns(
     lock: threading.RLock, task: Generator[Item, None, None], limits: AbstractContextManager[None]
@@ -26,6 +28,7 @@ def in_turns(
 
     A caller that does not read on stops nobody else, and the next item may be asked for in another thread. Closing the
     generator closes the task. That takes no lock: it computes nothing, and the garbage collector may do it anywhere.
+    So whoever else closes the task takes `close`.
 
     Args:
         lock: of all that must not compute at the same time.
@@ -44,7 +47,27 @@ def in_turns(
                 yield item
                 del item  # nothing of one step is in memory while the next one is computed
     finally:
-        task.close()
+        try:
+            task.close()
+        except ValueError as error:
+            if str(error) != _EXECUTING:  # in which case somebody else is closing it
+                raise
+
+
+def close(task: Generator[Item, None, None]) -> None:
+    """Closes a task of `in_turns` from outside, and waits where another thread is just closing it.
+
+    Raises:
+        ValueError: it is being computed, which in another thread it can't be while the lock is held.
+    """
+    limit = time.monotonic() + 1
+    while True:
+        try:
+            return task.close()
+        except ValueError as error:
+            if str(error) != _EXECUTING or time.monotonic() > limit:
+                raise
+        time.sleep(0.001)
 
 
 # The ids, as the system knows them, of threads in which tasks have computed, but for the main thread.

@@ -229,3 +229,42 @@ def test_a_new_turn_waits_for_a_token_of_the_one_before(tiny_model: Path) -> Non
     assert order[1] == -1
     assert list(first) == []
     assert len(chat.messages) == 2
+
+
+@pytest.mark.parametrize("first", ["the iterator", "the chat"])
+def test_a_turn_that_two_threads_close_is_closed_once(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """One begins, and the other comes while the conversation is being rolled back."""
+    chat = MobileO.load(tiny_model).chat()
+    tokens = chat.stream("hello", max_tokens=5)
+    next(tokens)
+    begun, go_on, roll_back = threading.Event(), threading.Event(), chat._roll_back
+
+    def slowly(offset: int) -> None:
+        begun.set()
+        go_on.wait(10)
+        roll_back(offset)
+
+    monkeypatch.setattr(chat, "_roll_back", slowly)
+    failed: list[Exception] = []
+
+    def closing(close: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                close()
+            except Exception as error:
+                failed.append(error)
+
+        return run
+
+    ways = [tokens.close, chat._close_turn]
+    threads = [threading.Thread(target=closing(way)) for way in (ways if first == "the iterator" else ways[::-1])]
+    threads[0].start()
+    assert begun.wait(10)
+    threads[1].start()
+    threading.Timer(0.05, go_on.set).start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert [message.role for message in chat.messages] == ["user", "assistant"]
