@@ -18,7 +18,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..errors import MobileOError
+from ..errors import MobileOError, OutputError
 from ..files import atomic_write, read_json
 from . import backend
 
@@ -39,11 +39,19 @@ class DeviceSettings:
 
 
 def path() -> Path:
-    """`device.json` in the folder MOBILEO_CACHE, by default `mobileo-mlx` in the user's cache."""
+    """`device.json` in the folder MOBILEO_CACHE, by default `mobileo-mlx` in the user's cache.
+
+    Raises:
+        OutputError: neither is known.
+    """
     folder = os.environ.get("MOBILEO_CACHE")
     if folder:
         return Path(folder) / "device.json"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mobileo-mlx" / "device.json"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise OutputError("this user has no home folder; set MOBILEO_CACHE to a folder for settings.") from error
+    return cache / "mobileo-mlx" / "device.json"
 
 
 def device_key() -> str:
@@ -78,7 +86,11 @@ def save(settings: DeviceSettings) -> Path:
 
 
 def reset() -> bool:
-    """Removes the file; returns whether there was one."""
+    """Removes the file; returns whether there was one.
+
+    Raises:
+        OutputError: see `path`.
+    """
     known = path().is_file()
     path().unlink(missing_ok=True)
     _entries.cache_clear()

@@ -63,3 +63,16 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("MOBILEO_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(OutputError, match=r"device\.json"):
         device_settings.save(DeviceSettings())
+
+
+def test_a_user_without_a_home_has_no_settings(monkeypatch):
+    for name in ("MOBILEO_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert device_settings.current() == DeviceSettings()
+    with pytest.raises(OutputError, match="set MOBILEO_CACHE"):
+        device_settings.save(DeviceSettings())
