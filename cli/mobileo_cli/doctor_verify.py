@@ -124,15 +124,19 @@ def _findings(
                 if instead
                 else f"no precision of {conclusion.component} passes; please report this."
             )
+    return [*lines, _known_line(known)]
+
+
+def _known_line(known: Sequence[Comparison]) -> str:
+    stopped = next((one.stopped_by for one in known if one.stopped_by), "")
+    if stopped:
+        return f"the bundled model does not reach its known results: {stopped.rstrip('.')}."
     wrong = [f"{one.name} ({one.rms:.1e})" for one in known if not one.passed]
     if wrong:
-        lines.append(f"the bundled model's known results differ: {', '.join(wrong)}.")
-    else:
-        worst = max(known, key=lambda one: one.rms)
-        lines.append(
-            f"the bundled model's {len(known)} known results differ by at most {worst.rms:.1e} ({worst.name})."
-        )
-    return lines
+        return f"the bundled model's known results differ: {', '.join(wrong)}."
+    worst = max(known, key=lambda one: one.rms)
+    differ = f"differ by at most {worst.rms:.1e} ({worst.name})" if worst.rms else "are all equal"
+    return f"the bundled model's {len(known)} known results {differ}."
 
 
 def _stored_line(stored: bool, conclusions: Sequence[Conclusion]) -> str:

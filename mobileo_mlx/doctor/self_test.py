@@ -98,7 +98,7 @@ def _edit(model: MobileO) -> tuple[bool, str]:
 def _goldens(model: MobileO) -> tuple[bool, str]:
     compared = goldens.compare_bundled()
     worst = max(compared, key=lambda one: one.rms if one.rms == one.rms else float("inf"))
-    failed = [f"{one.name} differs by {one.rms:.1e}" for one in compared if not one.passed]
+    failed = [one.stopped_by or f"{one.name} differs by {one.rms:.1e}" for one in compared if not one.passed]
     if failed:
         return False, "; ".join(failed)
     known = f"largest relative error {worst.rms:.1e} ({worst.name})" if worst.rms else "all equal"

@@ -85,6 +85,7 @@ def test_verify(command, tmp_path: Path) -> None:
     assert len(rows) == 8
     assert all(" float32 " in row for row in rows)
     assert "the bundled model's 17 known results " in done.stdout
+    assert "0.0e+00 (" not in done.stdout
     assert "stored" not in done.stdout
     assert not (tmp_path / "cache" / "device.json").exists()
 
@@ -112,6 +113,28 @@ def test_verify_names_what_is_wrong_and_stores_what_to_take(monkeypatch: pytest.
     (failed,) = (one for one in found["conclusions"] if one["failure"] is not None)
     assert (failed["component"], failed["instead"], failed["failure"]["rms"]) == ("dit", "bfloat16", None)
     monkeypatch.undo()
+
+
+def test_a_range_that_is_left_is_stored_although_the_bundled_model_stops_at_it(
+    monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    from mobileo_mlx.checkpoints import precision
+
+    original = PreparedSana.__call__
+
+    def overflowing(self: PreparedSana, step: int, latents: mx.array, *, guided: bool) -> mx.array:
+        velocity = original(self, step, latents, guided=guided)
+        return velocity * 1e5 if velocity.dtype == mx.float16 else velocity
+
+    monkeypatch.setattr(PreparedSana, "__call__", overflowing)
+    monkeypatch.setattr(precision, "_device", lambda: "early")
+    assert main(["doctor", "--verify", "--model", "tiny"]) == 1
+    out = capsys.readouterr().out
+    assert "take bfloat16 for dit instead of float16." in out
+    assert "the bundled model does not reach its known results: NotFiniteError: dit in float16 has values" in out
+    assert device_settings.current().precision == {"dit": "bfloat16"}
+    assert main(["doctor"]) == 0  # the next run takes it
+    assert "dit in bfloat16" in capsys.readouterr().out
 
 
 def test_one_precision_is_tried_and_nothing_stored(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

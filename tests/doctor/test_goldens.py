@@ -7,8 +7,9 @@ from mobileo_weights import goldens as golden_file
 from benchmarks.goldens import SCENE
 from benchmarks.shapes.world import render
 from mobileo_mlx import MobileO
-from mobileo_mlx.doctor import goldens
+from mobileo_mlx.doctor import goldens, self_test
 from mobileo_mlx.doctor.comparison import Budget
+from mobileo_mlx.errors import NotFiniteError
 
 TIGHT = Budget(1e-5, 1e-5)  # another BLAS sums in another order, and eight steps of drawing follow from it
 
@@ -44,3 +45,16 @@ def test_the_file_is_small_and_its_inputs_are_those_of_the_script() -> None:
 def test_each_precision_passes_by_its_budget(dtype: str) -> None:
     compared = goldens.compare_bundled(dtype)
     assert [one for one in compared if not one.passed] == []
+
+
+def test_what_stops_the_model_is_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values out of float16's range must not keep what else was found from being shown and stored."""
+
+    def stopped(*arguments: object) -> dict[str, mx.array]:
+        raise NotFiniteError("dit", dtype="float16")
+
+    monkeypatch.setattr(goldens, "compute", stopped)
+    (found,) = goldens.compare_bundled()
+    assert not found.passed
+    assert found.stopped_by == "NotFiniteError: dit in float16 has values that are not finite."
+    assert self_test._goldens(MobileO.load(goldens.MODEL)) == (False, found.stopped_by)
