@@ -57,6 +57,14 @@ class ComponentReport:
         """The block with the largest absolute value in float32."""
         return max(self.blocks, key=lambda block: block.peak or 0.0)
 
+    def mends(self, failure: Comparison) -> bool:
+        """Whether this precision passes and is closer to the reference where another one fails.
+
+        A coarser one may also pass because more is allowed in it, and is wrong in the same way.
+        """
+        same = next((one for one in (*self.blocks, *self.whole) if one.name == failure.name), failure)
+        return self.failure is None and not failure.rms <= same.rms  # True where it is not a number
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -73,7 +81,7 @@ class Conclusion:
     Attributes:
         default: the precision that the table names for this device.
         failure: where the default's error begins; None where it passed.
-        instead: the best precision that passed where the default failed; None where none did.
+        instead: the best precision that mends the default's failure; None where it passed or none does.
     """
 
     component: str
@@ -122,9 +130,9 @@ def conclude(reports: Iterable[ComponentReport]) -> list[Conclusion]:
         tried.sort(key=lambda report: report.rank or 0)
         first = tried[0]
         if first.rank == 0:
-            others = (report.dtype for report in tried[1:] if report.failure is None)
-            instead = next(others, None) if first.failure is not None else None
-            found.append(Conclusion(component, first.dtype, first.failure, instead))
+            failure = first.failure
+            instead = next((report.dtype for report in tried[1:] if failure and report.mends(failure)), None)
+            found.append(Conclusion(component, first.dtype, failure, instead))
     return found
 
 

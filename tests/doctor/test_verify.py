@@ -163,6 +163,20 @@ def test_a_component_that_passes_again_takes_its_default(candidates: Candidates)
     assert store(found) is None  # nothing has changed
 
 
+def test_a_coarser_precision_with_the_same_error_is_nothing_to_take() -> None:
+    """A wrong kernel whose error is within what is allowed in bfloat16 is no reason to take that."""
+
+    def report(dtype: str, rank: int, rms: float, passed: bool) -> ComponentReport:
+        return ComponentReport("dit", dtype, rank, (comparison.Comparison("block", rms, rms, passed, 1.0),), (), 0.0)
+
+    wrong = report("float32", 0, 3.1e-2, False)
+    assert conclude([wrong, report("bfloat16", 1, 3.4e-2, True)])[0].instead is None
+    assert conclude([wrong, report("bfloat16", 1, 4e-3, True)])[0].instead == "bfloat16"
+    overflow = report("float16", 0, float("nan"), False)
+    assert conclude([overflow, report("bfloat16", 1, 4e-3, True)])[0].instead == "bfloat16"
+    assert conclude([overflow, report("bfloat16", 1, float("nan"), False)])[0].instead is None
+
+
 def test_where_no_precision_passes_nothing_is_stored(candidates: Candidates) -> None:
     candidates([mx.float16])
     found = conclude(reports(Scaled("tiny")))
