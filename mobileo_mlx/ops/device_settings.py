@@ -74,6 +74,7 @@ def save(settings: DeviceSettings) -> Path:
         OutputError: it can't be written.
     """
     file = path()
+    _entries.cache_clear()  # another process may have written since
     # An OSError here says the same as that of writing the file, whose error names the file.
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -89,12 +90,18 @@ def reset() -> bool:
     """Removes the file; returns whether there was one.
 
     Raises:
-        OutputError: see `path`.
+        OutputError: it can't be removed; or see `path`.
     """
-    known = path().is_file()
-    path().unlink(missing_ok=True)
-    _entries.cache_clear()
-    return known
+    file = path()
+    try:
+        file.unlink()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise OutputError(f"'{file}' can't be removed ({error.strerror or error}); remove it yourself.") from error
+    finally:
+        _entries.cache_clear()
+    return True
 
 
 @functools.cache

@@ -76,3 +76,23 @@ def test_a_user_without_a_home_has_no_settings(monkeypatch):
     assert device_settings.current() == DeviceSettings()
     with pytest.raises(OutputError, match="set MOBILEO_CACHE"):
         device_settings.save(DeviceSettings())
+
+
+def test_what_cannot_be_removed_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MOBILEO_CACHE", str(tmp_path / "file"))
+    assert not device_settings.reset()
+    monkeypatch.setenv("MOBILEO_CACHE", str(tmp_path))
+    device_settings.path().mkdir()
+    with pytest.raises(OutputError, match=r"device\.json' can't be removed"):
+        device_settings.reset()
+
+
+def test_what_another_process_stored_for_another_device_meanwhile_stays(monkeypatch):
+    assert device_settings.current() == DeviceSettings()
+    other = '"metal, Apple M9, MLX 9": {"precision": {"dit": "float16"}, "forms": {}}'
+    device_settings.path().parent.mkdir()
+    device_settings.path().write_text(f'{{"format": 1, "devices": {{{other}}}}}')
+    device_settings.save(DeviceSettings({"dit": "bfloat16"}))
+    assert device_settings.current().precision == {"dit": "bfloat16"}
+    assert "Apple M9" in device_settings.path().read_text()
