@@ -16,6 +16,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.load import load_component
 from ..checkpoints.modules import named_parameters, preserve_rng_state
 from ..checkpoints.random_model import random_parameter
+from ..checkpoints.weights_fault import stored_fault
 from ..models.mobileo import COMPONENTS, MobileOConfig, build
 from ..prompts import encode_prompt, generate_prompt
 
@@ -53,6 +54,10 @@ class Source(Protocol):
         """A component in evaluation mode, its weights computed; for each dtype they are the same before rounding."""
         ...
 
+    def fault(self, component: str) -> str:
+        """Why a component's weights make values that are not finite, and the remedy; "" where they do not tell."""
+        ...
+
     def prompt(self) -> list[int]:
         """The tokens of a request to draw."""
         ...
@@ -65,7 +70,7 @@ class CheckpointSource:
         model: as `Checkpoint.open` takes it.
 
     Raises:
-        MobileOError: it can't be opened.
+        MobileOError: it can't be opened, or lacks weights.
     """
 
     trained = True
@@ -74,7 +79,8 @@ class CheckpointSource:
         self._checkpoint = Checkpoint.open(model, progress=progress)
         self.name = self._checkpoint.name
         self.config = self._checkpoint.config
-        self.components = [name for name in COMPONENTS if self._checkpoint.has(name)]
+        self.components = [name for name in COMPONENTS if not (name == "lm_head" and self._checkpoint.tied)]
+        self._checkpoint.check(*self.components)
 
     def stored_dtype(self, component: str) -> mx.Dtype:
         return self._checkpoint.stored_dtype(component)
@@ -83,6 +89,9 @@ class CheckpointSource:
         network = load_component(self._checkpoint, component, dtype=dtype)
         mx.eval(network.parameters())
         return network
+
+    def fault(self, component: str) -> str:
+        return stored_fault(self._checkpoint, component)
 
     def prompt(self) -> list[int]:
         return encode_prompt(self._checkpoint.load_tokenizer(), generate_prompt(_PROMPT))
@@ -116,6 +125,9 @@ class RandomSource:
             mx.eval(weights[name])  # one by one: what they are made of takes memory, too
         network.load_weights(list(weights.items()))
         return network
+
+    def fault(self, component: str) -> str:
+        return ""
 
     def prompt(self) -> list[int]:
         return np.random.default_rng(0).integers(0, self.config.llm.vocab_size, _PROMPT_TOKENS).tolist()

@@ -19,7 +19,9 @@ from mlx.utils import tree_map
 
 from ..checkpoints import precision
 from ..checkpoints.modules import get_submodule
+from ..errors import NotFiniteError
 from ..ops import device_settings
+from ..ops.finite import all_finite
 from . import paths
 from .comparison import BUDGETS, Comparison, compare, rounding
 from .sources import Source
@@ -96,6 +98,9 @@ def verify(source: Source, *, dtype: mx.Dtype | None = None) -> Iterator[Stage |
     Args:
         source: where the networks come from.
         dtype: the one precision to try; by default all that the component may take on this device.
+
+    Raises:
+        NotFiniteError: what there is to compare with has NaN or infinity, as where the weights have.
     """
     given = paths.first_inputs(source)
     for component in paths.ORDER:
@@ -173,6 +178,8 @@ def _reference(source: Source, component: str, given: paths.Arrays) -> tuple[nn.
 
     with mx.stream(mx.cpu):
         calls = trace(network, partial(paths.is_block, component), run)
+        if not all_finite(*expected.values()).item():
+            raise NotFiniteError(component, source.fault(component), "float32")
     return network, calls, expected
 
 

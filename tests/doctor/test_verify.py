@@ -1,9 +1,13 @@
 import json
+import shutil
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mobileo_mlx.checkpoints import precision
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
@@ -12,6 +16,7 @@ from mobileo_mlx.checkpoints.modules import get_submodule
 from mobileo_mlx.doctor import comparison, paths
 from mobileo_mlx.doctor.sources import CheckpointSource, RandomSource
 from mobileo_mlx.doctor.verify import ComponentReport, Conclusion, conclude, store, verify
+from mobileo_mlx.errors import CheckpointError, NotFiniteError
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.ops import attention, backend, depthwise, device_settings
 from mobileo_mlx.ops.device_settings import DeviceSettings
@@ -77,6 +82,22 @@ def test_every_block_of_every_network_is_compared() -> None:
         leaves = [name for name, layer in network.named_modules() if not layer.children() and layer.parameters()]
         outside = [name for name in leaves if not any(f"{name}.".startswith(f"{b}.") or b == "" for b in blocks)]
         assert outside == (["embed_tokens"] if component == "llm" else [])
+
+
+def test_weights_that_are_not_finite_are_at_fault_themselves(tiny_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    file, name = model / "dit.safetensors", "transformer_blocks.0.ff.conv_inverted.weight"
+    weights = load_file(file)
+    save_file({**weights, name: weights[name] * np.float32("nan")}, file, metadata={"format": "mlx"})
+    with pytest.raises(NotFiniteError, match=rf"dit in float32 .* {name} in '.*dit\.safetensors' holds NaN"):
+        reports(CheckpointSource(model))
+
+
+def test_a_component_that_is_missing_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (model / "diffusion_connector.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"absent are diffusion_connector\.safetensors"):
+        CheckpointSource(model)
 
 
 def test_one_precision_alone(candidates: Candidates) -> None:
