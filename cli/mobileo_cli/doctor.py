@@ -191,31 +191,42 @@ def _block(machine: Machine, checks: Sequence[Check], verdict: str) -> list[str]
 
 
 def _tune(as_json: bool) -> list[dict[str, Any]]:
+    """Shows each operation when it is timed, and stores what there is when it is interrupted, too."""
     import dataclasses
 
     from mobileo_mlx.doctor.tune import save, tune
+    from mobileo_mlx.ops import device_settings
 
-    timings = []
-    with printing.Progress() as progress:
-        for timing in tune(progress.say):
-            timings.append(timing)
-    save(timings)
-    if not as_json:
-        printing.out(
-            printing.table([_TUNE_HEADER, *map(_timing_row, timings)], right=(False, False, False, False, True))
-        )
+    device_settings.check_writable()
+    show = printing.note if as_json else printing.out
+    show(_TUNE_ROW.format("operation", "shape", "kept", "gain", "milliseconds of each form"))
+    timings: list[FormTiming] = []
+    try:
+        with printing.Progress() as progress:
+            for timing in tune(progress.say):
+                timings.append(timing)
+                progress.say("")
+                show(_timing_line(timing))
+    finally:
+        if timings:
+            save(timings)
     return [dataclasses.asdict(timing) for timing in timings]
 
 
-_TUNE_HEADER = ("operation", "shape", "seconds of each form", "kept", "gain")
+# The widths are fixed, so that each row can be shown when it is known.
+_TUNE_ROW = "{:9}  {:34}  {:11}  {:>5}  {}"
 
 
-def _timing_row(timing: FormTiming) -> tuple[str, ...]:
-    seconds = timing.seconds
-    forms = [f"{form} {printing.seconds(taken)}" for form, taken in seconds.items()]
-    gain = seconds[timing.default] / seconds[timing.fastest]
+def _timing_line(timing: FormTiming) -> str:
+    forms = [f"{form} {_milliseconds(taken)}" for form, taken in timing.seconds.items()]
     forms += [f"{form} wrong" for form in timing.wrong]
-    return timing.operation, timing.shape, ", ".join(forms), timing.fastest, f"{gain:.2f}"
+    return _TUNE_ROW.format(timing.operation, timing.shape, timing.fastest, f"{timing.gain:.2f}", ", ".join(forms))
+
+
+def _milliseconds(seconds: float) -> str:
+    """With three digits: `0.0420`, `12.3`, `1230`."""
+    value = 1000 * seconds
+    return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def _reset(as_json: bool) -> bool:

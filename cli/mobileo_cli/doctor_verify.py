@@ -41,6 +41,8 @@ def run(model: str | None, dtype: str | None, *, as_json: bool) -> dict[str, Any
     from mobileo_mlx.ops import device_settings
 
     parsed = None if dtype is None else parse_dtype(dtype)
+    if parsed is None:
+        device_settings.check_writable()
     source = RandomSource() if model is None else CheckpointSource(model, progress=sys.stderr.isatty())
     name = printing.without_home(source.name)
     show = printing.note if as_json else printing.out  # minutes pass until the JSON is there

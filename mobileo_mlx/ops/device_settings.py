@@ -19,7 +19,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import MobileOError, OutputError
-from ..files import atomic_write, read_json
+from ..files import atomic_write, check_output, read_json
 from . import backend
 
 _FORMAT = 1
@@ -73,16 +73,27 @@ def save(settings: DeviceSettings) -> Path:
     Raises:
         OutputError: it can't be written.
     """
-    file = path()
+    file = check_writable()
     _entries.cache_clear()  # another process may have written since
-    # An OSError here says the same as that of writing the file, whose error names the file.
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
     entry = {"precision": dict(settings.precision), "forms": dict(settings.forms)}
     content = {"format": _FORMAT, "devices": {**_entries(), device_key(): entry}}
     with atomic_write(file, overwrite=True) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     _entries.cache_clear()
+    return file
+
+
+def check_writable() -> Path:
+    """Makes the folder and returns the file: asked before minutes are spent on what is to be stored.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    file = path()
+    # An OSError here says the same as that of the check, whose error names the file.
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    check_output(file, overwrite=True)
     return file
 
 

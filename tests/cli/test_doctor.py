@@ -1,17 +1,15 @@
 import json
 import os
-import sys
-import types
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from mobileo_cli.main import main
 
-from mobileo_mlx.doctor import goldens, machine, self_test
+from mobileo_mlx.doctor import goldens, machine, self_test, tune, verify
 from mobileo_mlx.doctor.comparison import Comparison
+from mobileo_mlx.doctor.tune import FormTiming
 from mobileo_mlx.models.sana_prepared import PreparedSana
 from mobileo_mlx.ops import device_settings
 from mobileo_mlx.ops.device_settings import DeviceSettings
@@ -144,40 +142,48 @@ def test_one_precision_is_tried_and_nothing_stored(monkeypatch: pytest.MonkeyPat
     assert not device_settings.path().exists()
 
 
-@dataclass(frozen=True)
-class FakeTiming:
-    operation: str
-    shape: str
-    seconds: dict[str, float]
-    default: str
-    fastest: str
-    wrong: tuple[str, ...] = ()
+TIMINGS = [
+    FormTiming("map", "512 px, float16", {"whole": 0.3, "bands": 0.9}, "bands", "whole", ("large bands",)),
+    FormTiming("conv3x3", "64 x 64", {"plain": 0.0021234, "flipped": 0.000042}, "plain", "plain"),
+]
 
 
-def test_tune_shows_a_table_and_saves(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    saved: list[FakeTiming] = []
-    timings = [
-        FakeTiming("map", "512 px, float16", {"whole": 0.3, "bands": 0.9}, "bands", "whole", ("large bands",)),
-        FakeTiming("conv3x3", "64 x 64", {"plain": 0.002, "flipped": 0.004}, "plain", "plain"),
-    ]
-
-    def tune(progress) -> Iterator[FakeTiming]:
-        for timing in timings:
-            progress(timing.operation)
-            yield timing
-
-    fake = types.SimpleNamespace(tune=tune, save=saved.extend)
-    monkeypatch.setitem(sys.modules, "mobileo_mlx.doctor.tune", fake)
+def test_tune_shows_each_row_and_saves(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    saved: list[FormTiming] = []
+    monkeypatch.setattr(tune, "tune", lambda progress: iter(TIMINGS))
+    monkeypatch.setattr(tune, "save", saved.extend)
     assert main(["doctor", "--tune"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["operation", "shape", "seconds", "of", "each", "form", "kept", "gain"]
-    assert lines[2].startswith("map ")
-    assert "whole 0.30 s, bands 0.90 s, large bands wrong" in lines[2]
-    assert lines[2].endswith("whole  3.00")
-    assert lines[3].endswith("plain  1.00")
-    assert saved == timings
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == ["operation", "shape", "kept", "gain", "milliseconds", "of", "each", "form"]
+    assert first.split(maxsplit=1)[0] == "map"
+    assert first.endswith("  whole         3.00  whole 300, bands 900, large bands wrong")
+    assert second.endswith("  plain         1.00  plain 2.12, flipped 0.0420")
+    assert saved == TIMINGS
     assert main(["doctor", "--tune", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["tune"][0]["fastest"] == "whole"
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["tune"][0]["fastest"] == "whole"
+    assert "large bands wrong" in shown.err
+
+
+def test_tune_shows_and_stores_what_it_has_when_it_is_interrupted(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def interrupted(progress: object) -> Iterator[FormTiming]:
+        yield TIMINGS[0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune, "tune", interrupted)
+    assert main(["doctor", "--tune"]) == 130
+    assert "whole 300" in capsys.readouterr().out
+    assert device_settings.current().forms == {"map 512 px, float16": "whole"}
+
+
+def test_what_cannot_be_stored_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(tune, "tune", lambda progress: pytest.fail("it was timed"))
+    monkeypatch.setattr(verify, "verify", lambda source, dtype: pytest.fail("it was compared"))
+    monkeypatch.setenv("MOBILEO_CACHE", str(tmp_path / "file"))
+    for option in ("--tune", "--verify"):
+        assert main(["doctor", option]) == 2
+        assert "device.json' can't be written" in capsys.readouterr().err
 
 
 def test_reset(capsys) -> None:
