@@ -24,7 +24,7 @@ import mlx.nn as nn
 from ..errors import CheckpointError, NotFiniteError, OptionError, format_names
 from ..files import read_json
 from ..models.mobileo import COMPONENTS, MobileOConfig, build, component_of, sanitize
-from ..ops.finite import all_finite
+from ..ops.finite import is_finite
 from .modules import get_submodule, named_parameters, preserve_rng_state, set_submodule
 from .peft_names import PREFIX, parse_factor, unwrapped_name
 from .tensor_files import TensorInfo, read_header, read_tensors
@@ -265,11 +265,11 @@ def _replace(module: nn.Module, name: str, new: mx.array, scale: float) -> bool:
     if scale != 1:
         old = mx.dequantize(old, layer.scales, layer.biases, **how)
     dense = _between(old, new, scale)
-    finite = all_finite(dense)
+    finite = is_finite(dense)
     layer.weight, layer.scales, layer.biases = mx.quantize(dense, **how)
     del dense
-    mx.eval(layer.parameters(), finite)  # so that one dense weight at a time is in memory
-    return bool(finite.item())
+    mx.eval(layer.parameters())  # so that one dense weight at a time is in memory
+    return finite
 
 
 def _between(old: mx.array, new: mx.array, scale: float) -> mx.array:

@@ -16,6 +16,7 @@ import mlx.core as mx
 from ..errors import NotFiniteError, OptionError
 from ..files import atomic_folder, check_output_folder
 from ..models.mobileo import COMPONENTS, MobileOConfig
+from ..ops.finite import is_finite
 from .adapters import Adapter
 from .checkpoint import FORMAT_VERSION, Checkpoint
 from .hub import OUR_FORMAT, TOKENIZER_FILES
@@ -24,7 +25,7 @@ from .modules import named_parameters
 from .precision import DTYPES, dtype_name, parse_dtypes
 from .quantize import QuantizeSpec, resolve_bits
 from .tensor_files import TensorInfo, write_tensors
-from .weights_fault import adapter_fault, is_finite, range_fault, stored_fault
+from .weights_fault import adapter_fault, range_fault, stored_fault
 
 
 @dataclass(frozen=True)

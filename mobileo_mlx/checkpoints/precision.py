@@ -74,7 +74,7 @@ def choice(component: str, stored: mx.Dtype) -> Choice:
         stored: the dtype of its weights in the checkpoint.
     """
     found = DTYPES.get(device_settings.current().precision.get(component, ""))
-    if found is not None:
+    if found is not None and found in candidates(component, stored):  # else somebody else wrote it, or another version
         return Choice(found, "`mobileo-mlx doctor --verify` found it to be right on this device")
     row = _row(component, stored)
     return Choice(row.dtypes[0], row.reason)
@@ -111,7 +111,7 @@ def parse_dtype(name: str) -> mx.Dtype:
     Raises:
         OptionError: another name.
     """
-    if name not in DTYPES:
+    if not isinstance(name, str) or name not in DTYPES:
         raise OptionError(f"dtype {name!r} is unknown; there are {', '.join(DTYPES)}.")
     return DTYPES[name]
 
@@ -131,7 +131,9 @@ def parse_dtypes(value: Dtypes) -> dict[str, mx.Dtype]:
     if isinstance(value, str):
         form = "component=dtype,..., as in dit=float16,vae=float32"
         value = by_component.parse(value, "dtype", form) if set(value) & {"=", ","} else {"all": value}
-    asked = {name: dtype if isinstance(dtype, mx.Dtype) else parse_dtype(dtype) for name, dtype in value.items()}
+    if not isinstance(value, Mapping):
+        raise OptionError(f"dtype {value!r} is neither a name nor a mapping of components to names.")
+    asked = {name: parse_dtype(dtype_name(d) if isinstance(d, mx.Dtype) else d) for name, d in value.items()}
     return by_component.resolve(asked, "to choose a dtype for")
 
 

@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from ..errors import NotFiniteError, OptionError
 from ..ops import backend, forms
-from ..ops.finite import all_finite
+from ..ops.finite import is_finite
 from . import by_component
 from .modules import get_submodule, set_submodule
 
@@ -134,12 +134,11 @@ def quantize(module: nn.Module, spec: QuantizeSpec) -> nn.Module:
         else:
             new = QuantizedLinear.from_linear(layer, group_size, spec.bits)
         module = set_submodule(module, path, new)
-        finite = all_finite(layer.weight)
+        if not is_finite(layer.weight):
+            raise NotFiniteError(path)
         # The last reference to the original has to go before the next layer is read.
         del layer
-        mx.eval(new.parameters(), finite)
-        if not finite.item():
-            raise NotFiniteError(path)
+        mx.eval(new.parameters())
     mx.clear_cache()
     return module
 

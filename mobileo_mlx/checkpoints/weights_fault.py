@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..ops.finite import is_finite
 from .modules import named_parameters
 from .tensor_files import TensorInfo, read_tensors
 
@@ -93,11 +94,6 @@ def largest(module: nn.Module) -> float:
                 return math.inf
             found = max(found, value)
     return found
-
-
-def is_finite(tensor: mx.array) -> bool:
-    """Whether no element is NaN or infinite; computed here."""
-    return not mx.issubdtype(tensor.dtype, mx.floating) or bool(mx.isfinite(tensor).all())
 
 
 def _first_not_finite(infos: Mapping[str, TensorInfo]) -> str:

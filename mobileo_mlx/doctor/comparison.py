@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -31,7 +30,6 @@ BUDGETS = {
     "bfloat16": (Budget(4e-2, 1e-1), Budget(1e-1, 4e-1)),
 }
 _COARSER = ("float32", "TF32", "float16", "bfloat16")  # than those before
-_TF32_CHIP = re.compile(r"Apple (M([5-9]|\d\d)|A(19|[2-9]\d))\b")
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def rounding(dtype: mx.Dtype) -> str:
     name = precision.dtype_name(dtype)
     if name != "float32" or os.environ.get("MLX_ENABLE_TF32", "1") == "0" or backend.on_cpu():
         return name
-    return "TF32" if backend.backend() == "cuda" or _TF32_CHIP.match(backend.chip_name()) else name
+    return "TF32" if backend.backend() == "cuda" or backend.metal_uses_tf32() else name
 
 
 def coarsest(dtypes: Iterable[mx.Dtype]) -> str:
@@ -85,6 +83,8 @@ def compare(
     try:
         result = compute()
         mx.eval(result)
+        if result.shape != expected.shape:
+            raise ValueError(f"the shape is {result.shape} instead of {expected.shape}")
     except Exception as error:
         # Not narrower: a device may lack a kernel or memory, and says so in errors of all kinds.
         return Comparison(name, math.nan, math.nan, False, peak, layer, f"{type(error).__name__}: {error}")

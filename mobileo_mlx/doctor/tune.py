@@ -72,8 +72,12 @@ def tune(
     for case in standard_cases() if cases is None else cases:
         if progress is not None:
             progress(f"{case.operation}, {case.title}")
-        timing = _timed_case(case, timer or seconds_of)
-        mx.clear_cache()
+        try:
+            timing = _timed_case(case, timer or seconds_of)
+        except (RuntimeError, ValueError):
+            continue  # not even the default has a kernel or enough memory here, so that nothing is to be chosen
+        finally:
+            mx.clear_cache()
         yield timing
 
 

@@ -38,6 +38,8 @@ def statistics_kept(network: nn.Module) -> Iterator[None]:
     """
     norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
     kept = [{name: norm[name].astype(mx.float32) for name in _STATISTICS} for norm in norms]
-    yield
-    for norm, statistics in zip(norms, kept, strict=True):
-        norm.update(statistics)
+    try:
+        yield
+    finally:
+        for norm, statistics in zip(norms, kept, strict=True):
+            norm.update(statistics)

@@ -33,10 +33,11 @@ Bands = Iterator[mx.array]
 CPU_BYTES, GPU_BYTES = 2**21, 2**25
 
 # A GPU cuts maps of more than this share of its memory. Up to ten command buffers are ahead (MAX_ACTIVE_TASKS of MLX's
-# transforms.cpp), each with what one operation on such a map reads and writes; with Winograd's scratch of almost four
-# maps, for two operations in five, that is a third of the memory. On 8 GB the widest map of 512 px is whole in half
-# precision, on 18 GB that of 1024 px. Never more than 1 GB: convolutions of 2e9 elements were wrong in MLX.
-GPU_SHARE, WHOLE_BYTES = 48, 2**30
+# transforms.cpp), each with what one operation on such a map reads and writes; in float32 Metal's Winograd takes almost
+# four maps more for its scratch, for two operations in five. On 8 GB the widest map of 512 px is whole in half
+# precision, on 18 GB that of 1024 px; in float32 that of 512 px is from 32 GB on, and below the decoder stays
+# under 2 GB. Never more than 1 GB: convolutions of 2e9 elements were wrong in MLX.
+GPU_SHARE, WHOLE_BYTES, WINOGRAD_MAPS = 48, 2**30, 3
 
 # Elements of a map from which on a GPU is waited for after all: four times in decoding 512 px. What is ahead would hold
 # some ten of the largest maps, and starting anew takes a fraction of a millisecond where a step takes many.
@@ -112,7 +113,8 @@ def follow_bands(step: Any, bands: Bands, *, computed: bool = False, limit: int 
 def _rows(x: mx.array, step: Any, shape: str) -> int:
     """Rows of a band of a map for a step; all of them where it is to be whole."""
     row = x.nbytes // x.shape[1] * widest(step)
-    whole = not backend.on_cpu() and row * x.shape[1] <= min(WHOLE_BYTES, backend.memory() // GPU_SHARE)
+    scratch = WINOGRAD_MAPS if x.dtype == mx.float32 and backend.backend() == "metal" else 1
+    whole = not backend.on_cpu() and row * x.shape[1] * scratch <= min(WHOLE_BYTES, backend.memory() // GPU_SHARE)
     form = forms.chosen("map", shape, "whole" if whole else "bands")
     return x.shape[1] if form == "whole" else _band_rows(row, _limit(form))
 

@@ -163,6 +163,22 @@ def test_training_takes_the_widest_of_the_defaults(device) -> None:
     assert training_dtype({"llm": mx.float16, "dit": mx.float32}) == mx.float32
 
 
+def test_a_stored_dtype_that_is_no_candidate_does_not_count(device) -> None:
+    device("Apple M1")
+    try:
+        device_settings.save(DeviceSettings({"vae_decoder": "float16", "dit": "bfloat16"}))
+        assert default_dtype("vae_decoder", mx.bfloat16) == mx.float32
+        assert default_dtype("dit", mx.bfloat16) == mx.bfloat16
+    finally:
+        device_settings.reset()
+
+
+@pytest.mark.parametrize("asked", [3, b"float16", ["float16"], {"dit": ["float16"]}, {"dit": mx.int32}])
+def test_what_is_no_dtype_is_refused(asked) -> None:
+    with pytest.raises(OptionError, match="dtype"):
+        parse_dtypes(asked)
+
+
 def test_dtype_names() -> None:
     assert parse_dtype("bfloat16") == mx.bfloat16
     with pytest.raises(OptionError, match="'int8' is unknown; there are float32, float16, bfloat16"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mobileo_mlx.checkpoints import hub
+from mobileo_mlx.checkpoints import hub, precision
 from mobileo_mlx.doctor import machine
 from mobileo_mlx.ops import device_settings
 from mobileo_mlx.ops.device_settings import DeviceSettings
@@ -68,7 +68,8 @@ def test_a_download_without_its_tokenizer_is_incomplete(cache: Path, tiny_model:
     assert folder is not None
 
 
-def test_what_is_stored_for_this_device_is_shown() -> None:
+def test_what_is_stored_for_this_device_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "candidates", lambda *of: (mx.float32, mx.bfloat16))
     device_settings.save(DeviceSettings({"dit": "bfloat16"}, {"conv": "flipped"}))
     found = machine.describe()
     assert found.settings == {"precision": {"dit": "bfloat16"}, "forms": {"conv": "flipped"}}

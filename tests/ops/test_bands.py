@@ -154,10 +154,10 @@ def test_a_gpu_is_handed_its_work_and_not_waited_for(
 def test_a_map_is_whole_as_far_as_a_gpu_s_memory_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     same = Residual(join=lambda x, y: x)
 
-    def parts(device: str, memory: int, nbytes: int) -> int:
+    def parts(device: str, memory: int, nbytes: int, dtype: mx.Dtype = mx.float16) -> int:
         monkeypatch.setattr(backend, "backend", lambda: device)
         monkeypatch.setattr(backend, "memory", lambda: memory)
-        x = mx.broadcast_to(mx.zeros(()), (1, nbytes // 2**16, 2**7, 2**7))
+        x = mx.broadcast_to(mx.zeros((), dtype), (1, nbytes // dtype.size // 2**14, 2**7, 2**7))
         Counted(monkeypatch)
         return len(list(bands.stream(same, x)))
 
@@ -168,6 +168,8 @@ def test_a_map_is_whole_as_far_as_a_gpu_s_memory_goes(monkeypatch: pytest.Monkey
         assert parts(device, large, 2**28) == 1
         assert parts(device, large, 2**31) == 64  # beyond what MLX convolves rightly
     assert parts("cpu", large, 2**26) == 32
+    assert parts("cuda", small, 2**26, mx.float32) == 1
+    assert parts("metal", small, 2**26, mx.float32) == 2  # whose Winograd takes maps of its own
 
 
 def test_a_stored_form_decides_for_its_map_alone(monkeypatch: pytest.MonkeyPatch) -> None:
