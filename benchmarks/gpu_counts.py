@@ -120,11 +120,13 @@ def main() -> None:
     for job, (component, method, shape) in JOBS.items():
         module = load(component)
         now[job] = dict(count(module, lambda m=module, name=method, s=shape: getattr(m, name)(mx.zeros(s))))  # type: ignore[misc]
-    before = json.loads(options.before.read_text(encoding="utf-8"))["now"] if options.before else None
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "gpu_counts.json").write_text(
-        json.dumps({"now": now, "before": before}, indent=1) + "\n", encoding="utf-8"
-    )
+    kept = options.out / "gpu_counts.json"
+    if options.before:
+        before = json.loads(options.before.read_text(encoding="utf-8"))["now"]
+    else:  # what was counted before stays
+        before = json.loads(kept.read_text(encoding="utf-8"))["before"] if kept.is_file() else None
+    kept.write_text(json.dumps({"now": now, "before": before}, indent=1) + "\n", encoding="utf-8")
     lines = [
         "# What a GPU is asked for",
         "",
