@@ -166,6 +166,8 @@ def _verdict(machine: Machine, checks: Sequence[Check]) -> str:
             f"something is wrong on {where}: {', '.join(failed)} failed; run `mobileo-mlx doctor --verify`, which "
             "names the part, and report both."
         )
+    if machine.hidden_cuda:
+        return f"all is right on {where}, but MLX's library for CPUs hides the one for CUDA: {machine.hidden_cuda}"
     if machine.backend == "cpu" and not machine.blas:
         return f"all is right on {where}, but slow: no fast BLAS was found; install OpenBLAS (libopenblas0-pthread)."
     return f"all is right on {where}: the small model draws, answers and edits as it should."

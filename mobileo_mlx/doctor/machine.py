@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 from mobileo_weights import bundled, manifest
 
-from .. import blas
+from .. import blas, mlx_library
 from .._version import __version__
 from ..checkpoints import hub, precision
 from ..checkpoints.checkpoint import Checkpoint
@@ -28,8 +28,6 @@ from ..ops import backend, device_settings
 _PUBLISHED = {"Amshaker/Mobile-O-0.5B": "0.5B", "Amshaker/Mobile-O-1.5B": "1.5B"}
 _STORED = mx.bfloat16  # of the published checkpoints
 _PACKAGES = ("mlx", "mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "mlx-lm", "numpy", "safetensors")
-_BACKENDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")  # all of them bring one and the same file
-_BACKEND_FILE = "mlx/lib/libmlx.so"
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,8 @@ class Machine:
         device, backend: MLX's.
         architecture: of the device, such as "applegpu_g14s"; "" where MLX does not say.
         device_memory: bytes that MLX may use on a GPU; 0 where it does not say.
-        backend_package: the one of several installed backends whose library is loaded; "" where MLX has its own.
+        backend_package: the package whose library computes on Linux; "" on a Mac.
+        hidden_cuda: the command that puts CUDA's library in its place, where another one hides it; else "".
         blas: the fast BLAS of the CPU backend; "" where none is found.
         cache: the hub's folder of models, with ~ for the user's.
         settings_file: where `mobileo_mlx.ops.device_settings` keeps what was found, with ~ likewise.
@@ -91,6 +90,7 @@ class Machine:
     architecture: str
     device_memory: int
     backend_package: str
+    hidden_cuda: str
     blas: str
     cache: str
     settings_file: str
@@ -120,7 +120,8 @@ def describe() -> Machine:
         backend=backend.backend(),
         architecture=str(_device_info().get("architecture", "")),
         device_memory=_device_memory(),
-        backend_package=_backend_package(packages),
+        backend_package=mlx_library.computing(),
+        hidden_cuda=mlx_library.hidden_cuda() or "",
         blas=blas.loaded(),
         cache=without_home(_cache()),
         settings_file=without_home(device_settings.path()),
@@ -173,20 +174,6 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _backend_package(packages: Mapping[str, str]) -> str:
-    """Of several packages that bring the same file, the last installed wins: the one whose file has the size there."""
-    installed = [name for name in _BACKENDS if name in packages]
-    if len(installed) < 2:
-        return "".join(installed)
-    for name in installed:
-        for file in metadata.files(name) or ():
-            if str(file) == _BACKEND_FILE:
-                path = Path(str(file.locate()))
-                if path.is_file() and path.stat().st_size == file.size:
-                    return name
-    return "unknown"
 
 
 def _device_info() -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ import mlx.core as mx
 import pytest
 from mobileo_cli.main import main
 
+from mobileo_mlx import mlx_library
 from mobileo_mlx.doctor import goldens, machine, self_test, tune, verify
 from mobileo_mlx.doctor.comparison import Comparison
 from mobileo_mlx.doctor.tune import FormTiming
@@ -50,6 +51,14 @@ def test_json(command) -> None:
     assert found["machine"]["backend"] == "cpu"
     assert [check["name"] for check in found["self_test"]] == ["draw", "ask", "edit", "goldens"]
     assert len(found["machine"]["precision"]) == 8
+
+
+def test_a_cuda_that_is_hidden_is_in_the_verdict(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(mlx_library, "hidden_cuda", lambda: "pip install it")
+    for name in ("_draw", "_ask", "_edit", "_goldens"):
+        monkeypatch.setattr(self_test, name, lambda model: (True, ""))
+    assert main(["doctor"]) == 0
+    assert "MLX's library for CPUs hides the one for CUDA: pip install it" in capsys.readouterr().out
 
 
 def test_what_fails_is_said_and_is_the_exit_status(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

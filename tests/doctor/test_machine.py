@@ -93,29 +93,6 @@ def test_a_mac_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine._system() == "macOS 15.1"
 
 
-def test_the_backend_whose_library_is_there_has_won(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    library = tmp_path / "libmlx.so"
-    library.write_bytes(b"x" * 7)
-
-    class File:
-        def __init__(self, size: int):
-            self.size = size
-
-        def __str__(self) -> str:
-            return "mlx/lib/libmlx.so"
-
-        def locate(self) -> Path:
-            return library
-
-    sizes = {"mlx-cpu": 3, "mlx-cuda-12": 7}
-    monkeypatch.setattr("importlib.metadata.files", lambda name: [File(sizes[name])])
-    assert machine._backend_package(dict.fromkeys(sizes, "0.32.4")) == "mlx-cuda-12"
-    sizes["mlx-cuda-12"] = 5
-    assert machine._backend_package(dict.fromkeys(sizes, "0.32.4")) == "unknown"
-    assert machine._backend_package({"mlx-cpu": "0.32.4"}) == "mlx-cpu"
-    assert machine._backend_package({"mlx": "0.32.4"}) == ""
-
-
 def test_paths_name_no_user(tmp_path: Path) -> None:
     assert machine.without_home(tmp_path / "cache") == f"~{os.sep}cache"
     assert machine.without_home(Path("/data/models")) == "/data/models"
