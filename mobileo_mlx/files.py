@@ -172,6 +172,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def without_home(text: str) -> str:
+    """With ~ for the user's folder, for what is shown to others: its name often is the user's."""
+    try:
+        home = str(Path.home())
+    except RuntimeError:  # there is none
+        return text
+    return text.replace(home, "~") if len(home) > 1 else text
+
+
 def _resolve(path: str | Path) -> Path:
     target = Path(os.path.realpath(path))
     try:

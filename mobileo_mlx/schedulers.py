@@ -53,6 +53,10 @@ class Scheduler(Protocol):
         ...
 
 
+def _fall(sigmas: np.ndarray) -> bool:
+    return bool(np.isfinite(sigmas).all() and (np.diff(sigmas) < 0).all())
+
+
 class FlowMatchEuler:
     """Euler's method; equal to diffusers' FlowMatchEulerDiscreteScheduler with `shift` = `flow_shift`.
 
@@ -71,8 +75,8 @@ class FlowMatchEuler:
         self.sigmas = np.append(sigmas, np.float32(0))
 
     def is_possible(self) -> bool:
-        """Whether the noise levels can be told apart in float32, which an extreme shift prevents."""
-        return bool(np.isfinite(self.sigmas).all() and (np.diff(self.sigmas) < 0).all())
+        """Whether the noise levels differ in float32, which an extreme shift prevents."""
+        return _fall(self.sigmas)
 
     def step(
         self, index: int, x_t: mx.array, velocity: mx.array, x0_history: Sequence[mx.array] = ()
@@ -100,8 +104,8 @@ class DPMSolverMultistep:
         self.sigmas = np.append(sigmas, 0).astype(np.float32)
 
     def is_possible(self) -> bool:
-        """Whether the noise levels can be told apart in float32, from each other and from pure noise."""
-        return bool(np.isfinite(self.sigmas).all() and (np.diff(self.sigmas) < 0).all() and self.sigmas[0] < 1)
+        """Whether the noise levels differ in float32, from each other and from pure noise."""
+        return _fall(self.sigmas) and bool(self.sigmas[0] < 1)
 
     def step(
         self, index: int, x_t: mx.array, velocity: mx.array, x0_history: Sequence[mx.array] = ()

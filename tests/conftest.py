@@ -51,6 +51,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file of its own for what the doctor stores; it is not there yet."""
+    from mobileo_mlx.ops import device_settings
+
+    monkeypatch.setenv("MOBILEO_CACHE", str(tmp_path / "cache"))
+    device_settings.forget()
+    yield device_settings.path()
+    device_settings.forget()
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
     """Says at the end, below pytest's own summary, how many parity tests were skipped."""

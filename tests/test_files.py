@@ -226,3 +226,9 @@ def test_json_of_any_size_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_MAX_JSON", 8)
     with pytest.raises(CheckpointError, match=r"a\.json' is too large"):
         read_json(path)
+
+
+def test_paths_name_no_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert files.without_home(str(tmp_path / "cache")) == f"~{os.sep}cache"
+    assert files.without_home("/data/models") == "/data/models"

@@ -154,8 +154,10 @@ def _model_state(state: str, nbytes: int) -> str:
 
 
 def _check_line(check: Check) -> str:
+    from mobileo_mlx.files import without_home
+
     mark, time = "passed" if check.passed else "FAILED", printing.seconds(check.seconds)
-    return f"{check.name.ljust(8)} {mark}  {time.rjust(7)}  {printing.without_home(check.detail)}"
+    return f"{check.name.ljust(8)} {mark}  {time.rjust(7)}  {without_home(check.detail)}"
 
 
 def _verdict(machine: Machine, checks: Sequence[Check]) -> str:

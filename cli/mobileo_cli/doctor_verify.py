@@ -38,13 +38,14 @@ def run(model: str | None, dtype: str | None, *, as_json: bool) -> dict[str, Any
     from mobileo_mlx.doctor import goldens
     from mobileo_mlx.doctor.sources import CheckpointSource, RandomSource
     from mobileo_mlx.doctor.verify import ComponentReport, conclude, store, verify
+    from mobileo_mlx.files import without_home
     from mobileo_mlx.ops import device_settings
 
     parsed = None if dtype is None else parse_dtype(dtype)
     if parsed is None:
         device_settings.check_writable()
     source = RandomSource() if model is None else CheckpointSource(model, progress=sys.stderr.isatty())
-    name = printing.without_home(source.name)
+    name = without_home(source.name)
     show = printing.note if as_json else printing.out  # minutes pass until the JSON is there
     show(f"{name} on {device_settings.device_key()}, against float32 on the CPU\n")
     show(_ROW.format("component", "precision", "worst block", "whole", "largest value", "time", "").rstrip())
@@ -92,8 +93,10 @@ def _report_line(report: ComponentReport) -> str:
 
 
 def _worst(comparisons: Sequence[Comparison]) -> str:
-    worst = max(comparisons, key=lambda one: one.rms if one.rms == one.rms else float("inf"))
-    return f"{worst.rms:.1e} {_shortened(worst.name, 20)}".rstrip()
+    from mobileo_mlx.doctor.comparison import worst
+
+    largest = worst(comparisons)
+    return f"{largest.rms:.1e} {_shortened(largest.name, 20)}".rstrip()
 
 
 def _shortened(name: str, width: int) -> str:
@@ -104,15 +107,15 @@ def _shortened(name: str, width: int) -> str:
 def _findings(
     reports: Sequence[ComponentReport], known: Sequence[Comparison], conclusions: Sequence[Conclusion]
 ) -> list[str]:
-    from mobileo_mlx.doctor.verify import FLOAT16_MAX
+    from mobileo_mlx.models.sana import FLOAT16_MAX
 
     lines = []
     for report in reports:
         failure, peak = report.failure, report.peak
         if failure is not None:
-            told = failure.stopped_by or f"a relative error of {failure.rms:.1e}, at most {failure.largest:.1e}"
+            found = failure.stopped_by or f"a relative error of {failure.rms:.1e}, at most {failure.largest:.1e}"
             lines.append(
-                f"{report.component} in {report.dtype} is wrong from {failure.name or 'its layer'} on: {told}."
+                f"{report.component} in {report.dtype} is wrong from {failure.name or 'its layer'} on: {found}."
             )
         if report.dtype == "float32" and (peak.peak or 0.0) > FLOAT16_MAX / 4:
             lines.append(
@@ -130,14 +133,16 @@ def _findings(
 
 
 def _known_line(known: Sequence[Comparison]) -> str:
+    from mobileo_mlx.doctor.comparison import worst
+
     stopped = next((one.stopped_by for one in known if one.stopped_by), "")
     if stopped:
         return f"the bundled model does not reach its known results: {stopped.rstrip('.')}."
     wrong = [f"{one.name} ({one.rms:.1e})" for one in known if not one.passed]
     if wrong:
         return f"the bundled model's known results differ: {', '.join(wrong)}."
-    worst = max(known, key=lambda one: one.rms)
-    differ = f"differ by at most {worst.rms:.1e} ({worst.name})" if worst.rms else "are all equal"
+    largest = worst(known)
+    differ = f"differ by at most {largest.rms:.1e} ({largest.name})" if largest.rms else "are all equal"
     return f"the bundled model's {len(known)} known results {differ}."
 
 

@@ -107,12 +107,6 @@ def size(count: int) -> str:
     return f"{value:.3g} GB"
 
 
-def without_home(text: str) -> str:
-    """With ~ for the user's folder, for what is shown to others: its name often is the user's."""
-    home = os.path.expanduser("~")
-    return text.replace(home, "~") if len(home) > 1 else text
-
-
 def details(timings: Mapping[str, float], peak_memory: int, cache_memory: int) -> None:
     """The lines that `--verbose` adds: seconds per phase, peak memory, and where there is one MLX's cache, in bytes."""
     cache = f" and {size(cache_memory)} in MLX's cache" if cache_memory else ""

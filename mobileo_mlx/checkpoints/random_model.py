@@ -7,6 +7,7 @@ gibberish, and both are the same for the same seed.
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,7 @@ _MERGES = 144
 
 # GELU and squeeze-and-excitation halve the signal again and again; the encoder's residual blocks only add to it.
 _GAINS = {"vision_tower": 1.6, "mm_projector": 1.3, "vae_encoder": 0.5}
+_IN_DEPTH = re.compile("token_mixer|convffn")
 
 
 def write_random_model(folder: str | Path, *, seed: int = 0) -> None:
@@ -127,8 +129,15 @@ def _config(tokenizer: tokenizers.Tokenizer) -> MobileOConfig:
     )
 
 
-def random_parameter(seed: int, component: str, name: str, shape: tuple[int, ...]) -> mx.array:
-    """Values (float32) that keep signals near 1 through all layers; a function of the arguments alone."""
+def random_parameter(
+    seed: int, component: str, name: str, shape: tuple[int, ...], *, published: bool = False
+) -> mx.array:
+    """Values (float32) that keep signals near 1 through all layers; a function of the arguments alone.
+
+    Args:
+        published: of a network of the published size. In its tower of 44 blocks what comes once a block would make
+            signals grow to 1e21.
+    """
     key = mx.random.key(zlib.crc32(f"{seed}/{component}/{name}".encode()))
     leaf = name.rpartition(".")[2]
     normal = mx.random.normal(shape, key=key)
@@ -148,4 +157,5 @@ def random_parameter(seed: int, component: str, name: str, shape: tuple[int, ...
         return 0.5 * normal
     # (out, in) or (out, height, width, in); in a grouped layer, (groups, out, in).
     fan_in = shape[-1] if len(shape) == 3 and shape[-1] == shape[-2] else math.prod(shape[1:])
-    return normal * (_GAINS.get(component, 1.0) * fan_in**-0.5)
+    deep = published and component == "vision_tower" and _IN_DEPTH.search(name)
+    return normal * ((1.0 if deep else _GAINS.get(component, 1.0)) * fan_in**-0.5)

@@ -67,6 +67,11 @@ def coarsest(dtypes: Iterable[mx.Dtype]) -> str:
     return max(map(rounding, dtypes), key=_COARSER.index)
 
 
+def worst(comparisons: Iterable[Comparison]) -> Comparison:
+    """The one with the largest error; one that is no number is larger than all."""
+    return max(comparisons, key=lambda one: math.inf if math.isnan(one.rms) else one.rms)
+
+
 def compare(
     name: str, compute: Callable[[], mx.array], expected: mx.array, budget: Budget, call: BlockCall | None = None
 ) -> Comparison:

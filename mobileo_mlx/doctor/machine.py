@@ -8,24 +8,23 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
-from mobileo_weights import bundled, manifest
+from mobileo_weights import SIZES, bundled, manifest
 
 from .. import blas, mlx_library
 from .._version import __version__
 from ..checkpoints import hub, precision
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import MobileOError
+from ..files import without_home
 from ..models.mobileo import COMPONENTS
 from ..ops import backend, device_settings
 
-_PUBLISHED = {"Amshaker/Mobile-O-0.5B": "0.5B", "Amshaker/Mobile-O-1.5B": "1.5B"}
+_PUBLISHED = {f"Amshaker/Mobile-O-{size}": size for size in SIZES}
 _STORED = mx.bfloat16  # of the published checkpoints
 _PACKAGES = ("mlx", "mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "mlx-lm", "numpy", "safetensors")
 
@@ -118,13 +117,13 @@ def describe() -> Machine:
         packages=packages,
         device="CPU" if backend.on_cpu() else "GPU",
         backend=backend.backend(),
-        architecture=str(_device_info().get("architecture", "")),
-        device_memory=_device_memory(),
+        architecture=str(backend.device_info().get("architecture", "")),
+        device_memory=0 if backend.on_cpu() else backend.stated_memory(),
         backend_package=mlx_library.computing(),
         hidden_cuda=mlx_library.hidden_cuda() or "",
         blas=blas.loaded(),
-        cache=without_home(_cache()),
-        settings_file=without_home(device_settings.path()),
+        cache=without_home(str(_cache())),
+        settings_file=without_home(str(device_settings.path())),
         settings={"precision": dict(settings.precision), "forms": dict(settings.forms)},
         models=found,
         precision=_precision(named),
@@ -143,14 +142,6 @@ def models() -> tuple[Model, ...]:
             parameters = sum(math.prod(shape) for shape in manifest(size).values())
             here.append(Model(repo, state, parameters * _STORED.size))
     return tuple(here)
-
-
-def without_home(path: Path) -> str:
-    """A path with ~ for the user's folder, which often is the user's name."""
-    try:
-        return str("~" / path.relative_to(Path.home()))
-    except (ValueError, RuntimeError):
-        return str(path)
 
 
 def _precision(model: str) -> tuple[Precision, ...]:
@@ -174,18 +165,6 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _device_info() -> Mapping[str, Any]:
-    try:
-        return mx.device_info()
-    except (AttributeError, RuntimeError, ValueError):
-        return {}
-
-
-def _device_memory() -> int:
-    info = {} if backend.on_cpu() else _device_info()
-    return int(info.get("max_recommended_working_set_size") or info.get("total_memory") or 0)
 
 
 def _cache() -> Path:

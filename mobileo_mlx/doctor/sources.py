@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -22,9 +21,6 @@ from ..prompts import encode_prompt, generate_prompt
 
 _PROMPT = "a photo of a red bicycle that leans against a white wall, in the light of the evening"
 _PROMPT_TOKENS = 60  # of a prompt of random tokens
-# The random weights are made for a tower of five blocks. In one of 44 those that come once a block are smaller, or
-# activations would grow to 1e21.
-_IN_DEPTH, _DEEP_GAIN = re.compile("token_mixer|convffn"), 1.6
 
 
 class Source(Protocol):
@@ -118,9 +114,7 @@ class RandomSource:
             network = build(component, self.config)  # its own weights are never computed
         weights = {}
         for name, array in named_parameters(network).items():
-            weight = random_parameter(0, component, name, array.shape)
-            if component == "vision_tower" and array.ndim > 1 and _IN_DEPTH.search(name):
-                weight = weight / _DEEP_GAIN
+            weight = random_parameter(0, component, name, array.shape, published=True)
             weights[name] = weight.astype(mx.bfloat16).astype(dtype)
             mx.eval(weights[name])  # one by one: what they are made of takes memory, too
         network.load_weights(list(weights.items()))

@@ -27,8 +27,6 @@ from .comparison import BUDGETS, Comparison, compare, rounding
 from .sources import Source
 from .trace import BlockCall, plain, trace
 
-FLOAT16_MAX = 65504.0
-
 
 @dataclass(frozen=True)
 class ComponentReport:
@@ -59,7 +57,7 @@ class ComponentReport:
         """The block with the largest absolute value in float32."""
         return max(self.blocks, key=lambda block: block.peak or 0.0)
 
-    def mends(self, failure: Comparison) -> bool:
+    def improves_on(self, failure: Comparison) -> bool:
         """Whether this precision passes and is closer to the reference where another one fails.
 
         A coarser one may also pass because more is allowed in it, and is wrong in the same way.
@@ -83,7 +81,7 @@ class Conclusion:
     Attributes:
         default: the precision that the table names for this device.
         failure: where the default's error begins; None where it passed.
-        instead: the best precision that mends the default's failure; None where it passed or none does.
+        instead: the best precision that passes where the default fails; None where it passed or none does.
     """
 
     component: str
@@ -136,7 +134,7 @@ def conclude(reports: Iterable[ComponentReport]) -> list[Conclusion]:
         first = tried[0]
         if first.rank == 0:
             failure = first.failure
-            instead = next((report.dtype for report in tried[1:] if failure and report.mends(failure)), None)
+            instead = next((report.dtype for report in tried[1:] if failure and report.improves_on(failure)), None)
             found.append(Conclusion(component, first.dtype, failure, instead))
     return found
 

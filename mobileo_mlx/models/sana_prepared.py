@@ -77,7 +77,7 @@ class PreparedSana:
 
 def block_key(dit: SanaTransformer) -> str:
     """What the form of the blocks is chosen by."""
-    return f"{dit.config.dim} {forms.dtype_name(dit.scale_shift_table.dtype)}"
+    return f"{dit.config.dim} {forms.dtype_name(dit.dtype)}"
 
 
 def compile_blocks(blocks: Sequence[TransformerBlock]) -> list[RunBlock]:

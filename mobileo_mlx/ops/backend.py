@@ -30,14 +30,18 @@ def on_cpu() -> bool:
 
 def chip_name() -> str:
     """Such as "Apple M2 Pro"; empty where the backend does not say."""
-    return str(_info().get("device_name", ""))
+    return str(device_info().get("device_name", ""))
+
+
+def stated_memory() -> int:
+    """Bytes that the device can compute with; 0 where the backend does not say."""
+    info = device_info()
+    return int(info.get("max_recommended_working_set_size") or info.get("total_memory") or 0)
 
 
 def memory() -> int:
-    """Bytes that the device can compute with; what the smallest Mac has where the backend does not say."""
-    info = _info()
-    found = info.get("max_recommended_working_set_size") or info.get("total_memory") or 2**33 * 2 // 3
-    return int(found)
+    """`stated_memory`, or that of the smallest Mac."""
+    return stated_memory() or 2**33 * 2 // 3
 
 
 @functools.cache
@@ -47,7 +51,7 @@ def metal_uses_tf32() -> bool:
     It does where the GPU has matrix units that MLX uses (`is_nax_available` of its Metal backend: M5 and later from
     macOS 26.2 on, of phones' chips a generation later), unless the environment has MLX_ENABLE_TF32=0.
     """
-    name = str(_info().get("architecture", ""))  # such as applegpu_g17s
+    name = str(device_info().get("architecture", ""))  # such as applegpu_g17s
     if os.environ.get("MLX_ENABLE_TF32", "1") == "0" or not name.startswith("applegpu_g"):
         return False
     digits, kind = name.removeprefix("applegpu_g")[:-1], name[-1]
@@ -55,7 +59,8 @@ def metal_uses_tf32() -> bool:
     return digits.isdecimal() and int(digits) >= (18 if kind == "p" else 17) and system >= [26, 2]
 
 
-def _info() -> dict[str, str | int]:
+def device_info() -> dict[str, str | int]:
+    """What MLX says of its default device; nothing where it does not."""
     return _asked(getattr(mx, "device_info", None), str(mx.default_device()))
 
 

@@ -61,10 +61,7 @@ def device_key() -> str:
 
 def current() -> DeviceSettings:
     """The settings of MLX's default device. The file is read once in a process."""
-    entry = _entries().get(device_key())
-    if not isinstance(entry, dict):
-        return DeviceSettings()
-    return DeviceSettings(_texts(entry.get("precision")), _texts(entry.get("forms")))
+    return _settings(device_key())
 
 
 def save(settings: DeviceSettings) -> Path:
@@ -74,12 +71,12 @@ def save(settings: DeviceSettings) -> Path:
         OutputError: it can't be written.
     """
     file = check_writable()
-    _entries.cache_clear()  # another process may have written since
+    forget()  # another process may have written since
     entry = {"precision": dict(settings.precision), "forms": dict(settings.forms)}
     content = {"format": _FORMAT, "devices": {**_entries(), device_key(): entry}}
     with atomic_write(file, overwrite=True) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    _entries.cache_clear()
+    forget()
     return file
 
 
@@ -111,8 +108,22 @@ def reset() -> bool:
     except OSError as error:
         raise OutputError(f"'{file}' can't be removed ({error.strerror or error}); remove it yourself.") from error
     finally:
-        _entries.cache_clear()
+        forget()
     return True
+
+
+def forget() -> None:
+    """Reads the file again when it is asked for next."""
+    _entries.cache_clear()
+    _settings.cache_clear()
+
+
+@functools.cache
+def _settings(key: str) -> DeviceSettings:
+    entry = _entries().get(key)
+    if not isinstance(entry, dict):
+        return DeviceSettings()
+    return DeviceSettings(_texts(entry.get("precision")), _texts(entry.get("forms")))
 
 
 @functools.cache

@@ -15,13 +15,7 @@ from mobileo_mlx.models.sana_prepared import PreparedSana
 from mobileo_mlx.ops import device_settings
 from mobileo_mlx.ops.device_settings import DeviceSettings
 
-
-@pytest.fixture(autouse=True)
-def _own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("MOBILEO_CACHE", str(tmp_path / "cache"))
-    device_settings._entries.cache_clear()
-    yield
-    device_settings._entries.cache_clear()
+pytestmark = pytest.mark.usefixtures("settings_file")
 
 
 def test_a_cpu_from_end_to_end(command, tmp_path: Path) -> None:

@@ -1,4 +1,3 @@
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -91,11 +90,6 @@ def test_a_mac_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine._cores() == "8 performance, 4 efficiency"
     assert machine._memory() == 16 * 2**30
     assert machine._system() == "macOS 15.1"
-
-
-def test_paths_name_no_user(tmp_path: Path) -> None:
-    assert machine.without_home(tmp_path / "cache") == f"~{os.sep}cache"
-    assert machine.without_home(Path("/data/models")) == "/data/models"
 
 
 def test_a_gpu_of_another_name_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:

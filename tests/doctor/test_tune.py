@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -19,14 +19,6 @@ from mobileo_mlx.ops.conv import Conv2d
 from mobileo_mlx.ops.device_settings import DeviceSettings
 
 ANSWER = mx.array([1.0, 2.0, 3.0])
-
-
-@pytest.fixture(autouse=True)
-def own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("MOBILEO_CACHE", str(tmp_path / "cache"))
-    device_settings._entries.cache_clear()
-    yield
-    device_settings._entries.cache_clear()
 
 
 class Fakes:
@@ -59,7 +51,7 @@ def test_the_faster_of_two_is_picked_and_taken_by_the_next_run() -> None:
     assert timing.gain == 2
     assert fakes.form() == "plain"  # not before it is saved
     save([timing])
-    device_settings._entries.cache_clear()  # as in another process
+    device_settings.forget()  # as in another process
     assert fakes.form() == "flipped"
     assert fakes.tune().default == "plain"  # what is stored changes no default
 

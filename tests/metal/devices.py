@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +19,6 @@ from mobileo_mlx.ops import backend
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 HALVES = ("float16", "bfloat16")
-_MANY = re.compile("token_mixer|convffn")
 
 
 @contextmanager
@@ -57,10 +55,7 @@ def network(component: str, dims: MobileOConfig, dtype: mx.Dtype = mx.float32) -
         module = build(component, dims)
         weights = {}
         for name, array in named_parameters(module).items():
-            weight = random_parameter(0, component, name, array.shape)
-            if component == "vision_tower" and array.ndim > 1 and _MANY.search(name):
-                weight = weight / 1.6  # or activations would grow to thousands at the published width
-            weights[name] = weight.astype(dtype)
+            weights[name] = random_parameter(0, component, name, array.shape, published=True).astype(dtype)
         mx.eval(weights)
     return module.load_weights(list(weights.items()))
 

@@ -4,13 +4,7 @@ from mobileo_mlx.errors import OutputError
 from mobileo_mlx.ops import backend, device_settings
 from mobileo_mlx.ops.device_settings import DeviceSettings
 
-
-@pytest.fixture(autouse=True)
-def own_file(tmp_path, monkeypatch):
-    monkeypatch.setenv("MOBILEO_CACHE", str(tmp_path / "cache"))
-    device_settings._entries.cache_clear()
-    yield
-    device_settings._entries.cache_clear()
+pytestmark = pytest.mark.usefixtures("settings_file")
 
 
 def test_what_was_saved_is_found_by_this_device_alone(monkeypatch):
