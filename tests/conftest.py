@@ -52,6 +52,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def table_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Components take what the table and the doctor say, with whatever default the suite runs."""
+    from mobileo_mlx.checkpoints import precision
+
+    monkeypatch.setattr(precision, "default_dtype", lambda *of: precision.choice(*of).dtype)
+
+
+@pytest.fixture
 def settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A file of its own for what the doctor stores; it is not there yet."""
     from mobileo_mlx.ops import device_settings

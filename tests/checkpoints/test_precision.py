@@ -36,11 +36,8 @@ def default_dtype(component: str, stored: mx.Dtype) -> mx.Dtype:
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch):
+def device(monkeypatch: pytest.MonkeyPatch, table_defaults: None):
     """Sets the device that is asked for: a backend, and the name that it says."""
-
-    # The suite may run with another default than the table's.
-    monkeypatch.setattr(precision, "default_dtype", default_dtype)
 
     def use(chip: str, kind: str = "metal") -> None:
         monkeypatch.setattr(backend, "backend", lambda: kind)

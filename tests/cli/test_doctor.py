@@ -117,7 +117,7 @@ def test_verify_names_what_is_wrong_and_stores_what_to_take(monkeypatch: pytest.
 
 
 def test_a_range_that_is_left_is_stored_although_the_bundled_model_stops_at_it(
-    monkeypatch: pytest.MonkeyPatch, capsys
+    monkeypatch: pytest.MonkeyPatch, capsys, table_defaults: None
 ) -> None:
     from mobileo_mlx.checkpoints import precision
 
