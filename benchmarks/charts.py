@@ -106,7 +106,7 @@ def _save(draw: Any, size: tuple[float, float], path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from mobileo_mlx.files import atomic_write
+    from mobileo_mlx.atomic import atomic_write
 
     with rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained", dpi=100)

@@ -172,8 +172,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _write(text: str, path: Path) -> None:
+    from mobileo_mlx.atomic import atomic_write
     from mobileo_mlx.errors import OutputError
-    from mobileo_mlx.files import atomic_write
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

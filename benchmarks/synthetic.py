@@ -19,6 +19,7 @@ import mlx.nn as nn
 from mobileo_weights import SIZES, manifest, upstream_config
 
 from mobileo_mlx import MobileO
+from mobileo_mlx.atomic import atomic_folder
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.checkpoints.convert import write_config
 from mobileo_mlx.checkpoints.modules import named_parameters, preserve_rng_state
@@ -26,7 +27,6 @@ from mobileo_mlx.checkpoints.precision import Dtypes, parse_dtypes
 from mobileo_mlx.checkpoints.random_model import write_random_model
 from mobileo_mlx.checkpoints.tensor_files import TensorInfo, write_tensors
 from mobileo_mlx.errors import OptionError
-from mobileo_mlx.files import atomic_folder
 from mobileo_mlx.models.mobileo import COMPONENTS, MobileOConfig, build
 from mobileo_mlx.parts import Parts
 from mobileo_mlx.prompts import IMAGE_TOKEN_INDEX, ask_prompt, encode_prompt, generate_prompt

@@ -50,6 +50,10 @@ class OutputError(MobileOError):
     """A file can't be written: it exists, the folder is not writable, the disk is full."""
 
 
+class ExistsError(OutputError):
+    """There is something of this name already: another name would do."""
+
+
 class TrainingError(MobileOError):
     """Training can't go on: the loss is not a number, or the data are not fit for it."""
 

@@ -1,34 +1,75 @@
-"""Reading files that others wrote, and writing files and folders that are there whole or not at all.
+"""Reading what others wrote: paths, files and JSON, of which nothing can be taken for granted.
 
-What is written goes to a temporary name beside the target and is renamed at the end. So a full disk, a bug or
-Ctrl-C never leaves half a file, and never costs the file that was there before.
+The only place where the library or the command asks about a path that a user or a file names, opens it, or parses JSON
+of others. Nothing here waits for a pipe or a device that never ends, or reads without a limit.
 """
 
 from __future__ import annotations
 
-import errno
 import json
+import math
 import os
-import secrets
-import shutil
+import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
-from .errors import CheckpointError, MobileOError, OutputError
+from .errors import CheckpointError, MobileOError
 
-# Left behind only when the process is killed outright; the leading dot keeps it out of listings and globs.
-TEMPORARY_PREFIX = ".mobileo-unfinished-"
+Kind = Literal["file", "folder", "other", ""]
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_FULL_TEXT = "No space left on device"  # in the bare exception of tokenizers, which writes in native code
-_MAX_JSON = 2**27  # bytes; the largest that is read is the list of a model's shards
+MAX_JSON = 2**24  # bytes; the largest that is read, the list of a model's shards, has a hundredth
+_MAX_DEPTH = 100  # of JSON; a configuration has 5
+_MAX_DIGITS = 300  # of a whole number: what a float can hold, and tokenizers' 10**30 for "any length"
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+_HANDED_OVER = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # how a shell names the pipe of <(command)
+
+
+class JSONError(ValueError):
+    """Text that is no JSON, or JSON that nobody needs; the message goes on after the name of what holds it."""
+
+
+def expand(path: str | Path) -> Path:
+    """With the user's folder for ~, and another's for ~name; as it is where there is no such user, as in a shell."""
+    try:
+        return Path(os.path.expanduser(path))
+    except ValueError:  # a NUL in the user's name
+        return Path(path)
+
+
+def kind_of(path: str | Path, *, error: type[MobileOError] = CheckpointError) -> Kind:
+    """What a path leads to: "" where there is nothing, "other" for a pipe, a device or a socket.
+
+    Args:
+        path: its ~ is not expanded.
+        error: what is raised.
+
+    Raises:
+        CheckpointError, or what `error` is: the system does not say: a folder on the way is closed to this user, the
+            name is too long or holds a NUL, links go round in a circle.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (OSError, ValueError) as problem:
+        raise error(f"'{path}' can't be read ({_reason(problem)}).") from problem
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+
+
+def is_file(path: str | Path, *, error: type[MobileOError] = CheckpointError) -> bool:
+    """Whether a path leads to a regular file; raises as `kind_of` does."""
+    return kind_of(path, error=error) == "file"
+
+
+def is_folder(path: str | Path, *, error: type[MobileOError] = CheckpointError) -> bool:
+    """Whether a path leads to a folder; raises as `kind_of` does."""
+    return kind_of(path, error=error) == "folder"
 
 
 def check_input(path: str | Path, *, error: type[MobileOError] = CheckpointError) -> int:
-    """Says before it is opened whether there is a file: reading a pipe or a device might never end.
+    """Says before a library opens it whether there is a file.
 
     Args:
         path: of the file.
@@ -38,19 +79,118 @@ def check_input(path: str | Path, *, error: type[MobileOError] = CheckpointError
         its size in bytes.
 
     Raises:
-        CheckpointError, or what `error` is: it is missing, or not a regular file.
+        CheckpointError, or what `error` is: it is missing, not a regular file, or may not be read.
+    """
+    with open_input(path, error=error) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def open_input(path: str | Path, *, error: type[MobileOError] = CheckpointError, pipes: bool = False) -> BinaryIO:
+    """Opens a regular file for reading, and never waits for one that is none: a pipe or a device might never end.
+
+    Args:
+        path: of the file.
+        error: what is raised.
+        pipes: whether a pipe that a shell hands over, <(command), may be read too.
+
+    Raises:
+        CheckpointError, or what `error` is: it is missing, not a regular file, or may not be read.
     """
     try:
-        status = os.stat(path)
+        handed_over = pipes and str(path).startswith(_HANDED_OVER)
+        # Without waiting for somebody to write into a named pipe; what was opened is looked at, not what had the name.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if handed_over else os.O_NONBLOCK))
+        mode = os.fstat(descriptor).st_mode
     except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
-        raise error(f"'{path}' can't be read ({getattr(problem, 'strerror', None) or problem}).") from problem
-    if not stat.S_ISREG(status.st_mode):
+        raise error(f"'{path}' can't be read ({_reason(problem)}).") from problem
+    if not (stat.S_ISREG(mode) or (handed_over and stat.S_ISFIFO(mode))):
+        os.close(descriptor)
         raise error(f"'{path}' is not a regular file; put the file itself there.")
-    return status.st_size
+    return os.fdopen(descriptor, "rb")
+
+
+def read_limited(stream: BinaryIO, limit: int, name: str, *, error: type[MobileOError] = CheckpointError) -> bytes:
+    """All of a stream, which may have no end.
+
+    Args:
+        stream: read to its end, or to the limit.
+        limit: in bytes.
+        name: at the beginning of the error's sentence.
+        error: what is raised.
+
+    Raises:
+        CheckpointError, or what `error` is: there is more than `limit`, or reading fails.
+    """
+    try:
+        data = stream.read(limit + 1)
+    except (OSError, ValueError) as problem:
+        raise error(f"{name} can't be read ({_reason(problem)}).") from problem
+    if len(data) > limit:
+        raise error(f"{name} is too large for what it should hold: more than {limit:,} bytes.")
+    return data
+
+
+def read_bytes(
+    path: str | Path, *, limit: int, error: type[MobileOError] = CheckpointError, pipes: bool = False
+) -> bytes:
+    """The content of a regular file of at most `limit` bytes; raises as `open_input` and `read_limited` do."""
+    with open_input(path, error=error, pipes=pipes) as file:
+        return read_limited(file, limit, f"'{path}'", error=error)
+
+
+def read_text(path: str | Path, *, limit: int, error: type[MobileOError] = CheckpointError, pipes: bool = False) -> str:
+    """The same as text, without a byte order mark.
+
+    Raises:
+        CheckpointError, or what `error` is: see `read_bytes`; or it is not UTF-8.
+    """
+    try:
+        return read_bytes(path, limit=limit, error=error, pipes=pipes).decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise error(f"'{path}' is not UTF-8 text; save it as UTF-8.") from problem
+
+
+def parse_json(data: str | bytes, *, surrogates: bool = False) -> Any:
+    """The value of a JSON text, of which numbers are finite, depth is limited, and all text can be encoded.
+
+    Args:
+        data: the text, or its bytes in UTF-8; a byte order mark is passed over.
+        surrogates: whether text may hold halves of a pair, as odd names of files do.
+
+    Raises:
+        JSONError: see there.
+    """
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8")
+        value = json.loads(
+            text.removeprefix("\ufeff"), parse_int=_parse_int, parse_float=_parse_float, parse_constant=_parse_constant
+        )
+    except UnicodeDecodeError as problem:
+        raise JSONError("is not UTF-8 text") from problem
+    except json.JSONDecodeError as problem:
+        raise JSONError(f"is not JSON ({problem.msg} at line {problem.lineno}, column {problem.colno})") from problem
+    except RecursionError as problem:
+        raise JSONError("nests too deeply") from problem
+    except MemoryError as problem:
+        raise JSONError("is too large") from problem
+    # Each level takes a bracket, and half a pair an escape: nearly all JSON needs no second look.
+    if text.count("[") + text.count("{") > _MAX_DEPTH and any(
+        depth >= _MAX_DEPTH and isinstance(inside, dict | list) for depth, inside in _walk(value)
+    ):
+        raise JSONError("nests too deeply")
+    if not surrogates and _HALF_PAIR.search(text):
+        for _, inside in _walk(value):
+            if isinstance(inside, str) and not _is_encodable(inside):
+                raise JSONError("holds half a surrogate pair, which is no text")
+    return value
 
 
 def read_json(
-    path: Path, *, error: type[MobileOError] = CheckpointError, remedy: str = "download it again"
+    path: str | Path,
+    *,
+    error: type[MobileOError] = CheckpointError,
+    remedy: str = "download it again",
+    limit: int = MAX_JSON,
 ) -> dict[str, Any]:
     """The object that a JSON file holds.
 
@@ -58,118 +198,19 @@ def read_json(
         path: of the file.
         error: what is raised.
         remedy: for a damaged file, the end of the sentence.
+        limit: of its size, in bytes.
 
     Raises:
-        CheckpointError, or what `error` is: see `check_input`; or it is too large, not UTF-8, not JSON, or something
-            else than an object.
+        CheckpointError, or what `error` is: see `read_bytes` and `parse_json`; or it is something else than an object.
     """
-    if check_input(path, error=error) > _MAX_JSON:
-        raise error(f"'{path}' is too large for what it should hold; {remedy}.")
+    data = read_bytes(path, limit=limit, error=error)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise error(f"'{path}' can't be read ({problem.strerror or problem}).") from problem
-    except (ValueError, RecursionError) as problem:
-        raise error(f"'{path}' is not valid JSON ({problem}); {remedy}.") from problem
+        value = parse_json(data)
+    except JSONError as problem:
+        raise error(f"'{path}' {problem}; {remedy}.") from problem
     if not isinstance(value, dict):
         raise error(f"'{path}' does not hold a JSON object; {remedy}.")
     return value
-
-
-def check_output(path: str | Path, *, overwrite: bool = False) -> Path:
-    """Says early whether a file can be written, before minutes are spent on its content.
-
-    Returns:
-        the path, absolute, with symbolic links resolved.
-
-    Raises:
-        OutputError: the file exists and `overwrite` is False; it is a folder or a device; or its folder is
-            missing or not writable.
-    """
-    target = _resolve(path)
-    if target.is_dir():
-        raise OutputError(f"'{path}' is a folder; name a file in it.")
-    _check_parent(target, path)
-    if target.exists():
-        # Renaming a file onto a device such as /dev/null would replace the device.
-        if not target.is_file():
-            raise OutputError(f"'{path}' is not a regular file; choose another name.")
-        if not overwrite:
-            raise OutputError(f"'{path}' exists already; choose another name, or remove it first.")
-    return target
-
-
-def check_output_folder(path: str | Path) -> Path:
-    """Says early whether a new folder can be written.
-
-    Returns:
-        the path, absolute, with symbolic links resolved.
-
-    Raises:
-        OutputError: there is a file, or a folder that is not empty, of this name, or the folder around it is
-            missing or not writable.
-    """
-    target = _resolve(path)
-    if target.exists() and not target.is_dir():
-        raise OutputError(f"'{path}' is a file; choose another name for the folder.")
-    try:
-        occupied = target.is_dir() and any(target.iterdir())
-    except OSError as error:
-        raise _output_error(error, path) from error
-    if occupied:
-        raise OutputError(f"'{path}' exists already and is not empty; choose another name, or remove it first.")
-    _check_parent(target, path)
-    return target
-
-
-@contextmanager
-def atomic_write(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, with the same suffix, and renames it to `path` on success.
-
-    The body creates the temporary file. If it raises anything, KeyboardInterrupt included, that file is
-    removed, and a file that had the name before is untouched.
-
-    Raises:
-        OutputError: see `check_output`; the disk is full; or the writing fails in another way.
-    """
-    target = check_output(path, overwrite=overwrite)
-    temporary = _temporary(target, target.suffix)
-    try:
-        yield temporary
-        # Somebody else may have taken the name meanwhile.
-        if not overwrite and target.exists():
-            raise OutputError(f"'{path}' exists already; choose another name, or remove it first.")
-        os.replace(temporary, target)
-    except Exception as error:
-        if _is_write_error(error, temporary):
-            raise _output_error(error, path) from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a new temporary folder beside `path` and renames it to `path` on success.
-
-    If the body raises anything, KeyboardInterrupt included, the temporary folder is removed with all in it.
-
-    Raises:
-        OutputError: see `check_output_folder`; the disk is full; or the writing fails in another way.
-    """
-    target = check_output_folder(path)
-    temporary = _temporary(target, "")
-    try:
-        temporary.mkdir()
-        yield temporary
-        os.replace(temporary, target)
-    except Exception as error:
-        if _is_write_error(error, temporary):
-            raise _output_error(error, path) from error
-        raise
-    finally:
-        # After success there is nothing of this name. What can't be removed must not hide the first error.
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def without_home(text: str) -> str:
@@ -181,41 +222,47 @@ def without_home(text: str) -> str:
     return text.replace(home, "~") if len(home) > 1 else text
 
 
-def _resolve(path: str | Path) -> Path:
-    target = Path(os.path.realpath(path))
+def _reason(problem: Exception) -> str:
+    return str(getattr(problem, "strerror", None) or problem)
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise JSONError(f"holds a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _parse_float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise JSONError(f"holds a number that is too large, {digits[:20]}")
+    return value
+
+
+def _parse_constant(name: str) -> float:
+    raise JSONError(f"holds {name}, which JSON does not have")
+
+
+def _walk(value: Any) -> Iterator[tuple[int, Any]]:
+    """All that a JSON value holds, keys too, with the depth of it; with no more memory than it is deep."""
+    open_iterators = [iter((value,))]
+    while open_iterators:
+        for inside in open_iterators[-1]:
+            yield len(open_iterators) - 1, inside
+            if isinstance(inside, dict):
+                yield from ((len(open_iterators), key) for key in inside)
+                open_iterators.append(iter(inside.values()))
+                break
+            if isinstance(inside, list):
+                open_iterators.append(iter(inside))
+                break
+        else:
+            open_iterators.pop()
+
+
+def _is_encodable(text: str) -> bool:
     try:
-        target.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # `_check_parent` says which folder is missing
-    except OSError as error:  # the name is too long, or a folder on the way is closed to us
-        raise _output_error(error, path) from error
-    return target
-
-
-def _check_parent(target: Path, path: str | Path) -> None:
-    parent = target.parent
-    if not parent.is_dir():
-        raise OutputError(f"'{path}' can't be written: there is no folder '{parent}'; make it first.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(f"'{path}' can't be written: the folder '{parent}' is not writable; choose another folder.")
-
-
-def _temporary(target: Path, suffix: str) -> Path:
-    # The suffix stays because some writers choose the format by it, or append it when it is missing.
-    return target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}{suffix}"
-
-
-def _is_write_error(error: Exception, temporary: Path) -> bool:
-    """Whether `error` is about writing, and not about a file that the body was reading, or a bug."""
-    if not isinstance(error, OSError):
-        return _FULL_TEXT in str(error)
-    if error.errno in _FULL or error.filename is None:
-        return True
-    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
-    return Path(name) == temporary or temporary in Path(name).parents
-
-
-def _output_error(error: Exception, path: str | Path) -> OutputError:
-    if isinstance(error, OSError) and error.errno not in _FULL:
-        return OutputError(f"'{path}' can't be written ({error.strerror or error}); choose another name or folder.")
-    return OutputError(f"'{path}' can't be written: the disk is full; free some space, or choose another disk.")
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

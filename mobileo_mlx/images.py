@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union, cast
 
+from .atomic import atomic_write
 from .errors import ImageError
-from .files import atomic_write
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .atomic import atomic_write
 from .errors import CheckpointError
-from .files import atomic_write, read_json
+from .files import read_json
 
 if TYPE_CHECKING:
     import tokenizers

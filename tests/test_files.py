@@ -1,189 +1,27 @@
-import errno
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mobileo_mlx import files
-from mobileo_mlx.errors import CheckpointError, ConfigError, OutputError
+from mobileo_mlx.errors import CheckpointError, ConfigError, ImageError
 from mobileo_mlx.files import (
-    atomic_folder,
-    atomic_write,
+    JSONError,
     check_input,
-    check_output,
-    check_output_folder,
+    expand,
+    is_file,
+    is_folder,
+    kind_of,
+    open_input,
+    parse_json,
+    read_bytes,
     read_json,
+    read_limited,
+    read_text,
 )
-
-FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def write_and_raise(target: Path, error: BaseException) -> None:
-    with atomic_write(target, overwrite=True) as temporary:
-        temporary.write_text("half")
-        raise error
-
-
-def write_folder_and_raise(target: Path, error: BaseException) -> None:
-    with atomic_folder(target) as temporary:
-        (temporary / "sub").mkdir()
-        (temporary / "sub" / "half").write_text("x")
-        raise error
-
-
-def listing(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def test_a_file_appears_only_at_the_end(tmp_path):
-    target = tmp_path / "model.safetensors"
-    with atomic_write(target) as temporary:
-        # mlx appends the suffix when it is missing, so the temporary name must have it.
-        assert temporary.parent == tmp_path
-        assert temporary.suffix == ".safetensors"
-        temporary.write_bytes(b"whole")
-        assert not target.exists()
-    assert target.read_bytes() == b"whole"
-    assert listing(tmp_path) == ["model.safetensors"]
-
-
-def test_a_file_is_not_overwritten_silently(tmp_path):
-    target = tmp_path / "a.png"
-    target.write_text("old")
-    with (
-        pytest.raises(OutputError, match=r"a\.png' exists already; choose another name"),
-        atomic_write(target),
-    ):
-        pytest.fail("the body must not run")
-    with atomic_write(target, overwrite=True) as temporary:
-        temporary.write_text("new")
-    assert target.read_text() == "new"
-
-
-def test_a_name_taken_meanwhile_is_kept(tmp_path):
-    target = tmp_path / "a.txt"
-    with pytest.raises(OutputError, match="exists already"), atomic_write(target):
-        target.write_text("theirs")
-    assert target.read_text() == "theirs"
-    assert listing(tmp_path) == ["a.txt"]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a bug"), GeneratorExit()])
-def test_any_failure_leaves_the_old_file_and_no_temporary_one(tmp_path, error):
-    target = tmp_path / "a.txt"
-    target.write_text("old")
-    with pytest.raises(type(error)):
-        write_and_raise(target, error)
-    assert target.read_text() == "old"
-    assert listing(tmp_path) == ["a.txt"]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        FULL,
-        OSError(errno.EDQUOT, "quota"),
-        Exception("No space left on device (os error 28)"),
-    ],
-)
-def test_a_full_disk_is_named(tmp_path, error):
-    with pytest.raises(OutputError, match=r"a\.txt' can't be written: the disk is full; free some space"):
-        write_and_raise(tmp_path / "a.txt", error)
-    assert listing(tmp_path) == []
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this device, others do not")
-def test_a_write_that_really_finds_no_space(tmp_path):
-    with pytest.raises(OutputError, match="the disk is full"), atomic_write(tmp_path / "a.txt"):
-        Path("/dev/full").write_text("x")
-    assert listing(tmp_path) == []
-
-
-def test_a_write_that_fails_otherwise_gives_the_reason(tmp_path):
-    with (
-        pytest.raises(OutputError, match=r"a\.txt' can't be written \(File too large\)"),
-        atomic_write(tmp_path / "a.txt") as temporary,
-    ):
-        raise OSError(errno.EFBIG, "File too large", str(temporary))
-
-
-def test_an_error_while_reading_something_else_is_not_called_a_write_error(tmp_path):
-    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "a.txt"):
-        (tmp_path / "source").read_text()
-    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "a"):
-        (tmp_path / "source").read_text()
-    assert listing(tmp_path) == []
-
-
-def test_a_body_that_writes_nothing_is_an_error(tmp_path):
-    with pytest.raises(OutputError, match="No such file"), atomic_write(tmp_path / "a.txt"):
-        pass
-
-
-def test_targets_that_can_not_be_files(tmp_path):
-    with pytest.raises(OutputError, match="is a folder; name a file in it"):
-        check_output(tmp_path)
-    with pytest.raises(OutputError, match=r"there is no folder '.*missing'; make it first"):
-        check_output(tmp_path / "missing" / "a.txt")
-    with pytest.raises(OutputError, match="not a regular file"):
-        check_output("/dev/null", overwrite=True)
-    assert check_output(tmp_path / "a.txt") == (tmp_path / "a.txt").resolve()
-
-
-def test_an_unwritable_folder(tmp_path, monkeypatch):
-    # The superuser may write anywhere, so the system's answer is replaced.
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(OutputError, match=r"a\.txt' can't be written: the folder '.*' is not writable"):
-        check_output(tmp_path / "a.txt")
-    with pytest.raises(OutputError, match="is not writable; choose another folder"):
-        check_output_folder(tmp_path / "a")
-
-
-def test_a_name_that_is_too_long_is_told_early():
-    with pytest.raises(OutputError, match=r"can't be written \(File name too long\)"):
-        check_output("a" * 300 + ".png")
-
-
-def test_a_symbolic_link_is_written_through(tmp_path):
-    (tmp_path / "real.txt").write_text("old")
-    (tmp_path / "link.txt").symlink_to("real.txt")
-    with atomic_write(tmp_path / "link.txt", overwrite=True) as temporary:
-        temporary.write_text("new")
-    assert (tmp_path / "link.txt").is_symlink()
-    assert (tmp_path / "real.txt").read_text() == "new"
-
-
-def test_a_folder_appears_only_at_the_end(tmp_path):
-    target = tmp_path / "model"
-    with atomic_folder(target) as temporary:
-        (temporary / "config.json").write_text("{}")
-        assert not target.exists()
-    assert listing(tmp_path) == ["model"]
-    assert listing(target) == ["config.json"]
-
-
-def test_an_empty_folder_may_be_taken(tmp_path):
-    (tmp_path / "model").mkdir()
-    with atomic_folder(tmp_path / "model") as temporary:
-        (temporary / "config.json").write_text("{}")
-    assert listing(tmp_path / "model") == ["config.json"]
-
-
-def test_folders_that_can_not_be_taken(tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match="is a file; choose another name for the folder"):
-        check_output_folder(tmp_path / "file")
-    with pytest.raises(OutputError, match="exists already and is not empty"), atomic_folder(tmp_path):
-        pytest.fail("the body must not run")
-    with pytest.raises(OutputError, match="there is no folder"):
-        check_output_folder(tmp_path / "missing" / "model")
-
-
-@pytest.mark.parametrize(("error", "kind"), [(KeyboardInterrupt(), KeyboardInterrupt), (FULL, OutputError)])
-def test_a_failure_removes_the_whole_temporary_folder(tmp_path, error, kind):
-    with pytest.raises(kind):
-        write_folder_and_raise(tmp_path / "model", error)
-    assert listing(tmp_path) == []
 
 
 def test_a_file_to_read_is_a_regular_one(tmp_path):
@@ -203,10 +41,20 @@ def test_a_file_to_read_is_a_regular_one(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", "is not valid JSON"),
-        (b"", "is not valid JSON"),
-        (b'{"a": "\xff"}', "is not valid JSON"),
-        (b"[" * 100_000, "is not valid JSON"),
+        (b"{", r"is not JSON \(.* at line 1, column 2\)"),
+        (b"", "is not JSON"),
+        (b'{"a": "\xff"}', "is not UTF-8 text"),
+        ('{"a": 1}'.encode("utf-16"), "is not UTF-8 text"),
+        (b"[" * 100_000, "nests too deeply"),
+        (b"[" * 101 + b"]" * 101, "nests too deeply"),
+        (b'{"a":' * 300 + b"1" + b"}" * 300, "nests too deeply"),
+        (b'{"a": ' + b"7" * 5000 + b"}", "holds a number of 5000 digits"),
+        (b'{"a": -' + b"7" * 301 + b"}", "holds a number of 302 digits"),
+        (b'{"a": 1e999}', "holds a number that is too large, 1e999"),
+        (b'{"a": NaN}', "holds NaN, which JSON does not have"),
+        (b'{"a": -Infinity}', "holds -Infinity, which"),
+        (rb'{"\ud800": 1}', "holds half a surrogate pair"),
+        (rb'{"a": ["b", "\uDFFF"]}', "holds half a surrogate pair"),
         (b"[1]", "does not hold a JSON object"),
     ],
 )
@@ -219,13 +67,144 @@ def test_what_is_no_json_object_is_named(tmp_path, content, message):
         read_json(path, error=ConfigError, remedy="write it anew")
 
 
-def test_json_of_any_size_is_not_read(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('\ufeff{"a": 1}', {"a": 1}),
+        (b'\xef\xbb\xbf{"a": 1}', {"a": 1}),
+        (
+            '{"model_max_length": 1000000000000000019884624838656}',
+            {"model_max_length": 1000000000000000019884624838656},
+        ),
+        ("[" * 100 + "]" * 100, None),
+        ('["' + "[" * 5000 + '"]', ["[" * 5000]),  # brackets inside of text are no depth
+        ("[" + ",".join(["[]"] * 500) + "]", [[]] * 500),
+        (r'["\ud83d\ude00"]', ["😀"]),
+        ("[" * 100 + "1" + "]" * 100, None),
+        ("1e300", 1e300),
+    ],
+)
+def test_json_that_is_read(text, value):
+    found = parse_json(text)
+    assert value is None or found == value
+
+
+def test_halves_of_a_pair_are_read_where_they_are_meant():
+    assert parse_json(r'["\udc80"]', surrogates=True) == ["\udc80"]
+    with pytest.raises(JSONError):
+        parse_json(r'["\udc80"]')
+
+
+def test_json_of_any_size_is_not_read(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('{"ä": 1}', encoding="utf-8")
     assert read_json(path) == {"ä": 1}
-    monkeypatch.setattr(files, "_MAX_JSON", 8)
     with pytest.raises(CheckpointError, match=r"a\.json' is too large"):
-        read_json(path)
+        read_json(path, limit=8)
+
+
+def test_kinds_of_paths(tmp_path):
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to("gone")
+    kinds = {name: kind_of(tmp_path / name) for name in ("", "file", "pipe", "gone", "dangling", "file/inside")}
+    assert kinds == {"": "folder", "file": "file", "pipe": "other", "gone": "", "dangling": "", "file/inside": ""}
+    assert is_file(tmp_path / "file")
+    assert is_folder(tmp_path)
+    assert not is_file(tmp_path)
+
+
+def test_paths_that_the_system_says_nothing_about(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for path, reason in (("x" * 300, "File name too long"), ("a\0b", "null"), (tmp_path / "loop", "symbolic links")):
+        with pytest.raises(ImageError, match=f"^'{re.escape(str(path))}' can't be read \\(.*{reason}.*\\).$"):
+            kind_of(path, error=ImageError)
+
+
+def test_a_closed_folder(tmp_path, monkeypatch):
+    # The superuser may look everywhere, so the system's answer is replaced.
+    def closed(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "stat", closed)
+    with pytest.raises(CheckpointError, match="can't be read \\(Permission denied\\)"):
+        is_file("closed/file")
+
+
+def test_the_users_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    expected = {"~/a": "/home/me/a", "~": "/home/me", "a/~": "a/~", "~nobody-of-this-name/a": "~nobody-of-this-name/a"}
+    assert {text: str(expand(text)) for text in expected} == expected
+    assert expand("~a\0b") == Path("~a\0b")
+
+
+def test_a_pipe_that_nobody_writes_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="is not a regular file"):
+        open_input(tmp_path / "pipe", pipes=True)
+
+
+def test_a_pipe_of_a_shell_is_read_where_it_may_be():
+    reading, writing = os.pipe()
+    os.write(writing, b"text")
+    os.close(writing)
+    with pytest.raises(CheckpointError, match="is not a regular file"):
+        read_text(f"/dev/fd/{reading}", limit=9)
+    assert read_text(f"/dev/fd/{reading}", limit=9, pipes=True) == "text"
+    os.close(reading)
+
+
+def test_content_has_a_limit(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbf12345")
+    assert read_bytes(path, limit=8) == path.read_bytes()
+    assert read_text(path, limit=8) == "12345"
+    with pytest.raises(ImageError, match=r"a\.txt' is too large for what it should hold: more than 7 bytes\.$"):
+        read_bytes(path, limit=7, error=ImageError)
+    with (
+        Path("/dev/zero").open("rb") as endless,
+        pytest.raises(CheckpointError, match=r"^Standard input is too large .* more than 1,000 bytes\.$"),
+    ):
+        read_limited(endless, 1000, "Standard input")
+    path.write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match=r"is not UTF-8 text; save it as UTF-8\.$"):
+        read_text(path, limit=8)
+
+
+LOCKED = """
+import os, sys
+from mobileo_mlx.locks import lock
+print(lock(os.open(sys.argv[1], os.O_RDONLY)))
+"""
+
+
+def test_a_lock_is_seen_by_other_processes_until_it_is_closed(tmp_path):
+    from mobileo_mlx.locks import lock
+
+    path = tmp_path / "lock"
+    path.touch()
+
+    def other() -> str:
+        command = [sys.executable, "-c", LOCKED, str(path)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    descriptor = os.open(path, os.O_RDONLY)
+    assert lock(descriptor) is True
+    assert other() == "False"
+    os.close(descriptor)
+    assert other() == "True"
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    import fcntl
+
+    from mobileo_mlx.locks import lock
+
+    def none(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    assert lock(0) is None
 
 
 def test_paths_name_no_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,7 +167,7 @@ def damage(folder: Path, **files: str) -> Path:
         ({"added_tokens_json": '{"<|im_end|>": 999}'}, r"<\|im_end\|> of '.*' has the id 999, but 262 is the next"),
         ({"added_tokens_json": '{"<|im_end|>": "x"}'}, r"added tokens in '.*' .* are malformed"),
         ({"added_tokens_json": "[1]"}, r"added_tokens\.json' does not hold a JSON object"),
-        ({"tokenizer_config_json": "{"}, r"tokenizer_config\.json' is not valid JSON"),
+        ({"tokenizer_config_json": "{"}, r"tokenizer_config\.json' is not JSON"),
         ({"tokenizer_config_json": '{"added_tokens_decoder": {"1": {}}}'}, r"added tokens in '.*' .* are malformed"),
     ],
 )

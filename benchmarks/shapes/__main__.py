@@ -73,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_score(options: argparse.Namespace) -> None:
     from mobileo_mlx import MobileO
+    from mobileo_mlx.atomic import check_output
     from mobileo_mlx.checkpoints.quantize import parse_quantize
-    from mobileo_mlx.files import check_output
     from mobileo_mlx.images import save_png
 
     from .report import ScoreReport, table, write_json

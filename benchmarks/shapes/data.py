@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mobileo_mlx.atomic import atomic_folder
 from mobileo_mlx.errors import OptionError
-from mobileo_mlx.files import atomic_folder
 
 from .edits import Edit, sample_edit
 from .questions import Question, questions_about

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mobileo_mlx.files import atomic_write
+from mobileo_mlx.atomic import atomic_write
 
 from ..common import markdown_table
 

@@ -150,8 +150,8 @@ class Session:
             self._record("assistant", "", [str(file)])
 
     def _save(self, argument: str) -> None:
+        from mobileo_mlx.atomic import atomic_write
         from mobileo_mlx.errors import OptionError
-        from mobileo_mlx.files import atomic_write
 
         wished = _path(argument)
         suffix = wished.suffix.lower()

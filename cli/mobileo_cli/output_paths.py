@@ -97,8 +97,8 @@ def check(path: Path) -> None:
     Raises:
         OutputError: its folder does not exist or can't be written, or the name is too long.
     """
+    from mobileo_mlx.atomic import check_output
     from mobileo_mlx.errors import OutputError
-    from mobileo_mlx.files import check_output
 
     try:
         check_output(path, overwrite=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from ..atomic import atomic_folder, check_output_folder
 from ..errors import NotFiniteError, OptionError
-from ..files import atomic_folder, check_output_folder
 from ..models.mobileo import COMPONENTS, MobileOConfig
 from ..ops.finite import is_finite
 from .adapters import Adapter

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..files import atomic_folder
+from ..atomic import atomic_folder
 from ..models.dc_ae import DCAEConfig
 from ..models.fastvithd import FastViTHDConfig, MMProjectorConfig
 from ..models.mcp import MCPConfig

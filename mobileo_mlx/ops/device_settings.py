@@ -18,8 +18,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..atomic import atomic_write, check_output
 from ..errors import MobileOError, OutputError
-from ..files import atomic_write, check_output, read_json
+from ..files import read_json
 from . import backend
 
 _FORMAT = 1

@@ -17,12 +17,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..atomic import atomic_write
 from ..checkpoints.adapters import CONFIG_FILE, TRAINED_FILE, WEIGHTS_FILE, Adapter
 from ..checkpoints.modules import get_submodule, set_submodule
 from ..checkpoints.peft_names import Factor
 from ..checkpoints.tensor_files import write_tensors
 from ..errors import OptionError
-from ..files import atomic_write
 
 LLM_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Component to the start of upstream's names and the layers that are adapted: of the DiT, in every block, those of both

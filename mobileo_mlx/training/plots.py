@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_write
+from ..atomic import atomic_write
 from .loop import RunningMean
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..atomic import TEMPORARY_PREFIX, atomic_folder, atomic_write, check_output_folder
 from ..checkpoints.tensor_files import write_tensors
 from ..errors import CheckpointError, OutputError
-from ..files import TEMPORARY_PREFIX, atomic_folder, atomic_write, check_output_folder
 
 STATE_FILE = "state.json"
 METRICS_FILE = "metrics.jsonl"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import atomic_write
+from ..atomic import atomic_write
 from ..images import contact_sheet, save_png
 from ..pipeline import MobileO
 from .quadruplets import Sample

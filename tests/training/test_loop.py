@@ -13,9 +13,9 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 
+from mobileo_mlx.atomic import TEMPORARY_PREFIX
 from mobileo_mlx.checkpoints.tensor_files import write_tensors
 from mobileo_mlx.errors import CheckpointError, OutputError, TrainingError
-from mobileo_mlx.files import TEMPORARY_PREFIX
 from mobileo_mlx.training import run_state
 from mobileo_mlx.training.loop import RunningMean, StepReport, TrainingLoop
 from mobileo_mlx.training.run_state import checkpoints, locked, read_metrics

@@ -29,8 +29,8 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_map_with_path, tree_unflatten
 
+from mobileo_mlx.atomic import atomic_write
 from mobileo_mlx.errors import CheckpointError
-from mobileo_mlx.files import atomic_write
 from mobileo_mlx.models.fastvithd import FastViTHD
 from mobileo_mlx.models.mobileo import MobileOConfig
 from mobileo_mlx.tokenizer import Tokenizer
@@ -355,10 +355,10 @@ def export(folder: Path, destination: Path) -> None:
         CheckpointError: a stage is not done.
         OutputError: the folder can't be written.
     """
+    from mobileo_mlx.atomic import atomic_folder
     from mobileo_mlx.checkpoints.convert import write_config
     from mobileo_mlx.checkpoints.modules import named_parameters
     from mobileo_mlx.checkpoints.tensor_files import write_tensors
-    from mobileo_mlx.files import atomic_folder
     from mobileo_mlx.models.mobileo import COMPONENTS, build
 
     workspace = Workspace.at(folder)
