@@ -7,7 +7,7 @@ the tensors already in MLX's layout (written by `mobileo_mlx.checkpoints.convert
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,19 +16,18 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError, format_names
-from ..files import read_json
+from ..files import is_file, read_json
 from ..models.mobileo import COMPONENTS, MobileOConfig, build, component_of, sanitize
 from . import hub
 from .modules import named_parameters, preserve_rng_state
 from .peft_names import PREFIX, parse_factor, unwrapped_name
 from .quantize import BITS, QuantizeSpec, quantized_skeleton
-from .tensor_files import TensorInfo, read_header, read_tensors, weight_files
+from .tensor_files import READ_AS, TensorInfo, check_dtypes, placeholders, read_header, read_headers, read_tensors
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
-_STORED = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 # A checkpoint may do without the others: `lm_head` where it is tied to the embedding.
 _REQUIRED = tuple(name for name in COMPONENTS if name != "lm_head")
 
@@ -85,12 +84,12 @@ class Checkpoint:
         return component in self._tensors
 
     def stored_dtype(self, component: str) -> mx.Dtype:
-        """The dtype that most of a component's floating-point data has."""
-        nbytes = dict.fromkeys(_STORED, 0)
+        """The dtype that most of a component's floating-point data is read as."""
+        nbytes = dict.fromkeys(READ_AS.values(), 0)
         for info in self.tensors(component).values():
-            if info.dtype in nbytes:
-                nbytes[info.dtype] += info.nbytes
-        return _STORED[max(nbytes, key=lambda dtype: nbytes[dtype])]
+            if info.dtype in READ_AS:
+                nbytes[READ_AS[info.dtype]] += info.nbytes
+        return getattr(mx, max(nbytes, key=lambda dtype: nbytes[dtype]))
 
     @preserve_rng_state()
     def check(self, *components: str) -> None:
@@ -103,7 +102,7 @@ class Checkpoint:
             if component not in self._problems:
                 there = component in self._tensors
                 self._problems[component] = (
-                    self._build_and_read(component)[2] if there else [("absent", self._where(component))]
+                    self._build(component, placeholders)[2] if there else [("absent", self._where(component))]
                 )
         self._raise_problems([problem for component in components for problem in self._problems[component]])
 
@@ -115,7 +114,7 @@ class Checkpoint:
             CheckpointError: the component is not there, or its tensors are not those that the configuration asks
                 for; all that are missing, unexpected or of another shape are listed.
         """
-        module, weights, problems = self._build_and_read(component)
+        module, weights, problems = self._build(component, read_tensors)
         self._raise_problems(problems)
         module.load_weights(list(weights.items()))
         return module
@@ -133,12 +132,14 @@ class Checkpoint:
     def _where(self, component: str) -> str:
         return f"{component}.safetensors" if self.layout == "mobileo-mlx" else f"tensors of {component}"
 
-    def _build_and_read(self, component: str) -> tuple[nn.Module, dict[str, mx.array], list[tuple[str, str]]]:
-        """A component's network, its weights, not read yet, with our names and in our layout, and what does not fit.
+    def _build(
+        self, component: str, read: Callable[[dict[str, TensorInfo]], dict[str, mx.array]]
+    ) -> tuple[nn.Module, dict[str, mx.array], list[tuple[str, str]]]:
+        """A component's network, its weights with our names and in our layout, and what does not fit.
 
         A problem is its kind and the name of what has it.
         """
-        weights, odd = self._read(component)
+        weights, odd = self._laid_out(component, read(self.tensors(component)))
         module = build(component, self.config)
         if component in self.quantization:
             module = quantized_skeleton(module, weights, self.quantization[component])
@@ -154,9 +155,10 @@ class Checkpoint:
         ]
         return module, weights, problems
 
-    def _read(self, component: str) -> tuple[dict[str, mx.array], dict[str, tuple[int, ...]]]:
+    def _laid_out(
+        self, component: str, weights: dict[str, mx.array]
+    ) -> tuple[dict[str, mx.array], dict[str, tuple[int, ...]]]:
         """The weights, and the shapes of those that lack the dimensions that our layout asks for."""
-        weights = read_tensors(self.tensors(component))
         if self.layout == "mobileo-mlx":
             return weights, {}
         try:
@@ -191,7 +193,7 @@ def _open_ours(name: str, location: str, path: Path, config: dict[str, Any]) -> 
             f"{FORMAT_VERSION}; update mobileo-mlx."
         )
     files = {component: path / f"{component}.safetensors" for component in COMPONENTS}
-    tensors = {component: read_header(file) for component, file in files.items() if file.is_file()}
+    tensors = {component: read_header(file) for component, file in files.items() if is_file(file)}
     quantization = {}
     for component, entry in (config.get("quantization") or {}).items():
         try:
@@ -203,7 +205,7 @@ def _open_ours(name: str, location: str, path: Path, config: dict[str, Any]) -> 
     for component, infos in tensors.items():
         if component not in quantization and any(key.endswith(".scales") for key in infos):
             raise CheckpointError(f"'{source}' does not say with how many bits {component!r} is quantized.")
-    _check_dtypes(path, tensors)
+    check_dtypes(path, _by_full_name(tensors))
     # Without lm_head the embedding serves, but only where the model was written so.
     tied = "lm_head" not in tensors and "lm_head" not in (config.get("components") or ())
     described = MobileOConfig.from_dict(config, source)
@@ -211,9 +213,7 @@ def _open_ours(name: str, location: str, path: Path, config: dict[str, Any]) -> 
 
 
 def _open_upstream(name: str, location: str, path: Path, config: dict[str, Any], partial: bool) -> Checkpoint:
-    infos: dict[str, TensorInfo] = {}
-    for file in weight_files(path):
-        infos |= read_header(file)
+    infos = read_headers(path)
     # merge_lora.py of the original can leave the unmerged tensors, under PEFT's names, beside the merged ones. A tensor
     # that PEFT named counts only where there is none of the plain name, which is then the merged one.
     plain = {key: info for key, info in infos.items() if not key.startswith(PREFIX)}
@@ -235,7 +235,7 @@ def _open_upstream(name: str, location: str, path: Path, config: dict[str, Any],
         raise CheckpointError(f"'{path}' is no Mobile-O model: it has no tensors of {', '.join(lacking)}.")
     if unknown:
         raise CheckpointError(f"'{path}' holds tensors that are not Mobile-O's: {format_names(unknown)}.")
-    _check_dtypes(path, tensors)
+    check_dtypes(path, _by_full_name(tensors))
     shapes = {key: info.shape for key, info in named.items()}
     source = str(path / "config.json")
     generation = path / "generation_config.json"
@@ -265,15 +265,5 @@ def _diffusion(path: Path, name: str) -> dict[str, Any] | None:
     return None
 
 
-def _check_dtypes(path: Path, tensors: Mapping[str, Mapping[str, TensorInfo]]) -> None:
-    known = {*_STORED, "U32", "I64"}  # quantized weights; BatchNorm's counters
-    odd = [
-        f"{component}.{key} ({info.dtype})"
-        for component, infos in tensors.items()
-        for key, info in infos.items()
-        if info.dtype not in known
-    ]
-    if odd:
-        raise CheckpointError(
-            f"'{path}' holds tensors that are neither float32, float16 nor bfloat16: {format_names(odd)}."
-        )
+def _by_full_name(tensors: Mapping[str, Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:
+    return {f"{component}.{name}": info for component, infos in tensors.items() for name, info in infos.items()}

@@ -15,7 +15,7 @@ from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.checkpoints.convert import convert
 from mobileo_mlx.checkpoints.load import load_component
 from mobileo_mlx.checkpoints.random_model import write_random_model
-from mobileo_mlx.checkpoints.tensor_files import read_header, read_tensors, weight_files, write_tensors
+from mobileo_mlx.checkpoints.tensor_files import write_tensors
 from mobileo_mlx.errors import CheckpointError, ConfigError
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.pipeline import MobileO
@@ -48,130 +48,6 @@ def assert_same(a: Checkpoint, b: Checkpoint, **options) -> None:
             assert left.keys() == right.keys()
             assert all(left[name].dtype == right[name].dtype for name in left)
             assert all(mx.array_equal(left[name], right[name]) for name in left)
-
-
-# Headers
-
-
-def safetensors(header: object, data: bytes = b"") -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
-
-
-def entry(**changes) -> dict:
-    return {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16], **changes}}
-
-
-WHOLE = safetensors(entry(), bytes(16))
-TWICE = json.dumps({**entry(), "b": entry(data_offsets=[16, 32])["a"]}).replace('"b"', '"a"').encode()
-
-
-def test_a_header_is_read_without_the_data(tmp_path):
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(safetensors({**entry(), "__metadata__": {"format": "pt"}}, bytes(16)))
-    info = read_header(path)["a"]
-    assert (info.dtype, info.shape, info.nbytes, info.size, info.file) == ("F32", (2, 2), 16, 4, path)
-    assert len(read_header(path)) == 1
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (b"", "cut short"),
-        (WHOLE[:5], "cut short"),
-        (WHOLE[:20], "cut short"),
-        (WHOLE[:-1], "cut short"),
-        (WHOLE + b"x", "damaged"),
-        (b"<!DOCTYPE html><html></html>", "not a safetensors file"),
-        (struct.pack("<Q", 200_000_000) + b"{}", "not a safetensors file"),
-        (safetensors(b"not json!"), "not a safetensors file"),
-        (safetensors([1, 2]), "not a safetensors file"),
-        (safetensors({"a": 1}), "not a safetensors file"),
-        (safetensors(entry(dtype="X99"), bytes(16)), "not a safetensors file"),
-        (safetensors(entry(shape=[3, 2]), bytes(16)), "not a safetensors file"),
-        (safetensors(entry(shape=[-2, -2]), bytes(16)), "not a safetensors file"),
-        (safetensors(entry(shape="ab"), bytes(16)), "not a safetensors file"),
-        (safetensors(entry(data_offsets=[-16, 0]), bytes(16)), "not a safetensors file"),
-        (safetensors(entry(data_offsets=[100, 116]), bytes(16)), "cut short"),
-        (safetensors(TWICE, bytes(32)), "damaged"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-    ],
-)
-def test_a_damaged_file_is_named(tmp_path, content, expected):
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=expected) as error:
-        read_header(path)
-    assert str(path) in str(error.value)
-
-
-def test_a_file_that_is_missing_or_none_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"gone\.safetensors' can't be read \(No such file or directory\)"):
-        read_header(tmp_path / "gone.safetensors")
-    with pytest.raises(CheckpointError, match="is not a regular file"):
-        read_header(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "nbytes"), [("F64", 8), ("F32", 4), ("BF16", 2), ("U32", 4), ("I64", 8), ("BOOL", 1), ("F8_E4M3", 1)]
-)
-def test_the_size_of_a_tensor(tmp_path, dtype, nbytes):
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(safetensors(entry(dtype=dtype, data_offsets=[0, 4 * nbytes]), bytes(4 * nbytes)))
-    assert read_header(path)["a"].nbytes == 4 * nbytes
-
-
-def test_what_is_written_is_read_back_by_mlx(tmp_path):
-    tensors = {
-        "transposed": mx.arange(6.0).reshape(2, 3).T,
-        "half": mx.arange(6).astype(mx.bfloat16).reshape(3, 2).T,
-        "fp16": mx.array([1.5, -2.0], dtype=mx.float16),
-        "scalar": mx.array(2.0),
-        "packed": mx.array([1, 2**32 - 1], dtype=mx.uint32),
-        "empty": mx.zeros((0, 3)),
-        "count": mx.array(3, dtype=mx.int64),
-        "step": mx.array(2**40, dtype=mx.uint64),
-    }
-    expected = dict(tensors)
-    path = tmp_path / "x.safetensors"
-    assert write_tensors(path, tensors) == path.stat().st_size
-    assert not tensors
-    found = mx.load(str(path))
-    assert found.keys() == expected.keys() == read_header(path).keys()
-    for name, array in expected.items():
-        assert found[name].dtype == array.dtype
-        assert mx.array_equal(found[name], array)
-
-
-def test_tensors_are_read_when_they_are_used(tmp_path):
-    path = tmp_path / "x.safetensors"
-    write_tensors(path, {"a": mx.zeros((1000, 1000)), "b": mx.ones((1000, 1000))})
-    gc.collect()
-    before = mx.get_active_memory()
-    tensors = read_tensors(read_header(path))
-    assert mx.get_active_memory() - before < 1000
-    mx.eval(tensors["b"])
-    assert 4_000_000 <= mx.get_active_memory() - before < 4_100_000
-
-
-def test_missing_shards_are_named(tmp_path):
-    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors", "c": "three.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    (tmp_path / "one.safetensors").write_bytes(WHOLE)
-    with pytest.raises(CheckpointError, match=r"three\.safetensors, two\.safetensors"):
-        weight_files(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="no map"):
-        weight_files(tmp_path)
-
-
-def test_shards_are_counted_where_the_index_is_missing(tmp_path):
-    (tmp_path / "model-00001-of-00003.safetensors").write_bytes(WHOLE)
-    (tmp_path / "model-00003-of-00003.safetensors").write_bytes(WHOLE)
-    with pytest.raises(CheckpointError, match=r"lacks model-00002-of-00003\.safetensors,"):
-        weight_files(tmp_path)
-    (tmp_path / "model-00002-of-00003.safetensors").write_bytes(WHOLE)
-    assert len(weight_files(tmp_path)) == 3
 
 
 # Both layouts
@@ -492,8 +368,9 @@ def test_another_model_is_recognised(tmp_path):
 
 def test_an_unusual_dtype_is_refused(copy):
     path = copy / "lm_head.safetensors"
-    path.write_bytes(safetensors({"weight": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}, bytes(4)))
-    with pytest.raises(CheckpointError, match=r"lm_head\.weight \(F8_E4M3\)"):
+    header = b'{"weight":{"dtype":"I8","shape":[4],"data_offsets":[0,4]}}'
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight \(I8\)"):
         Checkpoint.open(copy)
 
 
