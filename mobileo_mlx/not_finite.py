@@ -61,12 +61,11 @@ def explain(parts: Parts, error: NotFiniteError) -> NotFiniteError:
 
 
 def _cause(parts: Parts, component: str, plain: nn.Module, dtype: str) -> str:
-    adapter = parts.adapter
-    if fault := stored_fault(parts.checkpoint, component) or adapter_fault(adapter, component):
+    if fault := stored_fault(parts.checkpoint, component) or adapter_fault(parts.adapters, component):
         return fault
     # Networks that are kept may have been trained.
     module = parts[component] if component in parts.loaded else parts.load(component)
-    if fault := size_fault(adapter, component, module, plain):
+    if fault := size_fault(parts.adapters, component, module, plain):
         return fault
     what = "weights" if math.isinf(largest(module)) else "activations"
-    return range_fault(adapter, component, what, dtype)
+    return range_fault(parts.adapters, component, what, dtype)

@@ -54,7 +54,7 @@ class Parts:
         checkpoint: where the weights come from.
         dtypes: by component, where it is not `checkpoints.precision.default_dtype`; see `precision.parse_dtypes`.
         bits: by component; see `checkpoints.quantize.resolve_bits`.
-        adapter: applied to the components that it changes.
+        adapters: applied in this order to the components that they change.
         keep_loaded: whether networks stay in memory. If not, `enter` frees those that the next phase does not need.
 
     Attributes:
@@ -65,7 +65,7 @@ class Parts:
         on_phase: called with the name of a phase when a task enters it, before anything is freed or loaded.
 
     Raises:
-        CheckpointError: the adapter is for another model.
+        CheckpointError: an adapter is for another model.
         OptionError: an unknown component, or bits that MLX does not have.
     """
 
@@ -75,15 +75,15 @@ class Parts:
         *,
         dtypes: Mapping[str, mx.Dtype] | None = None,
         bits: Mapping[str, int] | None = None,
-        adapter: Adapter | None = None,
+        adapters: Sequence[Adapter] = (),
         keep_loaded: bool = True,
     ):
-        if adapter is not None:
+        for adapter in adapters:
             adapter.check(checkpoint)
         self.checkpoint = checkpoint
         self.config: MobileOConfig = checkpoint.config
         self.dtypes, self.bits = precision.parse_dtypes(dtypes), resolve_bits(bits)
-        self.adapter, self.keep_loaded = adapter, keep_loaded
+        self.adapters, self.keep_loaded = tuple(adapters), keep_loaded
         self.cache = ArrayCache()
         self.on_phase: Callable[[str], None] | None = None
         self._loaded: dict[str, nn.Module] = {}
@@ -110,7 +110,7 @@ class Parts:
 
         Args:
             name: of the component.
-            adapted: whether the adapter is applied.
+            adapted: whether the adapters are applied.
         """
         self._changed = True
         return load_component(
@@ -118,7 +118,7 @@ class Parts:
             name,
             dtype=self.dtype(name),
             quantize=QuantizeSpec(self.bits[name]) if name in self.bits else None,
-            adapter=self.adapter if adapted else None,
+            adapters=self.adapters if adapted else (),
         )
 
     def dtype(self, name: str) -> mx.Dtype:

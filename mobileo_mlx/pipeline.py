@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from .answering import stream_answer
 from .chat import Chat
-from .checkpoints.adapters import Adapter
+from .checkpoints.adapters import notes_of, open_adapters, recorded
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.hub import DEFAULT_MODEL
 from .checkpoints.precision import dtypes_text, parse_dtypes
@@ -65,8 +65,8 @@ class MobileO:
         quantize: Mapping[str, int] | None = None,
         precision: str | None = None,
         preset: str | None = None,
-        adapter: str | Path | None = None,
-        adapter_scale: float = 1.0,
+        adapter: str | Path | Sequence[str | Path] | None = None,
+        adapter_scale: float | Sequence[float] = 1.0,
         keep_loaded: bool = True,
         progress: bool = False,
     ) -> Self:
@@ -79,8 +79,10 @@ class MobileO:
             quantize: bits for components, such as {"llm": 4, "dit": 8}, applied while loading.
             precision: bits of all components by name, "small", "balanced" or "full"; `quantize` changes single ones.
             preset: the old spelling of `precision`.
-            adapter: a folder that `finetune` or the PEFT library wrote; see `mobileo_mlx.checkpoints.adapters`.
-            adapter_scale: how strongly it changes the model: 0 not at all, 1 as trained.
+            adapter: a folder that `finetune`, the PEFT library or mlx-lm wrote, or several, whose changes add up; see
+                `mobileo_mlx.checkpoints.adapters`.
+            adapter_scale: how strongly it changes the model: 0 not at all, 1 as trained; one number for all adapters,
+                or one for each.
             keep_loaded: True keeps each network once it is loaded, and what was read of an image or a prompt, for
                 many tasks in one process. False frees what the next phase of a task does not need (see
                 `mobileo_mlx.parts.PHASES`): memory peaks at the largest phase instead of the sum, the results are
@@ -96,9 +98,9 @@ class MobileO:
         if preset is not None and precision is not None:
             raise OptionError("preset is the old name of precision; give only precision.")
         bits = resolve_bits(quantize, preset if precision is None else precision)  # mistakes show before a download
-        opened = None if adapter is None else Adapter.open(adapter, scale=adapter_scale)
+        adapters = open_adapters(adapter, adapter_scale)
         checkpoint = Checkpoint.open(model, progress=progress)
-        return cls(Parts(checkpoint, dtypes=dtypes, bits=bits, adapter=opened, keep_loaded=keep_loaded))
+        return cls(Parts(checkpoint, dtypes=dtypes, bits=bits, adapters=adapters, keep_loaded=keep_loaded))
 
     @property
     def config(self) -> MobileOConfig:
@@ -109,6 +111,11 @@ class MobileO:
     def checkpoint(self) -> Checkpoint:
         """Where the weights come from."""
         return self.parts.checkpoint
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about the adapters, a sentence each."""
+        return notes_of(self.parts.adapters, self.checkpoint)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -303,8 +310,7 @@ class MobileO:
             timings=timings,
             peak_memory=mx.get_peak_memory(),
             cache_memory=mx.get_cache_memory(),
-            adapter=None if parts.adapter is None else str(parts.adapter.path),
-            adapter_scale=1.0 if parts.adapter is None else parts.adapter.scale,
+            **recorded(parts.adapters),
             dtype=dtypes_text(parts.dtypes),
             quantize=dict(parts.bits) or None,
         )

@@ -22,8 +22,8 @@ LOADING: dict[str, tuple[type, ...]] = {
     "model": (str,),
     "dtype": (str,),
     "quantize": (dict,),
-    "adapter": (str,),
-    "adapter_scale": (int, float),
+    "adapter": (str, list),
+    "adapter_scale": (int, float, list),
 }
 
 
@@ -38,8 +38,8 @@ class GenerationResult(GenerationSettings):
         timings: seconds in "encode" (text, image, connector), "denoise" and "decode".
         peak_memory: bytes that MLX held at most.
         cache_memory: bytes that it kept besides at the end, of what was freed; the process may hold both together.
-        adapter: its folder's absolute path; None where there was none.
-        adapter_scale: how strongly it changed the model.
+        adapter: its folder's absolute path, or a list of them; None where there was none.
+        adapter_scale: how strongly it changed the model; a list where there were several.
         dtype: that was asked for, as `checkpoints.precision.parse_dtypes` reads it; None where the default was.
         quantize: the bits that were asked for, by component; None where the model was taken as it is stored.
     """
@@ -49,8 +49,8 @@ class GenerationResult(GenerationSettings):
     latents: mx.array
     timings: dict[str, float]
     peak_memory: int
-    adapter: str | None = None
-    adapter_scale: float = 1.0
+    adapter: str | list[str] | None = None
+    adapter_scale: float | list[float] = 1.0
     dtype: str | None = None
     quantize: dict[str, int] | None = None
     cache_memory: int = 0

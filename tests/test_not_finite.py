@@ -375,7 +375,7 @@ def test_an_alpha_that_is_none(small: Path, adapter: Path, name: str, alpha: str
     else:
         text = re.sub(r'"lora_alpha"', f'"alpha_pattern": {{".*": {alpha}}}, "lora_alpha"', text)
     file.write_text(text)
-    with pytest.raises(CheckpointError, match=r"adapter_config\.json' has no valid rank or alpha"):
+    with pytest.raises(CheckpointError, match=rf"adapter_config\.json' (has {name} = |holds )"):
         MobileO.load(small, adapter=adapter)
 
 

@@ -30,7 +30,7 @@ def lora(goldens: Goldens, model: MobileO) -> Iterator[Check]:
         MobileOError: the adapter is not beside the goldens, or is damaged.
     """
     adapter = Adapter.open(goldens.folder / _FOLDER)
-    merged = MobileO(Parts(model.checkpoint, dtypes=parse_dtypes("float32"), adapter=adapter))
+    merged = MobileO(Parts(model.checkpoint, dtypes=parse_dtypes("float32"), adapters=[adapter]))
     beside = MobileO(Parts(model.checkpoint, dtypes=parse_dtypes("float32")))
     load_lora({"llm": beside.parts.llm}, adapter)
     weights = {_PREFIX + name: array for name, array in named_parameters(merged.parts.llm).items()}

@@ -1,4 +1,4 @@
-"""`mobileo-mlx fuse`: a model with an adapter merged into its weights."""
+"""`mobileo-mlx fuse`: a model with adapters merged into its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ def command(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A bundled name, a folder, or a repository on the hub.")
     ],
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="The folder of the adapter.")],
+    adapter: Annotated[
+        list[str],
+        typer.Argument(metavar="ADAPTER...", help="One or several adapters: folders, or repositories on the hub."),
+    ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="The new folder; must not exist.")],
     adapter_scale: options.AdapterScale = None,
     dtype: Annotated[
@@ -30,7 +33,7 @@ def command(
         ),
     ] = None,
 ) -> None:
-    """Merge an adapter into a model.
+    """Merge adapters into a model.
 
     Writes a folder in our layout.
     """
@@ -43,6 +46,7 @@ def command(
             target,
             **options.given(("scale", "dtype"), {"scale": adapter_scale, "dtype": dtype}),
             progress=lambda component: progress.say(f"writing {component}"),
+            note=lambda sentence: printing.note(f"note: {sentence}"),
             download_progress=sys.stderr.isatty(),
         )
     printing.out(str(target))

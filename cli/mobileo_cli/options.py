@@ -53,11 +53,12 @@ Precision = Annotated[
 ]
 Preset = Annotated[str | None, typer.Option("--preset", metavar="NAME", hidden=True)]
 AdapterScale = Annotated[
-    float | None,
+    list[float] | None,
     typer.Option(
         "--adapter-scale",
         metavar="X",
-        help="How strongly the adapter changes the model: 0 not at all, 1 as trained. [default: 1]",
+        help="How strongly an adapter changes the model: 0 not at all, 1 as trained; once for all adapters, or once "
+        "for each. [default: 1]",
     ),
 ]
 Verbose = Annotated[
@@ -82,8 +83,13 @@ class Loading(TypedDict, total=False):
     precision: Precision
     preset: Preset
     adapter: Annotated[
-        str | None,
-        typer.Option("--adapter", metavar="DIR", help="Apply an adapter that finetune, or the PEFT library, wrote."),
+        list[str] | None,
+        typer.Option(
+            "--adapter",
+            metavar="ADAPTER",
+            help="Apply an adapter of finetune, the PEFT library or mlx-lm: a folder, or a repository on the hub. May "
+            "be given several times.",
+        ),
     ]
     adapter_scale: AdapterScale
 
@@ -244,11 +250,12 @@ def loading(values: Mapping[str, Any], recorded: Mapping[str, Any] | None = None
         known.pop("quantize", None)
     if "adapter" in arguments:
         known.pop("adapter_scale", None)  # it was another adapter's
+        arguments["adapter"] = [name for name in arguments["adapter"] if name]  # "": how a replay gets rid of one
     arguments = {**known, **arguments}
-    if arguments.get("adapter") == "":  # how a replay gets rid of one
-        del arguments["adapter"]
-    if "adapter_scale" in arguments and "adapter" not in arguments:
-        raise OptionError("--adapter-scale is that of an adapter: give --adapter DIR, too.")
+    if not arguments.get("adapter"):
+        arguments.pop("adapter", None)
+        if "adapter_scale" in arguments:
+            raise OptionError("--adapter-scale is that of an adapter: give --adapter DIR, too.")
     return arguments
 
 
@@ -261,6 +268,8 @@ def load(model: str = DEFAULT_MODEL, **arguments: Any) -> MobileO:
     from mobileo_mlx import MobileO
 
     loaded = MobileO.load(model, progress=sys.stderr.isatty(), **arguments)
+    for sentence in loaded.notes:
+        printing.note(f"note: {sentence}")
     printing.note_slow_blas()
     printing.note_hidden_cuda()
     return loaded

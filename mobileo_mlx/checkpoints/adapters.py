@@ -1,19 +1,17 @@
 """Adapters: what post-training changed, applied to a model's components while they load.
 
-An adapter is a folder. `adapter_config.json` and `adapter_model.safetensors` are what the PEFT library writes and reads
-for upstream's checkpoint: low-rank updates (arXiv 2106.09685) under the names of its layers. `trained.safetensors` is
-ours: parts that were trained in full, as `component.name` in our names and layout. Either may be missing.
-
-Into dense weights an update is merged, W + (alpha / rank) B A. That needs no further layers, and costs nothing when the
-model runs. Quantized weights stay as they are and the update runs beside them, because quantizing the sum would lose
-much of what is small in it.
+An adapter is a folder, or a repository on the hub. `adapter_config.json` and `adapter_model.safetensors` are what the
+PEFT library writes and reads for upstream's checkpoint: low-rank updates (arXiv 2106.09685) under the names of its
+layers, perhaps with magnitudes (DoRA, arXiv 2402.09353). With `adapters.safetensors` in place of the second they are
+what mlx-lm writes for the language model alone. `trained.safetensors` is ours: parts that were trained in full, as
+`component.name` in our names and layout. How all of them are applied is in `apply_adapters`.
 """
 
 from __future__ import annotations
 
-import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,49 +19,26 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import CheckpointError, NotFiniteError, OptionError, format_names
-from ..files import read_json
-from ..models.mobileo import COMPONENTS, MobileOConfig, build, component_of, sanitize
-from ..ops.finite import is_finite
-from .modules import get_submodule, named_parameters, preserve_rng_state, set_submodule
-from .peft_names import PREFIX, parse_factor, unwrapped_name
+from ..errors import CheckpointError, OptionError, format_names
+from ..files import expand, is_file, is_folder, kind_of
+from ..models.mobileo import COMPONENTS, MobileOConfig, build, sanitize
+from .adapter_config import CONFIG_FILE, LARGEST_SCALE, MlxLmConfig, PeftConfig, read_config
+from .adapter_tensors import AdapterTensors, LowRank, layer_name, parse_tensors
+from .modules import named_parameters, preserve_rng_state
 from .tensor_files import TensorInfo, read_header, read_tensors
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+MLX_LM_FILE = "adapters.safetensors"
 TRAINED_FILE = "trained.safetensors"
+STEPS = "step-*"  # folders of a training run, each of which holds the adapter of its step
 
-LARGEST_SCALE = 1e4  # alpha / rank is 0.1 to 100 in practice, and what a user gives is near 1
-
-# Ways to initialise that leave the model as it is. With the others of PEFT an adapter is the difference to another
-# model than the one on disk.
-_HARMLESS = (True, False, None, "gaussian", "eva", "orthogonal")
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """The update of one layer: scale B A.
-
-    Attributes:
-        a: (rank, inputs), or (rank, inputs, 1, 1) of what is a convolution upstream.
-        b: (outputs, rank), or with two more dimensions of 1.
-        rank: that the configuration says.
-        scale: alpha / rank, without the user's scale.
-    """
-
-    a: TensorInfo
-    b: TensorInfo
-    rank: int
-    scale: float
-
-    def factors(self) -> tuple[mx.array, mx.array]:
-        """A (rank, inputs) and B (outputs, rank) in float32, not read yet."""
-        loaded = read_tensors({"a": self.a, "b": self.b})
-        a, b = (loaded[name].astype(mx.float32).flatten(1) for name in ("a", "b"))
-        return a, b
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# What trainers leave beside an adapter, to go on from: it changes nothing in the model.
+_TRAINING_STATE = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_args.", "random_states", "sampler.")
 
 
 @dataclass(frozen=True)
@@ -73,55 +48,67 @@ class Adapter:
     Attributes:
         name: what the user called it.
         path: its folder, from the root of the file system.
+        location: what finds it from any working directory: the same path, or its name on the hub.
         scale: of everything that it changes: 0 leaves the model as it is, 1 is the adapter as trained.
-        config: of `adapter_config.json`; empty where there is none.
+        config: of `adapter_config.json`; None where there is none.
         low_rank: component to layer path to update.
         full: component to tensors that take the place of the model's, by upstream's names (PEFT's
             `modules_to_save`).
         trained: the same by our names.
         unknown: tensors that belong to nothing.
+        notes: what a user should know about it, a sentence each.
     """
 
     name: str
     path: Path
+    location: str
     scale: float = 1.0
-    config: dict[str, Any] = field(default_factory=dict)
+    config: PeftConfig | MlxLmConfig | None = None
     low_rank: dict[str, dict[str, LowRank]] = field(default_factory=dict, repr=False)
     full: dict[str, dict[str, TensorInfo]] = field(default_factory=dict, repr=False)
     trained: dict[str, dict[str, TensorInfo]] = field(default_factory=dict, repr=False)
     unknown: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, folder: str | Path, *, scale: float = 1.0) -> Adapter:
         """Reads the configuration and the headers of an adapter.
 
+        Args:
+            folder: that holds it.
+            scale: see the attributes.
+
         Raises:
             CheckpointError: the folder holds no adapter, a damaged one, or one of a kind that is not known here.
             OptionError: the scale is no number, or far too large.
         """
-        if not abs(scale) <= LARGEST_SCALE:
-            raise OptionError(
-                f"the adapter's scale is {_short(scale)}; choose a number near 1, which is the adapter as trained."
-            )
-        scale = float(scale)
-        path = Path(folder).expanduser().absolute()
-        peft = [(path / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE)]
-        if not any(peft) and not (path / TRAINED_FILE).is_file():
-            raise CheckpointError(
-                f"'{folder}' holds no adapter: a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or with {TRAINED_FILE}, "
-                "is expected."
-            )
-        config = _read_config(path / CONFIG_FILE) if any(peft) else {}
-        stored = read_header(path / WEIGHTS_FILE) if any(peft) else {}
-        low_rank, full, unknown = _parse_peft_tensors(stored, config, path)
+        scale = _checked_scale(scale)
+        path = Path(os.path.abspath(expand(folder)))
+        config, tensors = None, AdapterTensors()
+        if _holds_updates(folder, path):
+            config = read_config(path / CONFIG_FILE)
+            file = path / (MLX_LM_FILE if isinstance(config, MlxLmConfig) else WEIGHTS_FILE)
+            tensors = parse_tensors(read_header(file), config, file)
         trained: dict[str, dict[str, TensorInfo]] = {}
-        for key, info in (read_header(path / TRAINED_FILE) if (path / TRAINED_FILE).is_file() else {}).items():
+        for key, info in (read_header(path / TRAINED_FILE) if is_file(path / TRAINED_FILE) else {}).items():
             component, _, name = key.partition(".")
             if component in COMPONENTS:
                 trained.setdefault(component, {})[name] = info
             else:
-                unknown.append(key)
-        return cls(str(folder), path, scale, config, low_rank, full, trained, tuple(unknown))
+                tensors.unknown.append(key)
+        notes = (*(config.notes if config is not None else ()), *_unread(path))
+        return cls(
+            str(folder),
+            path,
+            str(path),
+            scale,
+            config,
+            tensors.low_rank,
+            tensors.full,
+            trained,
+            tuple(tensors.unknown),
+            notes,
+        )
 
     @property
     def components(self) -> set[str]:
@@ -138,23 +125,22 @@ class Adapter:
         if not self.components and not self.unknown:
             raise CheckpointError(f"The adapter '{self.name}' changes nothing: there are no tensors in it.")
         unknown, wrong, missing = list(self.unknown), [], []
+        num_layers = checkpoint.config.llm.num_hidden_layers
         for component in sorted(self.components):
             module = build(component, checkpoint.config)
             there = checkpoint.has(component)
             linears = {path: x.weight.shape for path, x in module.named_modules() if type(x) is nn.Linear and there}
             updates = self.low_rank.get(component, {})
-            for path, pair in updates.items():
-                if path not in linears:
-                    unknown += [pair.a.key, pair.b.key]
-                    continue
-                outputs, inputs = linears[path]
-                for info, shape in ((pair.a, (pair.rank, inputs)), (pair.b, (outputs, pair.rank))):
-                    if info.shape not in (shape, (*shape, 1, 1)):
-                        wrong.append(f"{info.key} {info.shape} instead of {shape}")
-            if updates:
-                missing += [f"{component}.{path}" for path in linears if self._targets(path) and path not in updates]
+            for path, update in updates.items():
+                if path in linears:
+                    wrong += update.wrong_shapes(*linears[path])
+                else:
+                    unknown += [info.key for info in update.tensors]
+            if updates and (config := self.config) is not None:
+                names = {path: layer_name(component, path) for path in linears if path not in updates}
+                missing += [f"{component}.{path}" for path in names if config.targets(names[path], num_layers)]
             shapes = {name: array.shape for name, array in named_parameters(module).items() if there}
-            for name, array in self._replacements(component, checkpoint.config).items():
+            for name, array in self.replacements(component, checkpoint.config).items():
                 if name not in shapes:
                     unknown.append(f"{component}.{name}")
                 elif array.shape != shapes[name]:
@@ -169,57 +155,15 @@ class Adapter:
             if names
         ]
         if problems:
-            base = self.config.get("base_model_name_or_path")
+            base = self.config.base_model if self.config is not None else None
             made_for = f" (it was made for '{base}')" if base else ""
             raise CheckpointError(
                 f"The adapter '{self.name}' is for another model than '{checkpoint.name}'{made_for}: "
                 f"{'; '.join(problems)}."
             )
 
-    def apply(self, component: str, module: nn.Module, config: MobileOConfig) -> nn.Module:
-        """Changes a loaded component. What is merged becomes float32, so that it is rounded once, by the caller.
-
-        Args:
-            component: its name.
-            module: the network with its weights, dense or quantized.
-            config: the model's.
-
-        Returns:
-            the module; another one if it was a single layer itself.
-
-        Raises:
-            NotFiniteError: a weight that is quantized again is not finite, which quantizing would hide.
-        """
-        if self.scale == 0:
-            return module  # to the bit: a layer beside an update takes part in fewer shortcuts, and rounds otherwise
-        for name, array in self._replacements(component, config).items():
-            if not _replace(module, name, array, self.scale):
-                raise NotFiniteError(
-                    component, f"the adapter '{self.name}' holds NaN or infinity in {name}; get it or train it again"
-                )
-        for path, pair in self.low_rank.get(component, {}).items():
-            layer = get_submodule(module, path)
-            a, b = pair.factors()
-            scale = self.scale * pair.scale
-            if isinstance(layer, nn.QuantizedLinear):
-                module = set_submodule(module, path, AdaptedLinear(layer, a.T, scale * b.T))
-            else:
-                layer.weight = layer.weight.astype(mx.float32) + scale * (b @ a)
-        return module
-
-    def _targets(self, path: str) -> bool:
-        """Whether the configuration says that a layer of an adapted component is adapted, as far as that is clear."""
-        targets = self.config.get("target_modules")
-        if (
-            not isinstance(targets, list)
-            or self.config.get("layers_to_transform")
-            or self.config.get("exclude_modules")
-        ):
-            return False
-        return any(path == target or path.endswith(f".{target}") for target in targets)
-
-    def _replacements(self, component: str, config: MobileOConfig) -> dict[str, mx.array]:
-        """The tensors that replace the component's, by our names; not read yet."""
+    def replacements(self, component: str, config: MobileOConfig) -> dict[str, mx.array]:
+        """The tensors that take the place of the component's, by our names; not read yet."""
         upstream = read_tensors(self.full.get(component, {}))
         try:
             ours = sanitize(component, upstream, config)
@@ -230,120 +174,114 @@ class Adapter:
         return ours | read_tensors(self.trained.get(component, {}))
 
 
-class AdaptedLinear(nn.Module):
-    """A quantized linear layer with a low-rank update beside it.
-
-    mlx-lm's `LoRALinear`, which training uses, would do; but importing mlx-lm takes seconds, and drawing does without.
+def open_adapters(
+    adapters: str | Path | Sequence[str | Path] | None, scales: float | Sequence[float] = 1.0
+) -> tuple[Adapter, ...]:
+    """Opens one or several adapters, which are applied in this order.
 
     Args:
-        linear: the layer.
-        a: (inputs, rank).
-        b: (rank, outputs), times the scale.
+        adapters: folders that hold them.
+        scales: one for all, or one for each.
+
+    Raises:
+        CheckpointError: see `Adapter.open`.
+        OptionError: there are more or fewer scales than adapters, or see `Adapter.open`.
     """
+    if isinstance(adapters, str | os.PathLike):
+        adapters = [adapters]
+    adapters = list(adapters or ())
+    scales = [scales] if isinstance(scales, int | float | str) else list(scales)
+    if adapters and len(scales) not in (1, len(adapters)):
+        raise OptionError(
+            f"there are {len(scales)} scales for {len(adapters)} adapter{'s' if len(adapters) > 1 else ''}; give one "
+            "for all, or one for each."
+        )
+    if odd := [name for name in adapters if not isinstance(name, str | os.PathLike) or not str(name)]:
+        raise OptionError(f"an adapter is {odd[0]!r}; give the name of its folder.")
+    return tuple(
+        Adapter.open(name, scale=scale)
+        for name, scale in zip(adapters, scales * (len(adapters) if len(scales) == 1 else 1), strict=True)
+    )
 
-    def __init__(self, linear: nn.QuantizedLinear, a: mx.array, b: mx.array):
-        super().__init__()
-        self.linear, self.a, self.b = linear, a, b
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.linear(x) + (x @ self.a) @ self.b
+def recorded(adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """The arguments of `open_adapters`, by their names in `MobileO.load`, that open the same again: texts and numbers.
 
-
-def _replace(module: nn.Module, name: str, new: mx.array, scale: float) -> bool:
-    """Moves a parameter by `scale` of the way to `new`; a quantized weight is quantized again, as it was.
-
-    Returns:
-        whether what was quantized is finite; True where nothing was.
+    Lists where there are several, and nothing where there is none.
     """
-    path, _, leaf = name.rpartition(".")
-    layer = get_submodule(module, path)
-    old = layer[leaf]
-    if leaf != "weight" or not isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
-        layer[leaf] = _between(old, new, scale)
+    if not adapters:
+        return {}
+    locations, scales = [adapter.location for adapter in adapters], [adapter.scale for adapter in adapters]
+    several = len(adapters) > 1
+    return {"adapter": locations if several else locations[0], "adapter_scale": scales if several else scales[0]}
+
+
+def notes_of(adapters: Sequence[Adapter], checkpoint: Checkpoint) -> list[str]:
+    """What a user should know about adapters and a model, a sentence each."""
+    notes: list[str] = []
+    for adapter in adapters:
+        notes += adapter.notes
+        base = adapter.config.base_model if adapter.config is not None else None
+        if base and _HUB_NAME.fullmatch(base) and _HUB_NAME.fullmatch(checkpoint.name) and base != checkpoint.name:
+            notes.append(f"the adapter '{adapter.name}' was made for '{base}', and this is '{checkpoint.name}'.")
+    return notes
+
+
+def _checked_scale(scale: float) -> float:
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise OptionError(f"the adapter's scale is {scale!r}; choose a number near 1, which is the adapter as trained.")
+    if not abs(scale) <= LARGEST_SCALE:
+        shown = f"{scale:.4g}" if isinstance(scale, float) or abs(scale) < 2**63 else "beyond 2**63"
+        raise OptionError(f"the adapter's scale is {shown}; choose a number near 1, which is the adapter as trained.")
+    return float(scale)
+
+
+def _holds_updates(name: str | Path, path: Path) -> bool:
+    """Whether an adapter's folder holds more than `TRAINED_FILE`.
+
+    Raises:
+        CheckpointError: the folder holds no adapter; the message says what it holds instead.
+    """
+    if kind_of(path) not in ("folder", ""):
+        raise CheckpointError(f"'{name}' is a file; give the folder that holds the adapter.")
+    if any(is_file(path / file) for file in (WEIGHTS_FILE, MLX_LM_FILE)):
         return True
-    how = {"group_size": layer.group_size, "bits": layer.bits}
-    if scale != 1:
-        old = mx.dequantize(old, layer.scales, layer.biases, **how)
-    dense = _between(old, new, scale)
-    finite = is_finite(dense)
-    layer.weight, layer.scales, layer.biases = mx.quantize(dense, **how)
-    del dense
-    mx.eval(layer.parameters())  # so that one dense weight at a time is in memory
-    return finite
+    if is_file(path / "adapter_model.bin"):
+        raise CheckpointError(
+            f"'{name}' holds its adapter as a pickle, adapter_model.bin, which is never read because it could run "
+            f"programs: write it as {WEIGHTS_FILE} with PEFT (`save_pretrained`), or convert it with "
+            "`safetensors.torch.save_file`, on a machine where you trust it."
+        )
+    if is_file(path / TRAINED_FILE) and not is_file(path / CONFIG_FILE):
+        return False
+    if is_file(path / CONFIG_FILE):
+        return True  # and what is missing is said by its name
+    steps = sorted(step.name for step in _listed(path) if step.match(STEPS) and _holds_adapter(step))
+    of_steps = f"; its last checkpoint, '{Path(name) / steps[-1]}', does" if steps else ""
+    raise CheckpointError(
+        f"'{name}' holds no adapter: a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or with {TRAINED_FILE}, is "
+        f"expected{of_steps}."
+    )
 
 
-def _between(old: mx.array, new: mx.array, scale: float) -> mx.array:
-    if scale == 1:
-        return new
-    old = old.astype(mx.float32)
-    return old + scale * (new.astype(mx.float32) - old)
+def _holds_adapter(path: Path) -> bool:
+    return is_folder(path) and any(is_file(path / name) for name in (WEIGHTS_FILE, TRAINED_FILE))
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """PEFT's configuration.
-
-    Raises:
-        CheckpointError: it is missing or damaged, or asks for something else than plain LoRA.
-    """
-    config = read_json(path)
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise CheckpointError(f"'{path}' describes an adapter of type {kind!r}, and only LORA can be applied.")
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise CheckpointError(f"'{path}' has r = {rank!r} and lora_alpha = {alpha!r}, which can't be.")
-    odd = [name for name in ("use_dora", "use_qalora", "lora_bias", "layer_replication") if config.get(name)]
-    if config.get("init_lora_weights") not in _HARMLESS:
-        odd.append(f"init_lora_weights {config['init_lora_weights']!r}")
-    if odd:
-        raise CheckpointError(f"'{path}' asks for {', '.join(odd)}, and only plain LoRA can be applied.")
-    return config
+def _listed(path: Path) -> list[Path]:
+    try:
+        return sorted(path.iterdir())
+    except OSError:  # missing, or it may be entered but not listed
+        return []
 
 
-def _parse_peft_tensors(
-    stored: Mapping[str, TensorInfo], config: Mapping[str, Any], path: Path
-) -> tuple[dict[str, dict[str, LowRank]], dict[str, dict[str, TensorInfo]], list[str]]:
-    """PEFT's tensors as low-rank updates, whole tensors and what is neither.
-
-    Raises:
-        CheckpointError: a layer has one factor of its update and lacks the other.
-    """
-    factors: dict[str, dict[str, TensorInfo]] = {}
-    full: dict[str, dict[str, TensorInfo]] = {}
-    unknown = []
-    for key, info in stored.items():
-        name = unwrapped_name(key)
-        factor = parse_factor(name)
-        found = component_of(f"{factor.layer}.weight" if factor else name)
-        odd = factor.adapter is not None if factor else ".lora_" in name
-        if not key.startswith(PREFIX) or found is None or odd:
-            unknown.append(key)
-        elif factor:
-            factors.setdefault(factor.layer, {})[factor.letter] = info
-        else:
-            full.setdefault(found[0], {})[found[1]] = info
-    if halves := [name for name, pair in factors.items() if len(pair) == 1]:
-        raise CheckpointError(f"'{path / WEIGHTS_FILE}' has only one of lora_A and lora_B of {format_names(halves)}.")
-    low_rank: dict[str, dict[str, LowRank]] = {}
-    for name, pair in factors.items():
-        component, tensor = component_of(f"{name}.weight") or ("", "")
-        try:
-            rank = _pattern(config.get("rank_pattern"), name, config["r"])
-            alpha = _pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
-            scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-            if not abs(scale) <= LARGEST_SCALE:
-                raise ValueError(f"{_short(alpha)} at rank {_short(rank)}")
-        except (TypeError, ValueError, ArithmeticError, AttributeError, re.error) as error:
-            raise CheckpointError(f"'{path / CONFIG_FILE}' has no valid rank or alpha for {name} ({error}).") from error
-        low_rank.setdefault(component, {})[tensor.rpartition(".")[0]] = LowRank(pair["A"], pair["B"], rank, scale)
-    return low_rank, full, unknown
-
-
-def _short(number: float) -> str:
-    """A number for a message; whole numbers of any size are short, too."""
-    return f"{number:.4g}" if isinstance(number, float) or abs(number) < 2**63 else "beyond 2**63"
-
-
-def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    """A setting that PEFT can have for some layers: the first expression counts that matches the name's end."""
-    return next((v for k, v in (patterns or {}).items() if re.fullmatch(rf"(.*\.)?({k})", name)), default)
+def _unread(path: Path) -> list[str]:
+    """Notes on files in an adapter's folder that may hold a part of the training, and are never read."""
+    names = [file.name for file in _listed(path) if file.suffix in _PICKLES and not file.name.startswith(".")]
+    names = [name for name in names if not name.startswith(_TRAINING_STATE)]
+    if not names:
+        return []
+    return [
+        f"{format_names(names)} in '{path}' {'are pickles and are' if len(names) > 1 else 'is a pickle and is'} never "
+        f"read; if a part of what was trained is there, add it to {WEIGHTS_FILE} (see docs/finetuning.md)."
+    ]

@@ -17,7 +17,7 @@ from ..atomic import atomic_folder, check_output_folder
 from ..errors import NotFiniteError, OptionError
 from ..models.mobileo import COMPONENTS, MobileOConfig
 from ..ops.finite import is_finite
-from .adapters import Adapter
+from .adapters import Adapter, notes_of, open_adapters
 from .checkpoint import FORMAT_VERSION, Checkpoint
 from .hub import OUR_FORMAT, TOKENIZER_FILES
 from .load import load_component
@@ -154,43 +154,49 @@ def convert(
     if twice := sorted(bits.keys() & source.quantization.keys()):
         raise OptionError(f"{', '.join(twice)} of '{source.path}' can't be quantized again: start from the original.")
     quantization = source.quantization | {name: QuantizeSpec(n) for name, n in bits.items() if source.has(name)}
-    return _write(source, folder, dtypes, quantization, None, progress)
+    return _write(source, folder, dtypes, quantization, (), progress)
 
 
 def fuse(
     model: str | Path,
-    adapter: str | Path,
+    adapter: str | Path | Sequence[str | Path],
     folder: str | Path,
     *,
-    scale: float = 1.0,
+    scale: float | Sequence[float] = 1.0,
     dtype: str | Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
+    note: Callable[[str], None] | None = None,
     download_progress: bool = False,
 ) -> ModelInfo:
-    """Writes a model with an adapter merged into its weights, as `convert` writes a model.
+    """Writes a model with adapters merged into its weights, as `convert` writes a model.
 
     Args:
         model, folder, progress, download_progress: see `convert`.
-        adapter: the folder of an adapter; see `mobileo_mlx.checkpoints.adapters`.
-        scale: how strongly it changes the model: 0 not at all, 1 as trained.
+        adapter: an adapter or several, as in `MobileO.load`.
+        scale: how strongly it changes the model: 0 not at all, 1 as trained; one for all, or one for each.
         dtype: see `convert`; of the merged weights too.
+        note: called with each sentence that the user should know.
 
     Raises:
-        CheckpointError: the model or the adapter is damaged, or the adapter is for another model.
-        OptionError: the adapter changes a component that is quantized: quantizing the sum again would lose much of
+        CheckpointError: the model or an adapter is damaged, or an adapter is for another model.
+        OptionError: an adapter changes a component that is quantized: quantizing the sum again would lose much of
             what the adapter adds.
         OutputError, NotFiniteError: see `convert`.
     """
     dtypes = parse_dtypes(dtype)
     check_output_folder(folder)
-    opened = Adapter.open(adapter, scale=scale)
+    opened = open_adapters(adapter, scale)
     source = Checkpoint.open(model, progress=download_progress)
-    opened.check(source)
-    if quantized := sorted(opened.components & source.quantization.keys()):
-        raise OptionError(
-            f"{', '.join(quantized)} of '{source.path}' is quantized, so '{adapter}' can't be merged into it: fuse it "
-            "into the original, and convert the result."
-        )
+    for one in opened:
+        one.check(source)
+        if quantized := sorted(one.components & source.quantization.keys()):
+            raise OptionError(
+                f"{', '.join(quantized)} of '{source.path}' is quantized, so '{one.name}' can't be merged into it: "
+                "fuse it into the original, and convert the result."
+            )
+    if note is not None:
+        for sentence in notes_of(opened, source):
+            note(sentence)
     return _write(source, folder, dtypes, source.quantization, opened, progress)
 
 
@@ -199,7 +205,7 @@ def _write(
     folder: str | Path,
     dtypes: Mapping[str, mx.Dtype],
     quantization: Mapping[str, QuantizeSpec],
-    adapter: Adapter | None,
+    adapters: Sequence[Adapter],
     progress: Callable[[str], None] | None,
 ) -> ModelInfo:
     # A part of a model is one, too. But without its lm_head it would pass for one whose embedding serves instead.
@@ -210,16 +216,16 @@ def _write(
                 progress(component)
             stored_dtype = dtypes.get(component) or source.stored_dtype(component)
             spec = quantization.get(component)
-            module = load_component(source, component, dtype=stored_dtype, quantize=spec, adapter=adapter)
+            module = load_component(source, component, dtype=stored_dtype, quantize=spec, adapters=adapters)
             tensors = named_parameters(module)
             # The module would keep every tensor alive that is written.
             del module
 
             def check(tensor: mx.array, component: str = component) -> None:
                 if not is_finite(tensor):
-                    fault = stored_fault(source, component) or adapter_fault(adapter, component)
+                    fault = stored_fault(source, component) or adapter_fault(adapters, component)
                     asked = dtype_name(tensor.dtype)
-                    raise NotFiniteError(component, fault or range_fault(adapter, component, "weights", asked))
+                    raise NotFiniteError(component, fault or range_fault(adapters, component, "weights", asked))
 
             write_tensors(temporary / f"{component}.safetensors", tensors, check=check)
             mx.clear_cache()

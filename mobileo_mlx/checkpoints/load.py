@@ -1,7 +1,8 @@
-"""From a checkpoint to a network that computes: weights, quantized or not, an adapter, and the dtype."""
+"""From a checkpoint to a network that computes: weights, quantized or not, adapters, and the dtype."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -9,6 +10,7 @@ import mlx.nn as nn
 
 from ..errors import NotFiniteError, OptionError
 from . import precision
+from .apply_adapters import apply_adapters
 from .modules import preserve_rng_state
 from .quantize import QuantizeSpec
 from .quantize import quantize as quantize_module
@@ -26,7 +28,7 @@ def load_component(
     *,
     dtype: mx.Dtype | None = None,
     quantize: QuantizeSpec | None = None,
-    adapter: Adapter | None = None,
+    adapters: Sequence[Adapter] = (),
 ) -> nn.Module:
     """Builds a component with its weights, in evaluation mode.
 
@@ -38,7 +40,7 @@ def load_component(
         name: one of `mobileo_mlx.models.mobileo.COMPONENTS`.
         dtype: of the floating-point weights; by default `default_dtype` of what is stored.
         quantize: bits for the linear layers and embeddings of a component that is not stored quantized.
-        adapter: applied last, so that it does the same to weights quantized here as to those stored quantized.
+        adapters: applied last, so that they do the same to weights quantized here as to those stored quantized.
 
     Raises:
         CheckpointError: see `Checkpoint.network`.
@@ -57,7 +59,6 @@ def load_component(
             module = quantize_module(module, quantize)
         except NotFiniteError as error:
             raise NotFiniteError(name, stored_fault(checkpoint, name)) from error
-    if adapter is not None:
-        module = adapter.apply(name, module, checkpoint.config)
+    module = apply_adapters(adapters, name, module, checkpoint.config)
     module.set_dtype(dtype or precision.default_dtype(name, checkpoint.stored_dtype(name)))
     return module.eval()

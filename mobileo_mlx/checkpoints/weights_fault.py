@@ -6,7 +6,7 @@ One tensor at a time is in memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -33,23 +33,21 @@ def stored_fault(checkpoint: Checkpoint, component: str) -> str:
     return ""
 
 
-def adapter_fault(adapter: Adapter | None, component: str) -> str:
-    """The same for what an adapter changes of a component."""
-    if adapter is None:
-        return ""
-    pairs = adapter.low_rank.get(component, {})
-    infos = {info.key: info for pair in pairs.values() for info in (pair.a, pair.b)}
-    infos |= adapter.full.get(component, {}) | adapter.trained.get(component, {})
-    if name := _first_not_finite(infos):
-        return f"the adapter '{adapter.name}' holds NaN or infinity in {infos[name].key}; get it or train it again"
+def adapter_fault(adapters: Sequence[Adapter], component: str) -> str:
+    """The same for what adapters change of a component."""
+    for adapter in adapters:
+        infos = {info.key: info for update in adapter.low_rank.get(component, {}).values() for info in update.tensors}
+        infos |= adapter.full.get(component, {}) | adapter.trained.get(component, {})
+        if name := _first_not_finite(infos):
+            return f"the adapter '{adapter.name}' holds NaN or infinity in {infos[name].key}; get it or train it again"
     return ""
 
 
-def size_fault(adapter: Adapter | None, component: str, module: nn.Module, plain: nn.Module) -> str:
+def size_fault(adapters: Sequence[Adapter], component: str, module: nn.Module, plain: nn.Module) -> str:
     """Whether a component's weights are far larger than those of the checkpoint, why, and the remedy; "" if not.
 
     Args:
-        adapter: that was applied, if one was.
+        adapters: that were applied.
         component: its name.
         module: with the weights that compute.
         plain: with those of the checkpoint, in the same dtype.
@@ -58,27 +56,30 @@ def size_fault(adapter: Adapter | None, component: str, module: nn.Module, plain
     if with_changes <= _LARGER * without or not math.isfinite(without):
         return ""
     found = f"makes weights as large as {with_changes:.2g}, where the model's are {without:.2g} at most"
-    if adapter is None or component not in adapter.components:
+    changing = [
+        f"'{adapter.name}' at scale {adapter.scale:g}" for adapter in adapters if component in adapter.components
+    ]
+    if not changing:
         return f"training {found}; lower the learning rate"
     return (
-        f"the adapter '{adapter.name}' at scale {adapter.scale:g} {found}; choose a smaller --adapter-scale, or get "
-        "it or train it again"
+        f"the adapter {' with '.join(changing)} {found}; choose a smaller --adapter-scale, or get it or train it again"
     )
 
 
-def range_fault(adapter: Adapter | None, component: str, what: str, dtype: str) -> str:
+def range_fault(adapters: Sequence[Adapter], component: str, what: str, dtype: str) -> str:
     """That weights or activations leave the range of a dtype, with what may help.
 
     Args:
-        adapter: that was applied, if one was.
+        adapters: that were applied.
         component: whose they are.
         what: "weights" or "activations".
         dtype: its name.
     """
     wider = {"float16": "bfloat16", "bfloat16": "float32"}.get(dtype)
     remedies = [f"choose --dtype {component}={wider}"] if wider else []
-    if adapter is not None and component in adapter.components:
-        remedies.append(f"choose a smaller --adapter-scale than {adapter.scale:g}")
+    scales = [adapter.scale for adapter in adapters if component in adapter.components]
+    if scales:
+        remedies.append(f"choose a smaller --adapter-scale than {max(scales, key=abs):g}")
     return f"its {what} leave the range of {dtype}; {' or '.join(remedies) or 'get the model again'}"
 
 

@@ -211,6 +211,11 @@ def component_of(name: str) -> tuple[str, str] | None:
     return None
 
 
+def upstream_name(component: str, name: str) -> str:
+    """What a tensor or layer of a component is called in upstream's checkpoint; `component_of` the other way round."""
+    return f"{_PREFIXES[component]}{name}".rstrip(".")
+
+
 def build(component: str, config: MobileOConfig) -> nn.Module:
     """The network of a component in evaluation mode, with random weights that are not computed yet."""
     llm = config.llm
