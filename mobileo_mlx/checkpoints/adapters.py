@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from ..models.mobileo import COMPONENTS, MobileOConfig, build, sanitize
 from .adapter_config import CONFIG_FILE, LARGEST_SCALE, MlxLmConfig, PeftConfig, read_config
 from .adapter_tensors import AdapterTensors, LowRank, layer_name, parse_tensors
 from .modules import named_parameters, preserve_rng_state
-from .tensor_files import TensorInfo, read_header, read_tensors
+from .tensor_files import TensorInfo, check_dtypes, placeholders, read_header, read_tensors
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -88,9 +88,13 @@ class Adapter:
         if _holds_updates(folder, path):
             config = read_config(path / CONFIG_FILE)
             file = path / (MLX_LM_FILE if isinstance(config, MlxLmConfig) else WEIGHTS_FILE)
-            tensors = parse_tensors(read_header(file), config, file)
+            stored = read_header(file)
+            check_dtypes(file, stored)
+            tensors = parse_tensors(stored, config, file)
         trained: dict[str, dict[str, TensorInfo]] = {}
-        for key, info in (read_header(path / TRAINED_FILE) if is_file(path / TRAINED_FILE) else {}).items():
+        stored = read_header(path / TRAINED_FILE) if is_file(path / TRAINED_FILE) else {}
+        check_dtypes(path / TRAINED_FILE, stored)
+        for key, info in stored.items():
             component, _, name = key.partition(".")
             if component in COMPONENTS:
                 trained.setdefault(component, {})[name] = info
@@ -140,7 +144,7 @@ class Adapter:
                 names = {path: layer_name(component, path) for path in linears if path not in updates}
                 missing += [f"{component}.{path}" for path in names if config.targets(names[path], num_layers)]
             shapes = {name: array.shape for name, array in named_parameters(module).items() if there}
-            for name, array in self.replacements(component, checkpoint.config).items():
+            for name, array in self.replacements(component, checkpoint.config, placeholders).items():
                 if name not in shapes:
                     unknown.append(f"{component}.{name}")
                 elif array.shape != shapes[name]:
@@ -162,16 +166,21 @@ class Adapter:
                 f"{'; '.join(problems)}."
             )
 
-    def replacements(self, component: str, config: MobileOConfig) -> dict[str, mx.array]:
+    def replacements(
+        self,
+        component: str,
+        config: MobileOConfig,
+        read: Callable[[Mapping[str, TensorInfo]], dict[str, mx.array]] = read_tensors,
+    ) -> dict[str, mx.array]:
         """The tensors that take the place of the component's, by our names; not read yet."""
-        upstream = read_tensors(self.full.get(component, {}))
+        upstream = read(self.full.get(component, {}))
         try:
             ours = sanitize(component, upstream, config)
         except (ValueError, IndexError) as error:
             raise CheckpointError(
                 f"The adapter '{self.name}' holds tensors of {component} that have a wrong shape ({error})."
             ) from error
-        return ours | read_tensors(self.trained.get(component, {}))
+        return ours | read(self.trained.get(component, {}))
 
 
 def open_adapters(

@@ -2,11 +2,12 @@
 
 Into dense weights an update is merged, W + scale B A. That needs no further layers, and costs nothing when the model
 runs. Quantized weights stay as they are and the updates run beside them, because quantizing the sum would lose much of
-what is small in it. DoRA gives each row of W + scale B A the length that it was trained to have; of quantized rows that
-changes the scales of their groups alone, which is as exact.
+what is small in it. DoRA multiplies the rows of W + scale B A so that they get the lengths that it was trained to have;
+of quantized rows that changes the scales of their groups alone, which is as exact.
 
 Several adapters add up: the result is W plus the difference that each of them makes, times its scale. Only with DoRA
-does the order matter, as it does where PEFT merges several: a row gets its length with all that was added before.
+does the order matter, as it does where PEFT merges several: its factors are those of the model alone, and multiply what
+was added before, too.
 """
 
 from __future__ import annotations
@@ -46,9 +47,6 @@ class AdaptedLinear(nn.Module):
         return self.linear(x) + (x @ self.a) @ self.b
 
 
-Quantized = nn.QuantizedLinear | AdaptedLinear
-
-
 def apply_adapters(adapters: Sequence[Adapter], component: str, module: nn.Module, config: MobileOConfig) -> nn.Module:
     """Changes a loaded component. What is merged becomes float32, so that it is rounded once, by the caller.
 
@@ -70,28 +68,50 @@ def apply_adapters(adapters: Sequence[Adapter], component: str, module: nn.Modul
     for adapter in adapters:
         for name, array in adapter.replacements(component, config).items():
             replaced.setdefault(name, []).append((adapter, array))
+    gains = _gains(adapters, component, module)
     for name, changes in replaced.items():
         if not _replace(module, name, [(adapter.scale, array) for adapter, array in changes]):
             names = " or ".join(f"'{adapter.name}'" for adapter, _ in changes)
             raise NotFiniteError(
                 component, f"the adapter {names} holds NaN or infinity in {name}; get it or train it again"
             )
-    for adapter in adapters:
+    for number, adapter in enumerate(adapters):
         for path, update in adapter.low_rank.get(component, {}).items():
-            module = _update(module, path, update, adapter.scale)
+            module = _update(module, path, update, adapter.scale, gains.get((number, path)))
     return module
 
 
-def _update(module: nn.Module, path: str, update: LowRank, strength: float) -> nn.Module:
-    """Adds `strength` times the difference that an update makes to a layer."""
+def _gains(adapters: Sequence[Adapter], component: str, module: nn.Module) -> dict[tuple[int, str], mx.array]:
+    """What DoRA multiplies the rows of a layer by, (outputs,), by the adapter's number and the layer's path."""
+    gains = {}
+    for number, adapter in enumerate(adapters):
+        for path, update in adapter.low_rank.get(component, {}).items():
+            if (magnitudes := update.magnitudes()) is None:
+                continue
+            layer = get_submodule(module, path)
+            a, b = update.factors()
+            rows = _dense(layer) + update.scale * (b @ a)
+            gains[number, path] = magnitudes / mx.sqrt((rows * rows).sum(axis=1))
+            if isinstance(layer, nn.QuantizedLinear):
+                mx.eval(gains[number, path])  # so that one dense weight at a time is in memory
+    return gains
+
+
+def _update(module: nn.Module, path: str, update: LowRank, strength: float, gain: mx.array | None) -> nn.Module:
+    """Adds `strength` times the difference that an update makes to a layer.
+
+    Args:
+        module: that has the layer.
+        path: of the layer.
+        update: see there.
+        strength: the user's scale.
+        gain: (outputs,), what the rows are multiplied by afterwards, or None.
+    """
     layer = get_submodule(module, path)
     a, b = update.factors()
     b = update.scale * b
-    magnitudes = update.magnitudes()
     if isinstance(layer, nn.QuantizedLinear | AdaptedLinear):
-        if magnitudes is not None:
-            gain = magnitudes / _lengths(_dense(layer) + b @ a)
-            mx.eval(gain)  # so that one dense weight at a time is in memory
+        if gain is not None:
             _rows_times(layer, 1 + strength * (gain - 1))
             b = gain[:, None] * b
         a, b = a.T, strength * b.T
@@ -100,29 +120,23 @@ def _update(module: nn.Module, path: str, update: LowRank, strength: float) -> n
             return module
         return set_submodule(module, path, AdaptedLinear(layer, a, b))
     weight = layer.weight.astype(mx.float32)
-    if magnitudes is None:
+    if gain is None:
         layer.weight = weight + strength * (b @ a)
     else:
-        adapted = weight + b @ a
-        layer.weight = _between(weight, (magnitudes / _lengths(adapted))[:, None] * adapted, strength)
+        layer.weight = _between(weight, gain[:, None] * (weight + b @ a), strength)
     return module
 
 
-def _lengths(rows: mx.array) -> mx.array:
-    return mx.sqrt((rows * rows).sum(axis=1))
-
-
-def _dense(layer: Quantized) -> mx.array:
-    """What a quantized layer multiplies by, (outputs, inputs) float32, with the updates beside it."""
-    if isinstance(layer, AdaptedLinear):
-        return _dense(layer.linear) + layer.b.T @ layer.a.T
-    weight = mx.dequantize(
-        layer.weight, layer.scales, layer.biases, group_size=layer.group_size, bits=layer.bits, mode=layer.mode
-    )
+def _dense(layer: Any) -> mx.array:
+    """The weight of a layer, (outputs, inputs) float32."""
+    weight = layer.weight
+    if isinstance(layer, nn.QuantizedLinear):
+        how: dict[str, Any] = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+        weight = mx.dequantize(weight, layer.scales, layer.biases, **how)
     return weight.astype(mx.float32)
 
 
-def _rows_times(layer: Quantized, factors: mx.array) -> None:
+def _rows_times(layer: nn.QuantizedLinear | AdaptedLinear, factors: mx.array) -> None:
     """Multiplies the rows of a quantized layer's weight, and of the updates beside it: the same integers stay."""
     if isinstance(layer, AdaptedLinear):
         _rows_times(layer.linear, factors)

@@ -18,6 +18,7 @@ peft = pytest.importorskip("peft")
 from random_adapter import write_random_adapter  # noqa: E402
 from upstream import PREFIXES, upstream_tensors  # noqa: E402
 
+from mobileo_mlx.checkpoints.adapters import Adapter  # noqa: E402
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint  # noqa: E402
 from mobileo_mlx.checkpoints.modules import named_parameters  # noqa: E402
 from mobileo_mlx.models.mobileo import sanitize  # noqa: E402
@@ -89,21 +90,72 @@ def changed(model: MobileO, base: Path) -> dict[str, int]:
         # "norm" is also the end of the names of ten more norms of the language model, and of one of the DiT.
         ({"target_modules": ["o_proj"], "modules_to_save": ["lm_head", "norm"]}, {"llm": 16, "dit": 1, "lm_head": 1}),
         ({"target_modules": ["k_proj"], "bias": "lora_only"}, {"llm": 10, "dit": 0, "lm_head": 0}),
+        ({"target_modules": ["q_proj", "down_proj"], "use_dora": True}, {"llm": 10, "dit": 0, "lm_head": 0}),
+        ({"target_modules": DIT, "use_dora": True, "use_rslora": True}, {"llm": 0, "dit": 18, "lm_head": 0}),
+        (
+            {"target_modules": ["v_proj", "lm_head"], "exclude_modules": r"model\.layers\.[13]\..*"},
+            {"llm": 3, "dit": 0, "lm_head": 1},
+        ),
+        (
+            {"target_modules": ["up_proj"], "layers_to_transform": [0, 4], "layers_pattern": "layers"},
+            {"llm": 2, "dit": 0, "lm_head": 0},
+        ),
+        (
+            {
+                "target_modules": r".*\.(q|k)_proj$",
+                # Sorted, as PEFT writes them: the first that matches counts, and after loading that may be another.
+                "alpha_pattern": {r"(layers\.)?[02]\.self_attn\.\w+": 2, r".*\.[0-3]\.self_attn\..*": 9},
+                "rank_pattern": {r"^model\.layers\.\d+\.self_attn\.q_proj": 3},
+            },
+            {"llm": 10, "dit": 0, "lm_head": 0},
+        ),
     ],
 )
 def test_theirs_in(
     tiny_model: Path, tmp_path: Path, theirs: Any, options: dict[str, Any], counts: dict[str, int]
 ) -> None:
-    generator = torch.Generator().manual_seed(0)
-    wrapped = peft.get_peft_model(theirs, peft.LoraConfig(r=4, lora_alpha=6, lora_dropout=0.1, **options))
+    wrapped = trained(peft.get_peft_model(theirs, peft.LoraConfig(r=4, lora_alpha=6, lora_dropout=0.1, **options)))
+    targeted = {name.rpartition(".lora_A")[0] for name, _ in wrapped.named_modules() if name.endswith("lora_A.default")}
+    targeted = {name.removeprefix("base_model.model.") for name in targeted}
+    wrapped.save_pretrained(tmp_path)
+    config = Adapter.open(tmp_path).config
+    assert config is not None
+    names = [name for name, module in theirs.named_modules() if type(module) is torch.nn.Linear or name in targeted]
+    adapted = MobileO.load(tiny_model, adapter=tmp_path, dtype="float32")
+    assert_same_weights(adapted, wrapped.merge_and_unload())
+    assert changed(adapted, tiny_model) == counts
+    assert {name for name in names if config.targets(name, 5)} == targeted
+
+
+def trained(wrapped: Any, seed: int = 0) -> Any:
+    """With values as training would leave them."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in wrapped.parameters():
             if parameter.requires_grad:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return wrapped
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_several_adapters_add_up(tiny_model: Path, tmp_path: Path, theirs: Any, dora: bool) -> None:
+    first = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "up_proj"])
+    second = peft.LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "v_proj"], use_dora=dora)
+    wrapped = trained(peft.get_peft_model(theirs, first, adapter_name="first"))
+    wrapped.add_adapter("second", second)
+    wrapped.set_adapter("second")
+    trained(wrapped, seed=1)
     wrapped.save_pretrained(tmp_path)
-    adapted = MobileO.load(tiny_model, adapter=tmp_path, dtype="float32")
-    assert_same_weights(adapted, wrapped.merge_and_unload())
-    assert changed(adapted, tiny_model) == counts
+    scales = [0.5, 1.0 if dora else -2.0]  # with another scale PEFT's DoRA ends at other lengths than the trained ones
+    for module in wrapped.modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            for name, scale in zip(("first", "second"), scales, strict=True):
+                module.set_scale(name, scale)
+    adapted = MobileO.load(
+        tiny_model, adapter=[tmp_path / "first", tmp_path / "second"], adapter_scale=scales, dtype="float32"
+    )
+    assert_same_weights(adapted, wrapped.merge_and_unload(adapter_names=["first", "second"]))
+    assert changed(adapted, tiny_model) == {"llm": 15, "dit": 0, "lm_head": 0}
 
 
 @pytest.mark.parametrize("components", [("llm",), ("dit",), ("llm", "dit")])
