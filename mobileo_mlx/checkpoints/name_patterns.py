@@ -119,7 +119,12 @@ def _is_word(character: str) -> bool:
 
 _ANY = _Set("\n", negated=True)
 _WORD = _Set(_is_word)
-_CLASSES = {"d": str.isdecimal, "w": _is_word, "s": str.isspace}
+_CLASSES: dict[str, Callable[[str], bool]] = {"d": str.isdecimal, "w": _is_word, "s": str.isspace}
+_CLASSES |= {
+    "D": lambda character: not character.isdecimal(),
+    "W": lambda character: not _is_word(character),
+    "S": lambda character: not character.isspace(),
+}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 
 
@@ -229,8 +234,8 @@ class _Parser:
     def _escape(self) -> _Part | _Set:
         character = self._next()
         self._at += 1
-        if character.lower() in _CLASSES and character:
-            return _Set(_CLASSES[character.lower()], negated=character.isupper())
+        if character in _CLASSES:
+            return _Set(_CLASSES[character])
         if character == "b":
             return lambda name, starts: starts & name.word_ends
         return _Set(self._escaped(character))
