@@ -18,6 +18,11 @@ def format_names(names: Iterable[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
+def format_number(number: float) -> str:
+    """A number for a message; not all digits of one that somebody leaned on the keyboard for."""
+    return str(number) if isinstance(number, float) or abs(number) < 10**15 else "with so many digits"
+
+
 class MobileOError(Exception):
     """Base of all errors that a user can cause and correct."""
 

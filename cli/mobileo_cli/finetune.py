@@ -38,6 +38,14 @@ def command(
         typer.Option("--out", metavar="DIR", help="The new folder for adapter, checkpoints and curves."),
     ] = None,
     model: options.Model = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter",
+            metavar="DIR",
+            help="Start from an adapter, or from a checkpoint of a run, which holds one; with its rank and alpha.",
+        ),
+    ] = None,
     train: Annotated[
         str,
         typer.Option(
@@ -66,7 +74,10 @@ def command(
         str | None, typer.Option("--vision", metavar="HOW", help="full or frozen. [default: the stage's]")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", help="Optimizer steps. [default: from --epochs]")
+        int | None,
+        typer.Option(
+            "--steps", metavar="N", help="Optimizer steps; more with --resume extend a run. [default: from --epochs]"
+        ),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option("--epochs", metavar="N", help="Passes over the data. [default: the stage's]")
@@ -148,6 +159,7 @@ def command(
     machines.
     """
     from mobileo_mlx.errors import OptionError
+    from mobileo_mlx.files import expand
     from mobileo_mlx.training.options import Options
     from mobileo_mlx.training.run_state import check_new
     from mobileo_mlx.training.stages import stage_named
@@ -177,9 +189,11 @@ def command(
         save_every=save_every,
         recompute=gradient_checkpointing,
         dtype=dtype,
+        adapter=adapter,
     )
     if out is None and not dry_run:
         raise OptionError("--out is missing; name the folder for the adapter, or add --dry-run.")
+    out = None if out is None else expand(out)
     if out is not None and not resume and not dry_run and leading():
         check_new(out)
     run = _prepare(quadruplets, model or options.DEFAULT_MODEL, chosen)
@@ -196,6 +210,9 @@ def command(
             if leading():
                 log.show(event)
     if stopped:
+        handler = signal.getsignal(stopped[0])
+        if callable(handler):  # that of the whole command, which knows the exit status
+            handler(stopped[0], None)
         raise KeyboardInterrupt
     if leading():
         printing.out(str(out))
@@ -250,10 +267,11 @@ def _describe(run: FinetuneRun) -> None:
 def _stoppable() -> Iterator[list[int]]:
     """Lets the first Ctrl-C end the run after the step that is being computed; the second one ends it at once.
 
-    SIGTERM does the same: `mlx.launch` passes a Ctrl-C on so.
+    SIGTERM and SIGHUP do the same: a system that shuts down, a terminal that is closed; `mlx.launch` passes a Ctrl-C
+    on so. What is ignored stays ignored, as nohup wants it.
 
     Yields:
-        a list that is not empty once the run is to stop.
+        a list that is not empty once the run is to stop: of the signal.
     """
     stopped: list[int] = []
 
@@ -264,12 +282,15 @@ def _stoppable() -> Iterator[list[int]]:
         if leading():
             printing.note("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    heard = [number for number, handler in before.items() if handler != signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, stop)
     try:
         yield stopped
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in heard:
+            signal.signal(number, before[number])
 
 
 class _Log:
@@ -280,7 +301,7 @@ class _Log:
         self._last = -math.inf
 
     def show(self, event: Event) -> None:
-        from mobileo_mlx.training.trainer import Evaluated, Finished, SamplesFailed, SamplesWritten
+        from mobileo_mlx.training.trainer import Evaluated, Finished, Notice, SamplesFailed, SamplesWritten
 
         if isinstance(event, Evaluated):
             printing.note(f"step {event.step}: held out {_numbers(event.metrics)}")
@@ -288,6 +309,8 @@ class _Log:
             printing.note(f"step {event.step}: pictures and answers in {event.path}")
         elif isinstance(event, SamplesFailed):
             printing.note(f"step {event.step}: no pictures and answers: {event.reason}")
+        elif isinstance(event, Notice):
+            printing.note(event.text)
         elif isinstance(event, Finished):
             if event.step < event.steps:
                 printing.note(f"stopped at step {event.step} of {event.steps}; --resume continues")

@@ -8,6 +8,7 @@ and some of these together are a `Batch`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import mlx.core as mx
@@ -110,6 +111,16 @@ class Batches:
         if key not in self._sequences:
             self._sequences[key] = self._encode(sample, choice)
         return self._sequences[key]
+
+    def fingerprint(self) -> str:
+        """A digest of all token ids and labels, which the tokenizer and the layout decide."""
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            for choice in range(max(1, len(sample.qa))):
+                for sequence in self.sequences(sample, choice):
+                    for ids in ((), ()) if sequence is None else (sequence.input_ids, sequence.labels):
+                        digest.update(np.array([len(ids), *ids], np.int64).tobytes())
+        return digest.hexdigest()
 
     def too_long(self, samples: Sequence[Sample]) -> list[Problem]:
         """The samples that the model's context can't hold, or the layout has no place for."""

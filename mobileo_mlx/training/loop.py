@@ -7,7 +7,6 @@ continues with the same losses, bit for bit.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,13 +19,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_map, tree_unflatten
 
 from ..errors import TrainingError
 from ..ops.finite import all_finite
-from .run_state import append_metrics, checkpoints, clean, read_checkpoint, write_checkpoint
-
-_LOSS_DECAY = 0.95  # of the running mean of the loss
+from .guard import DivergenceGuard
+from .model_arrays import Arrays, ModelArrays, by_name
+from .run_state import append_metrics, checkpoints, clean, read_checkpoint, read_metrics, write_checkpoint
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,6 @@ class StepReport:
     learning_rate: float
     samples_per_second: float
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
 
 @dataclass
 class TrainingLoop:
@@ -73,7 +69,9 @@ class TrainingLoop:
         folder: of checkpoints and metrics.jsonl; None keeps nothing.
         save_every: steps between checkpoints.
         settings: what a run has to have in common with the one that it resumes; kept in checkpoints.
-        tolerance: how many times its smallest value the running mean of the loss may be, before the run is stopped.
+        state: what checkpoints keep besides, for JSON.
+        kept: how a checkpoint keeps what changes of the model; by default as `ModelArrays`.
+        guard: asked about every loss whether the run makes no sense to continue.
         before_step: called with the step (0 for the first) before it, for what changes on a schedule.
         stop: asked after each step; a True ends the run there, with a checkpoint.
         bad_samples: the step (0 for the first) to the names of the samples that may have made its loss infinite.
@@ -94,13 +92,31 @@ class TrainingLoop:
     folder: Path | None = None
     save_every: int = 500
     settings: dict[str, Any] = field(default_factory=dict)
-    tolerance: float = math.inf
+    state: dict[str, Any] = field(default_factory=dict)
+    kept: ModelArrays | None = None
+    guard: DivergenceGuard | None = None
     before_step: Callable[[int], None] | None = None
     stop: Callable[[], bool] | None = None
     bad_samples: Callable[[int], str] | None = None
 
     step: int = field(default=0, init=False)
     averages: dict[str, mx.array] = field(default_factory=dict, init=False)
+    _began: bool = field(default=False, init=False)
+
+    def begin(self) -> None:
+        """Goes to where the last checkpoint in `folder` stands; `run` does it where it was not done.
+
+        Raises:
+            CheckpointError: the last checkpoint is of another run, or damaged.
+            OutputError: the folder can't be read or written.
+        """
+        if self._began:
+            return
+        self._began = True
+        self.optimizer.init(self.model.trainable_parameters())
+        if self.ema is not None:
+            self.averages = by_name(self.model.trainable_parameters())
+        self.resume()
 
     def run(self) -> Iterator[StepReport]:
         """Trains from where the last checkpoint in `folder` stands, yielding each step.
@@ -108,36 +124,39 @@ class TrainingLoop:
         Data-parallel where `mx.distributed` has several processes: gradients are averaged, the first one writes.
         BatchNorm's statistics are not averaged: those of the first one are kept.
 
+        Whatever is raised, KeyboardInterrupt included, the model is left as it was after the last step that is done.
+
         Raises:
             TrainingError: the loss, the gradient or what the parameters would become is not finite, or the loss grows;
-                the last checkpoint is kept, and the parameters are those of the step before.
-            CheckpointError: the last checkpoint in `folder` is of another run.
-            OutputError: the disk is full, or the folder can't be written.
+                older checkpoints are kept.
+            CheckpointError, OutputError: see `begin`; or the disk is full.
         """
         world = mx.distributed.init()
-        self.optimizer.init(self.model.trainable_parameters())
-        if self.ema is not None:
-            self.averages = _by_name(self.model.trainable_parameters())
-        self.resume()
+        self.begin()
         gradient = nn.value_and_grad(self.model, self.loss)
         update = self._compiled_update()
         busy, first = 0.0, self.step
-        mean = RunningMean()
         stopped = False
         while self.step < self.steps and not stopped:
             begin = time.perf_counter()
-            if self.before_step is not None:
-                self.before_step(self.step)
-            mean_loss, metrics, grads = self._mean_gradient(gradient, world)
-            grads, norm = optim.clip_grad_norm(grads, self.clip or math.inf)
-            loss, grad_norm = float(mean_loss), float(norm)
-            self._check(loss, grad_norm, mean)
-            changed = update(grads, self.model.trainable_parameters())
-            self._check_parameters(changed)
-            self.model.update(changed)
+            before = by_name(self.model.parameters())
+            try:
+                if self.before_step is not None:
+                    self.before_step(self.step)
+                mean_loss, metrics, grads = self._mean_gradient(gradient, world)
+                grads, norm = optim.clip_grad_norm(grads, self.clip or math.inf)
+                loss, grad_norm = float(mean_loss), float(norm)
+                self._check(loss, grad_norm)
+                changed = update(grads, self.model.trainable_parameters())
+                self._check_parameters(changed)
+                self.model.update(changed)
+                mx.eval(self.model.parameters(), self.optimizer.state)
+            except BaseException:
+                self.model.update(tree_unflatten(list(before.items())))
+                raise
             self.step += 1
             self._average()
-            mx.eval(self.model.parameters(), self.optimizer.state, self.averages)
+            mx.eval(self.averages)
             busy += time.perf_counter() - begin
             report = StepReport(
                 step=self.step,
@@ -150,7 +169,7 @@ class TrainingLoop:
             )
             stopped = self._stopped(world)
             if self.folder is not None and world.rank() == 0:
-                append_metrics(self.folder, report.to_json())
+                append_metrics(self.folder, asdict(report))
                 if self.step % self.save_every == 0 or self.step == self.steps or stopped:
                     self.save()
             yield report
@@ -182,40 +201,39 @@ class TrainingLoop:
             return
         # At first the parameters change fast, and a mean over many steps would hold little but the start.
         decay = min(self.ema, (1 + self.step) / (10 + self.step))
-        current = _by_name(self.model.trainable_parameters())
+        current = by_name(self.model.trainable_parameters())
         self.averages = {name: decay * old + (1 - decay) * current[name] for name, old in self.averages.items()}
 
-    def _check(self, loss: float, norm: float, mean: RunningMean) -> None:
+    def _check(self, loss: float, norm: float) -> None:
         """Stops a run that makes no sense to continue, before the parameters change.
 
         Raises:
             TrainingError: see `run`.
         """
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self._failure(f"the loss is {loss} and the gradient's norm {norm}")
-        if mean.add(loss) > self.tolerance * mean.lowest:
-            raise self._failure(f"the loss grows, from {mean.lowest:.3g} to {mean.value:.3g} in the mean")
+            raise self._failure(f"the loss is {loss} and the gradient's norm {norm}", look=True)
+        if self.guard is not None and self.guard.diverged(loss):
+            raise self._failure(f"the loss grows, from {self.guard.lowest:.3g} to {self.guard.value:.3g} in the mean")
 
     def _check_parameters(self, changed: Any) -> None:
-        """Stops a run whose next parameters would not be finite; it keeps those that it has.
+        """Stops a run whose next parameters would not be finite.
 
         Raises:
             TrainingError: see `run`.
         """
-        finite = all_finite(*_by_name(changed).values())
+        finite = all_finite(*by_name(changed).values())
         mx.eval(changed, self.optimizer.state, finite)
         if not finite.item():
-            raise TrainingError(
-                f"At step {self.step + 1} the parameters would no longer be finite; lower the learning rate: the last "
-                "checkpoint is kept."
-            )
+            raise self._failure("the parameters would no longer be finite")
 
-    def _failure(self, what: str) -> TrainingError:
-        samples = "the samples of this step" if self.bad_samples is None else self.bad_samples(self.step)
-        return TrainingError(
-            f"At step {self.step + 1} {what}; lower the learning rate, and look at {samples}: the last checkpoint is "
-            "kept."
-        )
+    def _failure(self, what: str, *, look: bool = False) -> TrainingError:
+        """What went wrong in this step, and what helps; with `look` its samples may be at fault."""
+        remedy = "lower the learning rate"
+        if look:
+            samples = "the samples of this step" if self.bad_samples is None else self.bad_samples(self.step)
+            remedy += f", and look at {samples}"
+        kept = ": the last checkpoint is kept" if self.folder is not None and checkpoints(self.folder) else ""
+        return TrainingError(f"At step {self.step + 1} {what}; {remedy}{kept}.")
 
     def _stopped(self, world: mx.distributed.Group) -> bool:
         """Whether one of the processes is to stop: then all do, at the same step."""
@@ -231,42 +249,55 @@ class TrainingLoop:
             OutputError: the disk is full, or the folder can't be written.
         """
         assert self.folder is not None
-        write_checkpoint(self.folder, self.step, self.arrays(), {"steps": self.steps, **self._shared_settings()})
+        state = {"steps": self.steps, **self.state, **self._shared_settings()}
+        write_checkpoint(self.folder, self.step, self.arrays(), state, self._model_arrays.texts)
 
     def resume(self) -> None:
         """Continues from the last checkpoint in `folder`, if there is one. Of several processes the first reads it.
 
         Raises:
             CheckpointError: it is of another run, or damaged.
+            OutputError: the folder can't be read or written.
         """
         if self.folder is None:
             return
         world = mx.distributed.init()
-        arrays: dict[str, dict[str, mx.array]] = {}
+        step = 0
+        arrays: Arrays = {}
         if world.rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             if found := checkpoints(self.folder):
-                self.step, arrays = read_checkpoint(found[-1], self._shared_settings())
-            clean(self.folder, self.step)
+                step, arrays = read_checkpoint(found[-1], self._shared_settings(), self.arrays())
+            clean(self.folder, step)
         if world.size() > 1:
-            self.step = int(mx.distributed.all_sum(mx.array(self.step)))
-            arrays = self._from_first(arrays, world) if self.step else {}
+            step = int(mx.distributed.all_sum(mx.array(step)))
+            arrays = self._from_first(arrays, world) if step else {}
         if not arrays:
             return
-        self.model.update(tree_unflatten(list(arrays["model"].items())))
+        self._model_arrays.set(arrays)
         self.optimizer.state = tree_unflatten(list(arrays["optimizer"].items()))
         self.averages = arrays.get("ema", self.averages)
+        self._resume_guard(world)
+        self.step = step
 
-    def arrays(self) -> dict[str, dict[str, mx.array]]:
+    def arrays(self) -> Arrays:
         """What a checkpoint holds, by file and name: all that training changes."""
-        trained = _by_name(self.model.trainable_parameters())
-        changing = {
-            name: value
-            for name, value in _by_name(self.model.parameters()).items()
-            if name in trained or name.endswith(("running_mean", "running_var"))
-        }
-        arrays = {"model": changing, "optimizer": _by_name(self.optimizer.state)}
+        arrays = {**self._model_arrays.get(), "optimizer": by_name(self.optimizer.state)}
         return {**arrays, "ema": self.averages} if self.averages else arrays
+
+    @property
+    def _model_arrays(self) -> ModelArrays:
+        return ModelArrays(self.model) if self.kept is None else self.kept
+
+    def _resume_guard(self, world: mx.distributed.Group) -> None:
+        """Shows the guard the losses so far, so that it stops a run that was resumed where it would have stopped it.
+
+        Not with several processes, of which all have to stop at the same step, and only the first has the metrics.
+        """
+        if self.guard is not None and self.folder is not None and world.size() == 1:
+            for entry in read_metrics(self.folder):
+                if "loss" in entry:
+                    self.guard.diverged(entry["loss"])
 
     def _shared_settings(self) -> dict[str, Any]:
         return {"seed": self.seed, "settings": self.settings}
@@ -280,31 +311,6 @@ class TrainingLoop:
         }
         mx.eval(shared)
         return shared
-
-
-class RunningMean:
-    """The running mean of a loss, whose early values are means of what there is.
-
-    Attributes:
-        value: the mean.
-        lowest: its smallest value so far; infinite until it means something.
-    """
-
-    def __init__(self) -> None:
-        self.value, self.lowest, self._weight = 0.0, math.inf, 0.0
-
-    def add(self, loss: float) -> float:
-        """The mean with one more loss."""
-        self._weight = _LOSS_DECAY * self._weight + 1  # of all losses so far; that of the newest is 1
-        self.value += (loss - self.value) / self._weight
-        if self._weight > 0.5 / (1 - _LOSS_DECAY):  # some ten steps: fewer say little
-            self.lowest = min(self.lowest, self.value)
-        return self.value
-
-
-def _by_name(tree: Any) -> dict[str, mx.array]:
-    """The arrays of a tree by their dotted names."""
-    return tree_flatten(tree, destination={})  # type: ignore[return-value]
 
 
 def _learning_rate(optimizer: optim.Optimizer) -> float:

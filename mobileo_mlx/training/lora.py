@@ -7,9 +7,9 @@ rank) and `lora_b` (rank, outputs). How an adapter is read and applied for use i
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..atomic import atomic_write
-from ..checkpoints.adapters import CONFIG_FILE, TRAINED_FILE, WEIGHTS_FILE, Adapter
+from ..checkpoints.adapters import CONFIG_FILE, LARGEST_SCALE, TRAINED_FILE, WEIGHTS_FILE, Adapter
 from ..checkpoints.modules import get_submodule, set_submodule
 from ..checkpoints.peft_names import Factor
-from ..checkpoints.tensor_files import write_tensors
-from ..errors import OptionError
+from ..checkpoints.tensor_files import read_tensors, write_tensors
+from ..errors import OptionError, format_names, format_number
+from ..models.mobileo import MobileOConfig, sanitize
+from .model_arrays import Arrays, ModelArrays
 
 LLM_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Component to the start of upstream's names and the layers that are adapted: of the DiT, in every block, those of both
@@ -34,6 +36,7 @@ _TARGETS = {
         r"transformer_blocks\.\d+\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.(conv_inverted|conv_point))",
     ),
 }
+_LARGEST_RANK = 4096  # no layer has more inputs or outputs, but for the vocabulary
 _CONVOLUTIONS = ("conv_inverted", "conv_point")
 
 
@@ -57,10 +60,15 @@ class LoRAConfig:
     components: tuple[str, ...] = ("llm",)
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise OptionError(f"the rank of an adapter is {self.rank}; it has to be 1 or more.")
-        if not (self.alpha > 0 and math.isfinite(self.alpha)):
-            raise OptionError(f"the alpha of an adapter is {self.alpha}; it has to be above 0.")
+        if not 1 <= self.rank <= _LARGEST_RANK:
+            raise OptionError(
+                f"the rank of an adapter is {format_number(self.rank)}; it has to be 1 to {_LARGEST_RANK}."
+            )
+        if not 0 < self.alpha <= self.rank * LARGEST_SCALE:
+            raise OptionError(
+                f"the alpha of an adapter is {format_number(self.alpha)}; it has to be above 0, and at most "
+                f"{LARGEST_SCALE:g} times the rank."
+            )
         if not 0 <= self.dropout < 1:
             raise OptionError(f"the dropout of an adapter is {self.dropout}; it has to be at least 0 and below 1.")
         if not self.components or not set(self.components) <= set(_TARGETS):
@@ -129,6 +137,58 @@ def load_lora(modules: Mapping[str, nn.Module], adapter: Adapter, *, dropout: fl
             layer.lora_a, layer.lora_b = a.T, b.T
 
 
+def start_from(
+    modules: Mapping[str, nn.Module], adapter: Adapter, config: LoRAConfig | None, model_config: MobileOConfig
+) -> None:
+    """Gives what is about to be trained the values that an adapter has; what it does not have stays as it is.
+
+    Args:
+        modules: component networks by name, after `add_lora`.
+        adapter: already checked against the model.
+        config: that of `add_lora`; None where there are no updates.
+        model_config: the model's.
+
+    Raises:
+        OptionError: the adapter changes something that is not trained here, or its rank or alpha is another one.
+    """
+    updates = {
+        (component, path): update for component, found in adapter.low_rank.items() for path, update in found.items()
+    }
+    full = {
+        f"{component}.{name}": array
+        for component in adapter.full.keys() | adapter.trained.keys()
+        for name, array in {
+            **sanitize(component, read_tensors(adapter.full.get(component, {})), model_config),
+            **read_tensors(adapter.trained.get(component, {})),
+        }.items()
+    }
+    layers = {(component, path): layer for component in modules for path, layer in _lora_layers(modules[component])}
+    places = {f"{component}.{name}": (layer, leaf) for component, name, layer, leaf in _trained(modules)}
+    if others := [f"{component}.{path}" for component, path in updates.keys() - layers.keys()]:
+        raise OptionError(
+            f"the adapter '{adapter.name}' has low-rank updates where this run has none "
+            f"({format_names(others)}); choose --llm and --dit as it was trained."
+        )
+    if others := sorted(full.keys() - places.keys()):
+        raise OptionError(
+            f"the adapter '{adapter.name}' changes what this run does not train ({format_names(others)}); choose "
+            "--train, --dit and --vision as it was trained."
+        )
+    found = sorted({(update.rank, update.scale * update.rank) for update in updates.values()})
+    if config is not None and found and found != [(config.rank, config.alpha)]:
+        has = " or ".join(f"rank {rank} and alpha {alpha:g}" for rank, alpha in found[:4])
+        raise OptionError(
+            f"the adapter '{adapter.name}' has {has}, and this run rank {config.rank} and alpha {config.alpha:g}; "
+            "choose --rank and --alpha as it was trained."
+        )
+    for key, update in updates.items():
+        a, b = update.factors()
+        layers[key].lora_a, layers[key].lora_b = mx.contiguous(a.T), mx.contiguous(b.T)
+    for name, array in full.items():
+        layer, leaf = places[name]
+        layer[leaf] = array.astype(layer[leaf].dtype)
+
+
 def _wrap(module: nn.Module, path: str, rank: int, scale: float, dropout: float) -> Any:
     # Importing mlx-lm takes seconds, and much of training's own code does without.
     from mlx_lm.tuner.lora import LoRALinear
@@ -157,62 +217,99 @@ def set_dropout_key(module: nn.Module, key: mx.array) -> None:
 def write_adapter(
     folder: Path, modules: Mapping[str, nn.Module], config: LoRAConfig | None, *, base_model: str | Path
 ) -> None:
-    """Writes the updates as PEFT does, and what is trained in full as `trained.safetensors`.
+    """Writes the updates as PEFT does, and what is trained in full as `trained.safetensors`; see `AdapterArrays`."""
+    AdapterArrays(modules, config, base_model).write(folder)
 
-    Each file is written whole or not at all, over an older one; a file that is not needed is removed.
+
+class AdapterArrays(ModelArrays):
+    """What is trained, as a checkpoint keeps it: in the files of an adapter, so that every checkpoint is one.
 
     Args:
-        folder: that exists.
         modules: component networks by name.
         config: that of `add_lora`; None where there are no updates.
         base_model: what the adapter is for, recorded for the reader.
-
-    Raises:
-        OutputError: a file can't be written, or the disk is full.
     """
-    updates = _updates(modules) if config is not None else {}
-    trained = {f"{name}.{key}": value for name, module in modules.items() for key, value in _fully_trained(module)}
-    if trained:
-        with atomic_write(folder / TRAINED_FILE, overwrite=True) as temporary:
-            write_tensors(temporary, trained)
-    else:
-        (folder / TRAINED_FILE).unlink(missing_ok=True)
-    if config is not None:
-        with atomic_write(folder / WEIGHTS_FILE, overwrite=True) as temporary:
-            write_tensors(temporary, updates, made_for="pt")
-        with atomic_write(folder / CONFIG_FILE, overwrite=True) as temporary:
-            temporary.write_text(json.dumps(_peft_config(config, str(base_model)), indent=2) + "\n", encoding="utf-8")
-    else:
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            (folder / name).unlink(missing_ok=True)
+
+    def __init__(self, modules: Mapping[str, nn.Module], config: LoRAConfig | None, base_model: str | Path) -> None:
+        self._modules, self._config = modules, config
+        if config is not None:
+            self.texts = {CONFIG_FILE: json.dumps(_peft_config(config, str(base_model)), indent=2) + "\n"}
+
+    def get(self) -> Arrays:
+        """The updates as PEFT has them, and what is trained in full; by file stem and name."""
+        updates = {place.name: place.read() for place in _update_places(self._modules)} if self._config else {}
+        trained = {f"{component}.{name}": layer[leaf] for component, name, layer, leaf in _trained(self._modules)}
+        found = {WEIGHTS_FILE: updates, TRAINED_FILE: trained}
+        return {Path(file).stem: arrays for file, arrays in found.items() if arrays}
+
+    def set(self, arrays: Arrays) -> None:
+        updates, trained = (arrays.get(Path(file).stem, {}) for file in (WEIGHTS_FILE, TRAINED_FILE))
+        for place in _update_places(self._modules) if self._config else ():
+            place.write(updates[place.name])
+        for component, name, layer, leaf in _trained(self._modules):
+            layer[leaf] = trained[f"{component}.{name}"]
+
+    def write(self, folder: Path) -> None:
+        """Writes the adapter into a folder, over an older one, all of its files or none; what is not needed is removed.
+
+        Raises:
+            OutputError: a file can't be written, or the disk is full.
+        """
+        arrays = self.get()
+        with ExitStack() as stack:
+            for file in (WEIGHTS_FILE, TRAINED_FILE):
+                if values := arrays.get(Path(file).stem):
+                    temporary = stack.enter_context(atomic_write(folder / file, overwrite=True))
+                    write_tensors(temporary, values, made_for="pt" if file == WEIGHTS_FILE else "mlx")
+            for file, text in self.texts.items():
+                temporary = stack.enter_context(atomic_write(folder / file, overwrite=True))
+                temporary.write_text(text, encoding="utf-8")
+        for file in (WEIGHTS_FILE, TRAINED_FILE, CONFIG_FILE):
+            if Path(file).stem not in arrays and file not in self.texts:
+                (folder / file).unlink(missing_ok=True)
 
 
-def _updates(modules: Mapping[str, nn.Module]) -> dict[str, mx.array]:
-    """A and B of all updates, under PEFT's names and in PyTorch's layout."""
-    tensors = {}
+@dataclass(frozen=True)
+class _UpdatePlace:
+    """A or B of one layer, under PEFT's name and in PyTorch's layout, which is transposed."""
+
+    name: str
+    layer: Any
+    attribute: str
+    convolution: bool
+
+    def read(self) -> mx.array:
+        array = self.layer[self.attribute].T
+        return array[..., None, None] if self.convolution else array
+
+    def write(self, array: mx.array) -> None:
+        # In the order of what was trained: with another one, products are rounded otherwise.
+        self.layer[self.attribute] = mx.contiguous(array.flatten(1).T)
+
+
+def _update_places(modules: Mapping[str, nn.Module]) -> Iterator[_UpdatePlace]:
     for component, (prefix, _) in _TARGETS.items():
         for path, layer in _lora_layers(modules[component]) if component in modules else ():
-            for letter, array in (("A", layer.lora_a.T), ("B", layer.lora_b.T)):
-                if path.endswith(_CONVOLUTIONS):
-                    array = array[..., None, None]
-                tensors[Factor(prefix + path, letter).name] = array
-    return tensors
+            for letter, attribute in (("A", "lora_a"), ("B", "lora_b")):
+                name = Factor(prefix + path, letter).name
+                yield _UpdatePlace(name, layer, attribute, path.endswith(_CONVOLUTIONS))
 
 
-def _fully_trained(module: nn.Module) -> Iterator[tuple[str, mx.array]]:
-    """The arrays of a component that are trained in full, by their names in the checkpoint.
+def _trained(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, nn.Module, str]]:
+    """Where the arrays are that are trained in full: component, name in the checkpoint, layer and attribute.
 
     Of a layer with a trainable array these are all arrays: training changes others too, the running statistics of
     BatchNorm and the connector's temperature.
     """
-    wrapped = {path for path, _ in _lora_layers(module)}
-    for path, layer in module.named_modules():
-        own = {name for name, value in layer.items() if isinstance(value, mx.array) and not name.startswith("_")}
-        if path in wrapped or own.isdisjoint(layer.trainable_parameters()):
-            continue
-        name_in_checkpoint = path.removesuffix(".linear") if path.removesuffix(".linear") in wrapped else path
-        for name in sorted(own):
-            yield f"{name_in_checkpoint}.{name}".lstrip("."), layer[name]
+    for component, module in modules.items():
+        wrapped = {path for path, _ in _lora_layers(module)}
+        for path, layer in module.named_modules():
+            own = {name for name, value in layer.items() if isinstance(value, mx.array) and not name.startswith("_")}
+            if path in wrapped or own.isdisjoint(layer.trainable_parameters()):
+                continue
+            name_in_checkpoint = path.removesuffix(".linear") if path.removesuffix(".linear") in wrapped else path
+            for name in sorted(own):
+                yield component, f"{name_in_checkpoint}.{name}".lstrip("."), layer, name
 
 
 def _lora_layers(module: nn.Module) -> Iterator[tuple[str, Any]]:

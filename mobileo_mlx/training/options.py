@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
-from ..errors import OptionError
+from ..errors import OptionError, format_number
 from .lora import LoRAConfig
 from .stages import STAGES, Stage
 
 Layout = Literal["inference", "upstream"]
 LAYOUTS = ("inference", "upstream")
 COND_DROPOUT = 0.1
+LARGEST = 10**9  # number of steps
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Options:
         save_every: steps between checkpoints; by default a twentieth of the run, from 10 to 500.
         recompute: gradient checkpointing; by default where the model is large.
         dtype: "float32" or "bfloat16"; trained parameters are float32 in any case.
+        adapter: folder of the adapter whose values the parameters have at first, trained with the same rank and alpha;
+            None starts from the model itself.
 
     Raises:
         OptionError: a value is out of range.
@@ -54,24 +58,29 @@ class Options:
     save_every: int | None = None
     recompute: bool | None = None
     dtype: str | None = None
+    adapter: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise OptionError(f"layout {self.layout!r} is unknown; choose one of {', '.join(LAYOUTS)}.")
         for name in ("steps", "accumulate", "sample_every", "save_every"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"{name} {value} makes no sense; choose 1 or more.")
+            if value is not None and not 1 <= value <= LARGEST:
+                raise OptionError(
+                    f"{name} {format_number(value)} makes no sense; choose a number from 1 to {LARGEST:,}."
+                )
         for name in ("cond_dropout", "held_out"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
-                raise OptionError(f"{name} {value} makes no sense; it is a share, from 0 to below 1.")
+                raise OptionError(f"{name} {format_number(value)} makes no sense; it is a share, from 0 to below 1.")
         if not (0 < self.flow_shift < 1000):
-            raise OptionError(f"flow_shift {self.flow_shift} makes no sense; choose a number above 0.")
+            raise OptionError(
+                f"flow_shift {format_number(self.flow_shift)} makes no sense; choose a number from 0 to 1000."
+            )
         if self.upstream and (self.flow_shift != 1 or self.cond_dropout):
             raise OptionError("the upstream layout has neither flow_shift nor cond_dropout; leave them out.")
         if not 0 <= self.seed < 2**32:
-            raise OptionError(f"seed {self.seed} is out of range; choose a number from 0 to 2**32 - 1.")
+            raise OptionError(f"seed {format_number(self.seed)} is out of range; choose a number from 0 to 2**32 - 1.")
         if self.dtype not in (None, "float32", "bfloat16"):
             raise OptionError(f"training in {self.dtype} is not possible; choose float32 or bfloat16.")
         if self.cond_dropout is None:

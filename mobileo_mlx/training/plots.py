@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import atomic_write
-from .loop import RunningMean
+from .guard import RunningMean
 
 
 def can_plot() -> bool:
@@ -29,15 +29,18 @@ def plot_losses(metrics: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     steps = [line for line in metrics if "loss" in line]
-    held_out = [line for line in metrics if "held_out" in line]
+    held_out = [
+        (line["step"], line["held_out"]["loss"])
+        for line in metrics
+        if "held_out" in line and isinstance(line["held_out"]["loss"], int | float)  # and not null, for NaN
+    ]
     mean = RunningMean()
     axes = (figure := Figure(figsize=(8, 4.8))).subplots()
     x = [line["step"] for line in steps]
     axes.plot(x, [line["loss"] for line in steps], color="#9ab8d8", linewidth=0.8, label="loss")
     axes.plot(x, [mean.add(line["loss"]) for line in steps], color="#1f4e8c", label="running mean")
     if held_out:
-        values = [line["held_out"]["loss"] for line in held_out]
-        axes.plot([line["step"] for line in held_out], values, "o-", color="#c8442c", label="held out")
+        axes.plot(*zip(*held_out, strict=True), "o-", color="#c8442c", label="held out")
     axes.set(xlabel="step", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()

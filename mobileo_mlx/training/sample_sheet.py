@@ -7,11 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..atomic import atomic_write
+from ..errors import OutputError
+from ..files import is_file
 from ..images import contact_sheet, save_png
 from ..pipeline import MobileO
 from .quadruplets import Sample
 
 _MAX_TOKENS = 64
+
+
+def holds_samples(folder: Path, step: int) -> bool:
+    """Whether all that `write_samples` writes is there.
+
+    Raises:
+        OutputError: the folder can't be read.
+    """
+    return is_file(folder / f"{step:07d}.json", error=OutputError)  # written last
 
 
 def write_samples(model: MobileO, samples: Sequence[Sample], folder: Path, step: int, questions: bool) -> Path:
@@ -43,7 +54,12 @@ def write_samples(model: MobileO, samples: Sequence[Sample], folder: Path, step:
             entry |= {"question": qa.question, "answer": answer, "expected": qa.answer}
         entries.append(entry)
     model.parts.release("vae_decoder")  # which training does not need
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"'{folder}' can't be made ({error.strerror}); free some space, or choose another folder."
+        ) from error
     sheet = folder / f"{step:07d}.png"
     save_png(contact_sheet(images, 2), sheet, overwrite=True)
     with atomic_write(sheet.with_suffix(".json"), overwrite=True) as temporary:

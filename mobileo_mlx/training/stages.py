@@ -5,7 +5,6 @@ The numbers are those of the paper (arXiv 2602.20161, section 4.1 and its append
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -15,13 +14,15 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 
-from ..errors import OptionError
+from ..errors import OptionError, format_number
 from .trainable import TrainableModel
 
 Trained = Literal["full", "lora", "frozen"]
 BETAS = (0.9, 0.95)
 EPS = 1e-8
 WEIGHT_DECAY = 0.01
+# Far beyond what makes sense, and still without harm: what can't be a float32, or takes all memory.
+_LARGEST = {"learning_rate": 3e38, "batch_size": 2**16, "epochs": 10**6, "clip": 3e38}
 # Start of a parameter's name to its share of the stage's rate; the first that fits.
 _POST_TRAINING = {
     "diffusion_connector.": 1.0,
@@ -82,11 +83,15 @@ class Stage:
         for part, ways in possible.items():
             if getattr(stage, part) not in ways:
                 raise OptionError(f"{part} can be {', '.join(ways)}, and not {getattr(stage, part)!r}.")
-        for name in ("learning_rate", "batch_size", "epochs", "clip"):
-            if not 0 < getattr(stage, name) < math.inf:
-                raise OptionError(f"{name} {getattr(stage, name)} makes no sense; choose a number above 0.")
+        for name, largest in _LARGEST.items():
+            if not 0 < (value := getattr(stage, name)) <= largest:
+                raise OptionError(
+                    f"{name} {format_number(value)} makes no sense; choose a number above 0, {largest:g} at most."
+                )
         if not 0 <= stage.warmup < 1:
-            raise OptionError(f"warmup {stage.warmup} makes no sense; it is a share of the steps, from 0 to below 1.")
+            raise OptionError(
+                f"warmup {format_number(stage.warmup)} makes no sense; it is a share of the steps, from 0 to below 1."
+            )
         return stage
 
 

@@ -21,30 +21,44 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ..checkpoints import precision
+from ..checkpoints.adapters import Adapter
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.modules import named_parameters
 from ..checkpoints.weights_fault import stored_fault
-from ..errors import NotFiniteError, OptionError, TrainingError
+from ..errors import NotFiniteError, OptionError, OutputError, TrainingError
+from ..files import expand
 from ..models.mcp import annealed_temperature
+from ..models.mobileo import COMPONENTS
 from ..parts import Parts
 from ..pipeline import MobileO
 from .batches import Batches
 from .data import Progress, read_data
+from .fingerprints import adapter_digest, weights_digest
+from .guard import DivergenceGuard
 from .loop import StepReport, TrainingLoop
-from .lora import add_lora, write_adapter
-from .options import Options
+from .lora import AdapterArrays, add_lora, start_from
+from .options import LARGEST, Options
 from .plots import can_plot, plot_losses
 from .quadruplets import Data, DataError, Sample
-from .run_state import append_metrics, check_new, holds_run, locked, read_metrics
-from .sample_sheet import write_samples
+from .run_state import (
+    SAMPLES_FOLDER,
+    append_metrics,
+    check_new,
+    checkpoints,
+    holds_run,
+    locked,
+    read_metrics,
+    read_state,
+)
+from .sample_sheet import holds_samples, write_samples
+from .schedule import Schedule
 from .sequences import preview
-from .stages import make_optimizer, parameter_groups, set_mode, set_trainable, warmup_cosine
+from .stages import make_optimizer, parameter_groups, set_mode, set_trainable
 from .trainable import JointLoss, TrainableModel
 
 MINIMUM_TEMPERATURE = 0.5
 PLOT_FILE = "loss.png"
 _LARGE = 100_000_000  # parameters from which activations are computed twice rather than kept
-_TOLERANCE = 10.0  # the running mean of the loss may grow to so many times its smallest value
 _TRAINED = ("vision_tower", "mm_projector", "llm", "lm_head", "diffusion_connector", "dit")  # or read by what is
 _SAMPLES = 4  # that the sample sheet shows
 
@@ -74,6 +88,13 @@ class SamplesFailed:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """Something about the run that its user should know: a sentence without a full stop."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Finished:
     """The adapter was written.
 
@@ -88,7 +109,7 @@ class Finished:
     plot: Path | None
 
 
-Event = StepReport | Evaluated | SamplesWritten | SamplesFailed | Finished
+Event = StepReport | Evaluated | SamplesWritten | SamplesFailed | Notice | Finished
 
 
 class FinetuneRun:
@@ -116,6 +137,10 @@ class FinetuneRun:
         self.batches = Batches(train, model, options, self.micro_batches)
         epochs = options.stage.epochs * len(train) / options.stage.batch_size
         self.steps = options.steps or max(1, round(epochs))
+        if self.steps > LARGEST:
+            raise OptionError(
+                f"{options.stage.epochs} epochs are {self.steps:,} steps; choose fewer, {LARGEST:,} at most."
+            )
 
     @classmethod
     def prepare(
@@ -142,6 +167,8 @@ class FinetuneRun:
             CheckpointError, ConfigError: see `MobileO.load`.
         """
         _micro_batches(options, mx.distributed.init().size())  # before anything is read
+        if options.adapter is not None:
+            Adapter.open(options.adapter)
         found = read_data(data, questions=options.stage.questions, default_question=options.upstream, progress=progress)
         run = cls(found, _load(model, options.dtype, download_progress), options)
         if problems := run.batches.too_long(found.samples):
@@ -164,6 +191,11 @@ class FinetuneRun:
         return found
 
     @cached_property
+    def adapter(self) -> Adapter | None:
+        """What is trained further; None where the model itself is."""
+        return None if self.options.adapter is None else Adapter.open(self.options.adapter)
+
+    @cached_property
     def network(self) -> TrainableModel:
         """The networks that are trained or needed for it, with adapters beside their layers, in training mode."""
         options, stage = self.options, self.options.stage
@@ -178,6 +210,9 @@ class FinetuneRun:
         network.update(tree_map(lambda p: p.astype(mx.float32), network.trainable_parameters()))
         if options.lora is not None:
             add_lora(network.children(), options.lora, key=mx.random.key(options.seed))
+        if self.adapter is not None:
+            self.adapter.check(self.model.checkpoint)
+            start_from(network.children(), self.adapter, options.lora, self.model.config)
         set_mode(network, stage, training=True)
         return network
 
@@ -200,103 +235,149 @@ class FinetuneRun:
         """Trains, yielding what happens; all files are in `folder`, the adapter among them.
 
         Args:
-            folder: new or empty, or with `resume` that of the run that goes on, if there is one.
+            folder: new or empty, or with `resume` that of the run that goes on, if there is one. With more steps than
+                it had, see `mobileo_mlx.training.schedule`.
             stop: asked after every step; True ends the run there, with a checkpoint.
 
         Raises:
             OutputError: the folder is taken, in use, or can't be written, or the disk is full.
-            CheckpointError: the run to resume had other settings.
-            TrainingError: the loss or the parameters are not finite, or the loss grows; the adapter of the step before
-                is written.
+            CheckpointError: the run to resume had other settings, or its checkpoint is damaged.
+            TrainingError: the loss or the parameters are not finite, or the loss grows.
+            OptionError: the adapter to start from, or the number of steps, does not fit the run.
+
+        Whatever ends a run after its first step, the adapter of the last one that is done is written, KeyboardInterrupt
+        included; but not where the disk is full.
         """
-        folder = Path(folder)
-        lock: Any = nullcontext()
+        folder = expand(folder)
+        lock: Any = nullcontext(True)
+        _ = self.network  # which may not fit: before there is a folder
         if self.world.rank() == 0:
             if not (resume and holds_run(folder)):
                 check_new(folder)
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"'{folder}' can't be made ({error.strerror}); choose another folder.") from error
             lock = locked(folder)
-        with lock:
+        with lock as held:
+            if not held:
+                yield Notice(f"'{folder}' is on a file system without locks: take care that no other run writes there")
             yield from self._run(folder, stop)
 
     def _run(self, folder: Path, stop: Callable[[], bool] | None) -> Iterator[Event]:
         options, stage, network = self.options, self.options.stage, self.network
+        settings = self._resume_fingerprint()
+        schedule, done = self._schedule(folder, settings)
+        self.steps = schedule.steps
+        arrays = AdapterArrays(network.children(), options.lora, self.model.checkpoint.name)
         loop = TrainingLoop(
             model=network,
             loss=self.loss,
             batches=self.batches,
             optimizer=make_optimizer(
                 parameter_groups(network, stage, upstream=options.upstream),
-                warmup_cosine(self.steps, stage.warmup, stage.minimum / stage.learning_rate),
+                schedule.factor(stage.warmup, stage.minimum / stage.learning_rate),
             ),
-            steps=self.steps,
+            steps=schedule.steps,
             batch_size=stage.batch_size,
             seed=options.seed,
             clip=stage.clip,
             accumulate=options.accumulate,
             folder=folder,
             save_every=options.save_every or max(10, min(500, self.steps // 20)),
-            settings=self._resume_fingerprint(),
-            tolerance=_TOLERANCE,
-            before_step=self._annealing() if stage.anneal and not options.upstream else None,
+            settings=settings,
+            state={"schedule": asdict(schedule)},
+            kept=arrays,
+            guard=DivergenceGuard(),
+            before_step=self._annealing(schedule) if stage.anneal and not options.upstream else None,
             stop=stop,
             bad_samples=self._bad_samples,
         )
         every = options.sample_every or max(20, self.steps // 10)
         leading = self.world.rank() == 0
+        if leading and done:
+            yield Notice(schedule.describe(done))
         set_mode(network, stage, training=True)
-
-        def write() -> None:
-            set_mode(network, stage, training=False)
-            if leading:
-                write_adapter(folder, network.children(), options.lora, base_model=self.model.checkpoint.name)
-
         try:
+            loop.begin()
+            # What a kill prevented is made up for.
+            if leading and done and (done % every == 0 or done in (schedule.steps, schedule.start)):
+                yield from self._evaluate(folder, done)
             for report in loop.run():
                 yield report
                 if leading and (report.step % every == 0 or report.step == self.steps):
-                    set_mode(network, stage, training=False)
                     yield from self._evaluate(folder, report.step)
-                    set_mode(network, stage, training=True)
-        except TrainingError as error:
+        except (TrainingError, OutputError, KeyboardInterrupt) as error:
             if loop.step == 0:
-                self._check_stored(error)
+                if isinstance(error, TrainingError):
+                    self._check_stored(error)
                 raise
-            write()
-            raise TrainingError(
-                f"{str(error).rstrip('.')}, and '{folder}' holds the adapter of step {loop.step}."
-            ) from error
-        write()
+            written = leading and self._write_at_last(arrays, folder)
+            if written and not isinstance(error, KeyboardInterrupt):
+                raise type(error)(
+                    f"{str(error).rstrip('.')}; '{folder}' holds the adapter of step {loop.step}."
+                ) from error
+            raise
+        set_mode(network, stage, training=False)
         if leading:
+            arrays.write(folder)
             yield Finished(folder, loop.step, self.steps, _plot(folder))
 
-    def _annealing(self) -> Callable[[int], None]:
-        """Sets the connector's temperature before each step; it falls from epoch to epoch."""
+    def _write_at_last(self, arrays: AdapterArrays, folder: Path) -> bool:
+        """Writes the adapter of a run that failed; False where the disk has no place for it either."""
+        set_mode(self.network, self.options.stage, training=False)
+        try:
+            arrays.write(folder)
+        except OutputError:
+            return False
+        return True
+
+    def _schedule(self, folder: Path, settings: dict[str, Any]) -> tuple[Schedule, int]:
+        """The schedule of the run, and the steps that are done; both from the first process's folder."""
+        found = (Schedule(self.steps), 0)
+        if self.world.rank() == 0 and (kept := checkpoints(folder)):
+            state = read_state(kept[-1], {"seed": self.options.seed, "settings": settings})
+            last = Schedule.from_state(state.get("schedule"), kept[-1])
+            steps = self.steps if self.options.steps is not None else max(self.steps, last.steps)
+            found = (last.extended(steps, state["step"]), state["step"])
+        if self.world.size() == 1:
+            return found
+        numbers: Any = mx.array([*asdict(found[0]).values(), found[1]]) * (self.world.rank() == 0)
+        numbers = mx.distributed.all_sum(numbers).tolist()
+        return Schedule(*numbers[:-1]), numbers[-1]
+
+    def _annealing(self, schedule: Schedule) -> Callable[[int], None]:
+        """Sets the connector's temperature before each step; it falls from epoch to epoch of the first schedule."""
         connector, samples = self.network.diffusion_connector, len(self.batches.samples)
         start = float(connector.temperature)
-        epochs = max(1, -(-self.steps * self.options.stage.batch_size // samples))
+        epochs = max(1, -(-schedule.first * self.options.stage.batch_size // samples))
 
         def before_step(step: int) -> None:
-            epoch = step * self.options.stage.batch_size // samples
+            epoch = min(step, schedule.first - 1) * self.options.stage.batch_size // samples
             value = annealed_temperature(epoch, epochs, min(MINIMUM_TEMPERATURE, start), start)
             connector.temperature = mx.array(value, mx.float32)
 
         return before_step
 
     def _resume_fingerprint(self) -> dict[str, Any]:
-        """What has to be the same for a run to go on: everything that its losses depend on."""
+        """What has to be the same for a run to go on: everything that its losses depend on, but the number of steps."""
         checkpoint, options = self.model.checkpoint, self.options
         tensors = {
-            name: sorted((key, info.dtype, info.shape) for key, info in checkpoint.tensors(name).items())
-            for name in ("llm", "diffusion_connector", "dit")
+            (name, key): info
+            for name in COMPONENTS
+            if checkpoint.has(name)
+            for key, info in checkpoint.tensors(name).items()
         }
-        model = json.dumps([checkpoint.config.to_dict(), tensors])
+        shapes = sorted([*names, info.dtype, info.shape] for names, info in tensors.items())
+        stage = asdict(options.stage)
+        del stage["epochs"]
         return {
-            "data": self.data.fingerprint,
-            "model": hashlib.sha256(model.encode()).hexdigest(),
-            "stage": asdict(options.stage),
+            "data": _digest([self.data.fingerprint, self.batches.fingerprint()]),
+            "model": _digest([checkpoint.config.to_dict(), shapes]),
+            "weights": weights_digest({info.file for info in tensors.values()}),
+            "adapter": None if self.adapter is None else adapter_digest(self.adapter),
+            "stage": stage,
             "lora": None if options.lora is None else asdict(options.lora),
-            "steps": self.steps,
             "layout": options.layout,
             "cond_dropout": options.cond_dropout,
             "flow_shift": options.flow_shift,
@@ -308,18 +389,22 @@ class FinetuneRun:
         }
 
     def _evaluate(self, folder: Path, step: int) -> Iterator[Event]:
-        """The held-out loss, the sample sheet and the plot."""
-        if self.held_out:
+        """The held-out loss, the sample sheet and the plot, as far as they are not there yet."""
+        set_mode(self.network, self.options.stage, training=False)
+        evaluated = any(entry["step"] == step and "held_out" in entry for entry in read_metrics(folder))
+        if self.held_out and not evaluated:
             metrics = self._held_out_loss()
-            append_metrics(folder, json.dumps({"step": step, "held_out": metrics}))
+            append_metrics(folder, {"step": step, "held_out": metrics})
             yield Evaluated(step, metrics)
         samples = (self.held_out or self.batches.samples)[:_SAMPLES]
         try:
-            sheet = write_samples(self.model, samples, folder / "samples", step, self.options.stage.questions)
-            yield SamplesWritten(step, sheet)
+            if not holds_samples(folder / SAMPLES_FOLDER, step):
+                sheet = write_samples(self.model, samples, folder / SAMPLES_FOLDER, step, self.options.stage.questions)
+                yield SamplesWritten(step, sheet)
         except NotFiniteError as error:  # what is trained is kept, whatever it draws
             yield SamplesFailed(step, str(error))
         _plot(folder)
+        set_mode(self.network, self.options.stage, training=True)
 
     def _held_out_loss(self) -> dict[str, float]:
         """The means over all held-out samples, and over all tokens of their answers."""
@@ -389,6 +474,10 @@ def _load(model: str | Path, dtype: str | None, download_progress: bool) -> Mobi
         stored = {name: checkpoint.stored_dtype(name) for name in _TRAINED if checkpoint.has(name)}
         dtypes = dict.fromkeys(stored, precision.training_dtype(stored))
     return MobileO(Parts(checkpoint, dtypes=dtypes))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _plot(folder: Path) -> Path | None:

@@ -24,12 +24,12 @@ KILLED_WHILE_SAVING = """
 import os, signal, sys
 from mobileo_mlx.training import run_state
 save, count = run_state.write_tensors, [0]
-def kill(path, arrays):
+def kill(path, arrays, **how):
     count[0] += 1
     if count[0] == int(sys.argv[1]):
         open(path, "wb").write(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
-    save(path, arrays)
+    save(path, arrays, **how)
 run_state.write_tensors = kill
 from mobileo_cli.main import main
 sys.exit(main(sys.argv[2:]))
