@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..errors import CheckpointError, format_names
+from ..config import Config, shown
+from ..errors import CheckpointError, ConfigError, format_names
 from ..files import is_file, read_json
-from ..models.mobileo import COMPONENTS, MobileOConfig, build, component_of, sanitize
+from ..models.mobileo import COMPONENTS, MobileOConfig, block_counts, build, component_of, sanitize
 from . import hub
 from .modules import named_parameters, preserve_rng_state
 from .peft_names import PREFIX, parse_factor, unwrapped_name
-from .quantize import BITS, QuantizeSpec, quantized_skeleton
+from .quantize import QuantizeSpec, quantized_skeleton
 from .tensor_files import READ_AS, TensorInfo, check_dtypes, placeholders, read_header, read_headers, read_tensors
 
 if TYPE_CHECKING:
@@ -189,27 +190,45 @@ def _open_ours(name: str, location: str, path: Path, config: dict[str, Any]) -> 
     source = str(path / "config.json")
     if config.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"'{source}' has format version {config.get('format_version')!r}, and this program reads "
+            f"'{source}' has format version {shown(config.get('format_version'))}, and this program reads "
             f"{FORMAT_VERSION}; update mobileo-mlx."
         )
+    described = MobileOConfig.from_dict(config, source)
+    stored = _Stored.from_dict(config, source)
+    quantization = {}
+    for component, entry in _quantization_entries(config, source).items():
+        spec = _Quantization.from_dict(entry, f"the quantization of {component!r} in {source}")
+        quantization[component] = QuantizeSpec(spec.bits, spec.group_size)
     files = {component: path / f"{component}.safetensors" for component in COMPONENTS}
     tensors = {component: read_header(file) for component, file in files.items() if is_file(file)}
-    quantization = {}
-    for component, entry in (config.get("quantization") or {}).items():
-        try:
-            quantization[component] = QuantizeSpec(int(entry["bits"]), int(entry["group_size"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"'{source}' lacks bits or group_size for {component!r}.") from error
-        if quantization[component].bits not in BITS or quantization[component].group_size not in (32, 64, 128):
-            raise CheckpointError(f"'{source}' has a quantization of {component!r} that MLX does not have.")
     for component, infos in tensors.items():
         if component not in quantization and any(key.endswith(".scales") for key in infos):
             raise CheckpointError(f"'{source}' does not say with how many bits {component!r} is quantized.")
     check_dtypes(path, _by_full_name(tensors))
+    _check_blocks(path, described, tensors)
     # Without lm_head the embedding serves, but only where the model was written so.
-    tied = "lm_head" not in tensors and "lm_head" not in (config.get("components") or ())
-    described = MobileOConfig.from_dict(config, source)
+    tied = "lm_head" not in tensors and "lm_head" not in stored.components
     return Checkpoint(name, location, path, "mobileo-mlx", described, tied, quantization, tensors)
+
+
+@dataclass(frozen=True)
+class _Stored(Config):
+    components: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Quantization(Config):
+    bits: Literal[2, 3, 4, 5, 6, 8]
+    group_size: Literal[32, 64, 128]
+
+
+def _quantization_entries(config: Mapping[str, Any], source: str) -> dict[str, Mapping[str, Any]]:
+    entries = config.get("quantization") or {}
+    if not isinstance(entries, dict) or not all(
+        name in COMPONENTS and isinstance(entry, dict) for name, entry in entries.items()
+    ):
+        raise ConfigError(f"{source} has quantization = {shown(entries)}, which is not an object for each component.")
+    return entries
 
 
 def _open_upstream(name: str, location: str, path: Path, config: dict[str, Any], partial: bool) -> Checkpoint:
@@ -246,23 +265,36 @@ def _open_upstream(name: str, location: str, path: Path, config: dict[str, Any],
             dit=_diffusion(path, "transformer/config.json"),
             vae=_diffusion(path, "vae/config.json"),
             scheduler=_diffusion(path, "scheduler/scheduler_config.json"),
-            generation_config=read_json(generation) if generation.is_file() else None,
+            generation_config=read_json(generation) if is_file(generation) else None,
             source=source,
         )
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, ArithmeticError) as error:
         # Widths are read from the tensors, so a missing or mis-shaped one can show here first.
         raise CheckpointError(
             f"'{path}' lacks tensors that tell its dimensions, or they have odd shapes ({error}); get the model again."
         ) from error
+    _check_blocks(path, described, tensors)
     return Checkpoint(name, location, path, "upstream", described, "lm_head" not in tensors, {}, tensors)
 
 
 def _diffusion(path: Path, name: str) -> dict[str, Any] | None:
     """A configuration of diffusers from the folder `diffusion` inside the model's folder or beside it."""
     for folder in (path / "diffusion", path.parent / "diffusion"):
-        if (folder / name).is_file():
+        if is_file(folder / name):
             return read_json(folder / name)
     return None
+
+
+def _check_blocks(path: Path, config: MobileOConfig, tensors: Mapping[str, Mapping[str, TensorInfo]]) -> None:
+    """Before anything is built: how many blocks there are, the tensors' names say too."""
+    for component, infos in tensors.items():
+        for start, (key, count) in block_counts(component, config).items():
+            found = len({name[len(start) :].partition(".")[0] for name in infos if name.startswith(start)})
+            if found != count:
+                raise ConfigError(
+                    f"'{path}' has a configuration of {component} with {key} = {count}, and the tensors of {found} "
+                    f"in {start}*; get the model again."
+                )
 
 
 def _by_full_name(tensors: Mapping[str, Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:

@@ -63,16 +63,17 @@ class ModelInfo:
 
 
 def describe(model: str | Path | Checkpoint, *, progress: bool = False) -> ModelInfo:
-    """What a model on disk consists of; reads headers and configuration only.
+    """What a model on disk consists of, and whether it fits its configuration; reads headers and configuration only.
 
     Args:
         model: as for `Checkpoint.open`, or a checkpoint that is open.
         progress: whether a download draws its bars.
 
     Raises:
-        as `Checkpoint.open`.
+        as `Checkpoint.open` and `Checkpoint.check`, of what is there.
     """
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model, progress=progress)
+    checkpoint.check(*filter(checkpoint.has, COMPONENTS))
     return ModelInfo(
         name=checkpoint.name,
         path=checkpoint.path,

@@ -10,15 +10,15 @@ Each network is a sequence of steps. Calling it takes whole maps, `encode` and `
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import Config
-from ..errors import ConfigError
+from ..config import Config, Count, CountOrNone, Epsilon, Kernel, Range, Ratio, Width
 from ..ops import bands
 from ..ops.activations import silu
 from ..ops.blocks import Chain, Residual, WholeMap
@@ -29,6 +29,9 @@ from .layers import GLUMBConv, relu_linear_attention
 RMS_NORM_EPS = 1e-5
 
 
+Block = Literal["ResBlock", "EfficientViTBlock"]
+
+
 @dataclass(frozen=True)
 class DCAEConfig(Config):
     """Keys as in diffusers' AutoencoderDC; `glumb_ratio` and `attention_eps` are ours.
@@ -36,35 +39,66 @@ class DCAEConfig(Config):
     The tuples have an element for each stage, from the image to the latents, for the encoder and the decoder alike.
     """
 
-    in_channels: int = 3
-    latent_channels: int = 32
-    attention_head_dim: int = 32
-    encoder_block_types: tuple[str, ...] = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
-    decoder_block_types: tuple[str, ...] = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
-    encoder_block_out_channels: tuple[int, ...] = (128, 256, 512, 512, 1024, 1024)
-    decoder_block_out_channels: tuple[int, ...] = (128, 256, 512, 512, 1024, 1024)
-    encoder_layers_per_block: tuple[int, ...] = (2, 2, 2, 3, 3, 3)
-    decoder_layers_per_block: tuple[int, ...] = (3, 3, 3, 3, 3, 3)
-    encoder_qkv_multiscales: tuple[tuple[int, ...], ...] = ((), (), (), (5,), (5,), (5,))
-    decoder_qkv_multiscales: tuple[tuple[int, ...], ...] = ((), (), (), (5,), (5,), (5,))
-    upsample_block_type: str = "interpolate"
-    downsample_block_type: str = "Conv"
-    scaling_factor: float = 0.41407
-    glumb_ratio: float = 4.0
-    attention_eps: float = 1e-15
-
-    def __post_init__(self) -> None:
-        if self.upsample_block_type != "interpolate" or self.downsample_block_type.lower() != "conv":
-            raise ConfigError(
-                "this DC-AE resamples by "
-                f"{self.upsample_block_type!r} and {self.downsample_block_type!r}; "
-                "only 'interpolate' and 'Conv', as in dc-ae-f32c32-sana, are supported."
-            )
+    in_channels: Literal[3] = 3
+    latent_channels: Count = 32
+    attention_head_dim: Count = 32
+    encoder_block_types: tuple[Block, ...] = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
+    decoder_block_types: tuple[Block, ...] = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
+    encoder_block_out_channels: tuple[Width, ...] = (128, 256, 512, 512, 1024, 1024)
+    decoder_block_out_channels: tuple[Width, ...] = (128, 256, 512, 512, 1024, 1024)
+    encoder_layers_per_block: tuple[CountOrNone, ...] = (2, 2, 2, 3, 3, 3)
+    decoder_layers_per_block: tuple[CountOrNone, ...] = (3, 3, 3, 3, 3, 3)
+    encoder_qkv_multiscales: tuple[tuple[Kernel, ...], ...] = ((), (), (), (5,), (5,), (5,))
+    decoder_qkv_multiscales: tuple[tuple[Kernel, ...], ...] = ((), (), (), (5,), (5,), (5,))
+    # As in dc-ae-f32c32-sana; diffusers has other ways.
+    upsample_block_type: Literal["interpolate"] = "interpolate"
+    downsample_block_type: Literal["Conv", "conv"] = "Conv"
+    scaling_factor: Annotated[float, Range(1e-4, 1e4)] = 0.41407
+    glumb_ratio: Ratio = 4.0
+    attention_eps: Epsilon = 1e-15
 
     @property
     def factor(self) -> int:
         """Pixels a latent covers in each direction."""
         return 2 ** (len(self.decoder_block_out_channels) - 1)
+
+    def problem(self) -> str:
+        stages = len(self.decoder_block_out_channels)
+        if not 2 <= stages <= 8:
+            return f"has decoder_block_out_channels for {stages} stages, which are 2 to 8"
+        for part in ("encoder", "decoder"):
+            names = [f"{part}_{name}" for name in ("block_out_channels", "block_types", "layers_per_block")]
+            for name in (*names, f"{part}_qkv_multiscales"):
+                if len(getattr(self, name)) != stages:
+                    return f"has {name} of another length than decoder_block_out_channels"
+            dims, kinds, layers = (getattr(self, name) for name in names)
+            if not all(layers[1:]):
+                return f"has a 0 in {names[2]} after the first stage"
+            used = dims if layers[0] else dims[1:]
+            if any(4 * larger % smaller for larger, smaller in itertools.pairwise(used)):
+                return f"has {names[0]} that do not divide four times the one before"
+            if dims[-1] % self.latent_channels:
+                return f"has latent_channels = {self.latent_channels}, which does not divide the last {names[0]}"
+            attentive = [dim for dim, kind in zip(dims, kinds, strict=True) if kind == "EfficientViTBlock"]
+            if attentive and min(attentive) < self.attention_head_dim:
+                return f"has attention_head_dim = {self.attention_head_dim}, more than {names[0]} with attention"
+            if attentive and min(attentive) * self.glumb_ratio < 1:
+                return f"has glumb_ratio = {self.glumb_ratio}, which leaves no channel"
+        return ""
+
+    def blocks(self, part: str) -> dict[str, tuple[str, int]]:
+        """The key and the number of blocks of each stage, by the start of their tensors' names.
+
+        Args:
+            part: "encoder" or "decoder".
+        """
+        key, lists = f"{part}_layers_per_block", "down_blocks" if part == "encoder" else "up_blocks"
+        counts = getattr(self, key)
+        # Between two stages the one that is larger has a step that changes the size.
+        return {
+            f"{lists}.{i}.": (f"{key}[{i}]", count + (count > 0 and i + 1 < len(counts)))
+            for i, count in enumerate(counts)
+        }
 
 
 class RMSNorm(nn.Module):

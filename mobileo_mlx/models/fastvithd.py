@@ -12,15 +12,16 @@ Calling the network takes whole maps; `FastViTHD.encode` is the same in little m
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import Config
+from ..config import Config, Count, Epsilon, Kernel, Range, Ratio, Width
 from ..ops import bands
 from ..ops.activations import gelu, scaled_residual
 from ..ops.attention import attention
@@ -32,23 +33,25 @@ from ..ops.derived import derived
 from .batch_norm import BatchNorm, statistics_kept
 from .layers import compute_dtype
 
+Stride = Annotated[int, Range(1, 4)]
+
 
 @dataclass(frozen=True)
 class FastViTHDConfig(Config):
     """The shape of the tower; the tuples have an element for each stage. Upstream fixes all of it in its source."""
 
-    layers: tuple[int, ...] = (2, 12, 24, 4, 2)  # blocks a stage
-    embed_dims: tuple[int, ...] = (96, 192, 384, 768, 1536)
-    mlp_ratios: tuple[float, ...] = (4, 4, 4, 4, 4)
-    token_mixers: tuple[str, ...] = ("repmixer", "repmixer", "repmixer", "attention", "attention")
-    pos_embs: tuple[int | None, ...] = (None, None, None, 7, 7)  # kernel of the positional convolution
-    down_strides: tuple[int, ...] = (2, 2, 2, 2)  # of the four downsamplings; the original has 2 everywhere
-    down_patch_size: int = 7
-    repmixer_kernel_size: int = 3
-    attention_head_dim: int = 32
-    cls_ratio: float = 2.0  # width of the last convolution / width of the last stage
-    se_channels: int = 192  # inner width of its squeeze-and-excitation
-    norm_eps: float = 1e-5  # LayerNorm and BatchNorm
+    layers: tuple[Count, ...] = (2, 12, 24, 4, 2)  # blocks a stage
+    embed_dims: tuple[Width, ...] = (96, 192, 384, 768, 1536)
+    mlp_ratios: tuple[Ratio, ...] = (4, 4, 4, 4, 4)
+    token_mixers: tuple[Literal["repmixer", "attention"], ...] = ("repmixer",) * 3 + ("attention",) * 2
+    pos_embs: tuple[Kernel | None, ...] = (None, None, None, 7, 7)  # kernel of the positional convolution
+    down_strides: tuple[Stride, ...] = (2, 2, 2, 2)  # of the four downsamplings; the original has 2 everywhere
+    down_patch_size: Kernel = 7
+    repmixer_kernel_size: Kernel = 3
+    attention_head_dim: Count = 32
+    cls_ratio: Ratio = 2.0  # width of the last convolution / width of the last stage
+    se_channels: Width = 192  # inner width of its squeeze-and-excitation
+    norm_eps: Epsilon = 1e-5  # LayerNorm and BatchNorm
 
     @property
     def output_dim(self) -> int:
@@ -61,6 +64,34 @@ class FastViTHDConfig(Config):
         for stride in self.down_strides:
             size *= stride
         return size
+
+    def problem(self) -> str:
+        dims, stages = self.embed_dims, len(self.layers)
+        for name in ("embed_dims", "mlp_ratios", "token_mixers", "pos_embs"):
+            if not len(getattr(self, name)) == stages > 0:
+                return f"has {name} of another length than layers, or of none"
+        if len(self.down_strides) != stages - 1:
+            return "has down_strides of another length than there are stages to go down to"
+        if any(wide % narrow for narrow, wide in itertools.pairwise((*dims, self.output_dim))) or not self.output_dim:
+            return "has embed_dims or a cls_ratio that is no multiple of the width before"
+        if any(
+            dim % self.attention_head_dim
+            for dim, kind in zip(dims, self.token_mixers, strict=True)
+            if kind == "attention"
+        ):
+            return f"has attention_head_dim = {self.attention_head_dim}, which does not divide a width with attention"
+        if any(dim * ratio < 1 for dim, ratio in zip(dims, self.mlp_ratios, strict=True)):
+            return "has mlp_ratios that leave no channel"
+        return ""
+
+    def blocks(self) -> dict[str, tuple[str, int]]:
+        """The key and the number of blocks of each stage, by the start of their tensors' names."""
+        found, position = {}, 0
+        for i, count in enumerate(self.layers):
+            position += (i > 0) + (self.pos_embs[i] is not None)  # what stands before the stage
+            found[f"network.{position}."] = (f"layers[{i}]", count)
+            position += 1
+        return found
 
 
 class ReparamConv(Chain):
@@ -289,9 +320,9 @@ class FastViTHD(nn.Module):
 class MMProjectorConfig(Config):
     """The widths of the projector: the tower's, its own, and the language model's."""
 
-    input_dim: int
-    hidden_dim: int
-    output_dim: int
+    input_dim: Width
+    hidden_dim: Width
+    output_dim: Width
 
 
 class MMProjector(nn.Sequential):
@@ -339,7 +370,7 @@ def config_from_shapes(shapes: dict[str, tuple[int, ...]]) -> FastViTHDConfig:
     """The layers and widths, which upstream fixes in its source, from the tensors' shapes."""
     layers, dims, ratios, mixers, pos_embs = [], [], [], [], []
     pos_emb = None
-    for i in range(1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("network."))):
+    for i in sorted({int(name.split(".")[1]) for name in shapes if name.startswith("network.")}):
         if (kernel := shapes.get(f"network.{i}.reparam_conv.weight")) is not None:
             pos_emb = kernel[-1]
         elif (fc1 := shapes.get(f"network.{i}.0.convffn.fc1.weight")) is not None:
@@ -351,15 +382,16 @@ def config_from_shapes(shapes: dict[str, tuple[int, ...]]) -> FastViTHDConfig:
             mixers.append("attention" if attention else "repmixer")
             pos_embs.append(pos_emb)
             pos_emb = None
-    return FastViTHDConfig(
-        layers=tuple(layers),
-        embed_dims=tuple(dims),
-        mlp_ratios=tuple(ratios),
-        token_mixers=tuple(mixers),
-        pos_embs=tuple(pos_embs),
-        down_strides=(2,) * (len(dims) - 1),
-        down_patch_size=shapes["network.1.proj.0.lkb_reparam.weight"][-1],
-        repmixer_kernel_size=shapes["network.0.0.token_mixer.reparam_conv.weight"][-1],
-        cls_ratio=shapes["conv_exp.reparam_conv.weight"][0] / dims[-1],
-        se_channels=shapes["conv_exp.se.reduce.weight"][0],
-    )
+    values = {
+        "layers": layers,
+        "embed_dims": dims,
+        "mlp_ratios": ratios,
+        "token_mixers": mixers,
+        "pos_embs": pos_embs,
+        "down_strides": [2] * (len(dims) - 1),
+        "down_patch_size": shapes["network.1.proj.0.lkb_reparam.weight"][-1],
+        "repmixer_kernel_size": shapes["network.0.0.token_mixer.reparam_conv.weight"][-1],
+        "cls_ratio": shapes["conv_exp.reparam_conv.weight"][0] / dims[-1],
+        "se_channels": shapes["conv_exp.se.reduce.weight"][0],
+    }
+    return FastViTHDConfig.from_dict(values, "the configuration that the tensors of vision_tower tell")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import Config
+from ..config import Config, Count, CountOrNone, Kernel, Width
 from ..ops.conv import conv_weight, pointwise_weight
 
 # The original's. 1e-6, which SANA and Qwen2 have, changes the result so little that a loose tolerance would pass it.
@@ -26,12 +26,12 @@ LAYER_NORM_EPS = 1e-5
 class MCPConfig(Config):
     """Dimensions; all but the number of layers are read from the shapes of a checkpoint's tensors."""
 
-    hidden_size: int  # width of the language model
-    hidden_dim: int = 512  # width of the refinements
-    output_dim: int = 2304  # the DiT's caption_channels
-    num_layers: int = 4  # hidden states that are mixed; upstream's vlm_num_layers
-    num_refinement_blocks: int = 2
-    kernel_size: int = 3  # positions that a convolution sees, odd
+    hidden_size: Width  # width of the language model
+    hidden_dim: Width = 512  # width of the refinements
+    output_dim: Width = 2304  # the DiT's caption_channels
+    num_layers: Count = 4  # hidden states that are mixed; upstream's vlm_num_layers
+    num_refinement_blocks: CountOrNone = 2
+    kernel_size: Kernel = 3  # positions that a convolution sees
 
 
 class SeparableConv1d(nn.Module):
@@ -173,11 +173,12 @@ def config_from_shapes(shapes: dict[str, tuple[int, ...]], num_layers: int) -> M
     """The widths, which upstream fixes in its source, from the tensors' shapes."""
     hidden_dim, hidden_size = shapes["input_compress.0.weight"]
     blocks = {int(name.split(".")[1]) for name in shapes if name.startswith("sequence_refiners.")}
-    return MCPConfig(
-        hidden_size=hidden_size,
-        hidden_dim=hidden_dim,
-        output_dim=shapes["output_proj.0.weight"][0],
-        num_layers=num_layers,
-        num_refinement_blocks=len(blocks),
-        kernel_size=shapes["sequence_refiners.0.conv.depthwise.weight"][-1] if blocks else 3,
-    )
+    values = {
+        "hidden_size": hidden_size,
+        "hidden_dim": hidden_dim,
+        "output_dim": shapes["output_proj.0.weight"][0],
+        "num_layers": num_layers,
+        "num_refinement_blocks": len(blocks),
+        "kernel_size": shapes["sequence_refiners.0.conv.depthwise.weight"][-1] if blocks else 3,
+    }
+    return MCPConfig.from_dict(values, "the configuration that the tensors of diffusion_connector tell")

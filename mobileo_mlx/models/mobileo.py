@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import Config
+from ..config import Config, CountOrNone, Range, shown
 from ..errors import ConfigError
 from . import dc_ae, fastvithd, mcp, qwen2, sana
 from .dc_ae import DCAEConfig, Decoder, Encoder
@@ -69,6 +69,13 @@ _PUBLISHED_DITS = {
 }
 
 
+_IMAGE_TOKENS = 4096  # of an image; the published models make 256, and attention grows with the square
+
+TokenId = Annotated[int, Range(0, 2**31 - 1)]
+FlowShift = Annotated[float, Range(1e-3, 1e3)]
+Timesteps = Annotated[int, Range(1, 100_000)]
+
+
 @dataclass(frozen=True)
 class MobileOConfig(Config):
     """The dimensions of all networks, and what the tasks need to know beside them."""
@@ -79,10 +86,10 @@ class MobileOConfig(Config):
     diffusion_connector: MCPConfig
     dit: SanaConfig
     vae: DCAEConfig
-    image_size: int  # side in pixels of the square that the vision tower sees
-    eos_token_ids: tuple[int, ...]
-    flow_shift: float = 3.0
-    num_train_timesteps: int = 1000
+    image_size: Annotated[int, Range(1, 4096)]  # side in pixels of the square that the vision tower sees
+    eos_token_ids: tuple[TokenId, ...]
+    flow_shift: FlowShift = 3.0
+    num_train_timesteps: Timesteps = 1000
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -100,22 +107,28 @@ class MobileOConfig(Config):
         """Positions that one image takes in the language model's context."""
         return (self.image_size // self.vision_tower.patch_size) ** 2
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> MobileOConfig:
-        """Reads our own `config.json`."""
-        parts: dict[str, type[Config]] = {
-            "vision_tower": FastViTHDConfig,
-            "mm_projector": MMProjectorConfig,
-            "llm": Qwen2Config,
-            "diffusion_connector": MCPConfig,
-            "dit": SanaConfig,
-            "vae": DCAEConfig,
-        }
-        values = dict(values)
-        for name, kind in parts.items():
-            if isinstance(values.get(name), Mapping):
-                values[name] = kind.from_dict(values[name], f"{name!r} in {source}")
-        return super().from_dict(values, source)
+    def problem(self) -> str:
+        tower, llm, connector, dit = self.vision_tower, self.llm, self.diffusion_connector, self.dit
+        # What a network is given has the width that it takes.
+        for name, width, other, wanted in (
+            ("mm_projector.input_dim", self.mm_projector.input_dim, "vision_tower's", tower.output_dim),
+            ("mm_projector.output_dim", self.mm_projector.output_dim, "llm.hidden_size", llm.hidden_size),
+            ("diffusion_connector.hidden_size", connector.hidden_size, "llm.hidden_size", llm.hidden_size),
+            ("dit.caption_channels", dit.caption_channels, "diffusion_connector.output_dim", connector.output_dim),
+            ("vae.latent_channels", self.vae.latent_channels, "dit.in_channels", dit.in_channels),
+            ("dit.out_channels", dit.out_channels or dit.in_channels, "dit.in_channels", dit.in_channels),
+        ):
+            if width != wanted:
+                return f"has {name} = {width} where {other} is {wanted}"
+        if connector.num_layers > llm.num_hidden_layers + 1:
+            return f"has diffusion_connector.num_layers = {connector.num_layers}, more than llm has hidden states"
+        if self.image_size % tower.patch_size:
+            return f"has image_size = {self.image_size}, no multiple of the vision tower's {tower.patch_size} pixels"
+        if self.image_tokens > _IMAGE_TOKENS:
+            return f"has image_size = {self.image_size}, which makes more than {_IMAGE_TOKENS} tokens of an image"
+        if any(token >= llm.vocab_size for token in self.eos_token_ids):
+            return f"has eos_token_ids = {list(self.eos_token_ids)}, beyond llm.vocab_size = {llm.vocab_size}"
+        return ""
 
     @classmethod
     def from_upstream(
@@ -147,16 +160,26 @@ class MobileOConfig(Config):
             if (found := component_of(name)) is not None:
                 by_component[found[0]][found[1]] = tuple(shape)
         vision, projector = by_component["vision_tower"], by_component["mm_projector"]
+        main = _UpstreamConfig.from_dict(config, source)
         vocab_size = by_component["llm"].get("embed_tokens.weight", (config.get("vocab_size", 0),))[0]
-        llm = qwen2.config_from_upstream(dict(config), vocab_size, source)
+        llm = qwen2.config_from_upstream(config, vocab_size, source)
         tower = fastvithd.config_from_shapes(vision) if vision else FastViTHDConfig()
-        states = config.get("vlm_num_layers") or 4
+        states = main.vlm_num_layers or 4
         connector = by_component["diffusion_connector"]
-        scheduler = scheduler or {}
-        return cls(
+        dit_config = _dit_config(main, dit, source)
+        schedule = _SchedulerConfig.from_dict(scheduler or {}, "the configuration of the scheduler")
+        ends = _GenerationConfig.from_dict(generation_config or {}, "generation_config.json").eos_token_id
+        result = cls(
             vision_tower=tower,
             mm_projector=(
-                MMProjectorConfig(projector["0.weight"][1], projector["0.weight"][0], projector["2.weight"][0])
+                MMProjectorConfig.from_dict(
+                    {
+                        "input_dim": projector["0.weight"][1],
+                        "hidden_dim": projector["0.weight"][0],
+                        "output_dim": projector["2.weight"][0],
+                    },
+                    "the configuration that the tensors of mm_projector tell",
+                )
                 if projector
                 else MMProjectorConfig(tower.output_dim, llm.hidden_size, llm.hidden_size)
             ),
@@ -164,42 +187,79 @@ class MobileOConfig(Config):
             diffusion_connector=(
                 mcp.config_from_shapes(connector, states)
                 if connector
-                else MCPConfig(llm.hidden_size, num_layers=states)
+                else MCPConfig(llm.hidden_size, output_dim=dit_config.caption_channels, num_layers=states)
             ),
-            dit=_dit_config(config, dit, source),
+            dit=dit_config,
             vae=DCAEConfig.from_dict(vae or {}, "the configuration of the VAE"),
-            image_size=_image_size(config, source),
-            eos_token_ids=_token_ids((generation_config or {}).get("eos_token_id", config.get("eos_token_id"))),
-            flow_shift=float(scheduler.get("flow_shift") or 3.0),
-            num_train_timesteps=int(scheduler.get("num_train_timesteps", 1000)),
+            image_size=_image_size(main, source),
+            eos_token_ids=_token_ids(main.eos_token_id if ends is None else ends),
+            flow_shift=3.0 if schedule.flow_shift is None else schedule.flow_shift,
+            num_train_timesteps=schedule.num_train_timesteps,
         )
+        if vision or not projector:  # else the tower, which a part of a model lacks, is a guess
+            result.check(source)
+        return result
 
 
-def _dit_config(config: Mapping[str, Any], dit: Mapping[str, Any] | None, source: str) -> SanaConfig:
+@dataclass(frozen=True)
+class _UpstreamConfig(Config):
+    """What we read of upstream's `config.json` beside the language model's dimensions."""
+
+    vlm_num_layers: CountOrNone | None = None
+    eos_token_id: TokenId | tuple[TokenId, ...] | None = None
+    mm_vision_tower: str | None = None
+    diffusion_name_or_path: str | None = None
+
+
+@dataclass(frozen=True)
+class _GenerationConfig(Config):
+    eos_token_id: TokenId | tuple[TokenId, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _SchedulerConfig(Config):
+    flow_shift: FlowShift | None = None
+    num_train_timesteps: Timesteps = 1000
+
+
+def _dit_config(config: _UpstreamConfig, dit: Mapping[str, Any] | None, source: str) -> SanaConfig:
     if dit is not None:
         return SanaConfig.from_dict(dit, "the configuration of the DiT")
-    repository = str(config.get("diffusion_name_or_path", ""))
+    repository = config.diffusion_name_or_path or ""
     published = _PUBLISHED_DITS.get(repository.rstrip("/").rsplit("/", 1)[-1])
     if published is None:
         raise ConfigError(
-            f"{source} names {repository!r} for the DiT's configuration, which is not known here; put its "
+            f"{source} names {shown(repository)} for the DiT's configuration, which is not known here; put its "
             "'transformer', 'vae' and 'scheduler' configurations in a folder 'diffusion' beside it."
         )
     return published
 
 
-def _image_size(config: Mapping[str, Any], source: str) -> int:
+def _image_size(config: _UpstreamConfig, source: str) -> int:
     """The tower's resolution is the number at the end of its name: mobileclip_l_1024."""
-    found = re.search(r"_(\d+)$", str(config.get("mm_vision_tower", "")))
+    found = re.search(r"_([1-9][0-9]{1,3})$", config.mm_vision_tower or "")
     if found is None:
         raise ConfigError(f"{source} lacks a 'mm_vision_tower' that ends in the image size, so it is not Mobile-O's.")
     return int(found[1])
 
 
-def _token_ids(value: Any) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list | tuple) else (int(value),)
+def _token_ids(value: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else () if value is None else (value,)
+
+
+def block_counts(component: str, config: MobileOConfig) -> dict[str, tuple[str, int]]:
+    """How many blocks the lists of a component have: key and number, by the start of their tensors' names."""
+    if component == "vision_tower":
+        return config.vision_tower.blocks()
+    if component.startswith("vae_"):
+        return config.vae.blocks(component.removeprefix("vae_"))
+    return {
+        "llm": {"layers.": ("num_hidden_layers", config.llm.num_hidden_layers)},
+        "diffusion_connector": {
+            "sequence_refiners.": ("num_refinement_blocks", config.diffusion_connector.num_refinement_blocks)
+        },
+        "dit": {"transformer_blocks.": ("num_layers", config.dit.num_layers)},
+    }.get(component, {})
 
 
 def component_of(name: str) -> tuple[str, str] | None:

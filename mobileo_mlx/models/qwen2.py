@@ -6,14 +6,14 @@ member; any object with `offset` and `update_and_fetch(keys, values)` serves, ml
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import Config
+from ..config import Config, Count, Epsilon, Range, Width
 from ..ops.activations import silu
 from ..ops.attention import masked_attention
 
@@ -22,19 +22,26 @@ from ..ops.attention import masked_attention
 class Qwen2Config(Config):
     """The language model's dimensions; keys as in transformers' Qwen2Config, defaults of the 0.5B model."""
 
-    hidden_size: int  # channels of the stream
-    intermediate_size: int  # channels inside the MLP
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int  # each serves num_attention_heads / num_key_value_heads heads
-    vocab_size: int
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 1_000_000.0
-    max_position_embeddings: int = 32768  # positions of the context
+    hidden_size: Width  # channels of the stream
+    intermediate_size: Width  # channels inside the MLP
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count  # each serves num_attention_heads / num_key_value_heads heads
+    vocab_size: Annotated[int, Range(1, 2**22)]
+    rms_norm_eps: Epsilon = 1e-6
+    rope_theta: Annotated[float, Range(1, 1e15)] = 1_000_000.0
+    max_position_embeddings: Annotated[int, Range(1, 2**24)] = 32768  # positions of the context
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    def problem(self) -> str:
+        if self.hidden_size % (2 * self.num_attention_heads):  # rotary positions turn pairs of channels
+            return f"has hidden_size = {self.hidden_size}, no even multiple of num_attention_heads"
+        if self.num_attention_heads % self.num_key_value_heads:
+            return f"has num_attention_heads = {self.num_attention_heads}, no multiple of num_key_value_heads"
+        return ""
 
 
 class Cache(Protocol):
@@ -249,7 +256,7 @@ def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
     return {k: v for k, v in weights.items() if not k.endswith("rotary_emb.inv_freq")}
 
 
-def config_from_upstream(config: dict[str, Any], vocab_size: int, source: str) -> Qwen2Config:
+def config_from_upstream(config: Mapping[str, Any], vocab_size: int, source: str) -> Qwen2Config:
     """Reads the language model's part of upstream's `config.json`.
 
     Args:
@@ -257,6 +264,6 @@ def config_from_upstream(config: dict[str, Any], vocab_size: int, source: str) -
         vocab_size: the rows of the embedding as stored: resized vocabularies are often not written back.
         source: the file, for errors.
     """
-    rope = config.get("rope_parameters") or {}
-    theta = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+    rope = config.get("rope_parameters")
+    theta = {"rope_theta": rope["rope_theta"]} if isinstance(rope, Mapping) and "rope_theta" in rope else {}
     return Qwen2Config.from_dict({**config, **theta, "vocab_size": vocab_size}, source)

@@ -18,12 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict, final
+from typing import Annotated, TypedDict, final
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import Config
+from ..config import Config, Count, Epsilon, Range, Ratio, Width
 from ..ops.activations import softmax
 from ..ops.attention import biased_attention
 from ..ops.conv import conv_weight, pointwise_weight
@@ -40,25 +40,34 @@ MASKED = -10000.0  # added to the scores of masked text, as diffusers does
 class SanaConfig(Config):
     """Dimensions; keys as in diffusers' SanaTransformer2DModel, and `attention_eps`, which is ours."""
 
-    num_layers: int  # transformer blocks
-    num_attention_heads: int  # of the self-attention
-    attention_head_dim: int  # channels of each; the product is the width of the model
-    num_cross_attention_heads: int
-    cross_attention_head_dim: int
-    caption_channels: int  # of the text, the connector's output_dim
-    in_channels: int = 32  # of the latents
-    out_channels: int | None = 32  # of the velocity; None: in_channels
-    mlp_ratio: float = 2.5  # hidden channels of the feed-forward network / width
-    patch_size: int = 1  # latent pixels on a patch's side
-    sample_size: int = 16  # latent pixels on the side of a default image
-    norm_eps: float = 1e-6
+    num_layers: Count  # transformer blocks
+    num_attention_heads: Count  # of the self-attention
+    attention_head_dim: Count  # channels of each; the product is the width of the model
+    num_cross_attention_heads: Count
+    cross_attention_head_dim: Count
+    caption_channels: Width  # of the text, the connector's output_dim
+    in_channels: Count = 32  # of the latents
+    out_channels: Count | None = 32  # of the velocity; None: in_channels
+    mlp_ratio: Ratio = 2.5  # hidden channels of the feed-forward network / width
+    patch_size: Annotated[int, Range(1, 16)] = 1  # latent pixels on a patch's side
+    sample_size: Count = 16  # latent pixels on the side of a default image
+    norm_eps: Epsilon = 1e-6
     attention_bias: bool = False  # of the self-attention's queries, keys and values
-    interpolation_scale: float | None = None  # sine-cosine positions; the published checkpoints have none
-    attention_eps: float = 1e-15  # of the linear attention's normaliser
+    interpolation_scale: Ratio | None = None  # sine-cosine positions; the published checkpoints have none
+    attention_eps: Epsilon = 1e-15  # of the linear attention's normaliser
 
     @property
     def dim(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
+
+    def problem(self) -> str:
+        if self.sample_size % self.patch_size:
+            return f"has sample_size = {self.sample_size}, no multiple of patch_size = {self.patch_size}"
+        if self.interpolation_scale is not None and self.dim % 4:
+            return f"has num_attention_heads * attention_head_dim = {self.dim}, no multiple of 4 as positions need"
+        if self.mlp_ratio * self.dim < 1:
+            return f"has mlp_ratio = {self.mlp_ratio}, which leaves no channel"
+        return ""
 
 
 # Dicts, because a block's arguments go through MLX's transformations: a compiled block and one whose activations are

@@ -386,8 +386,15 @@ def test_a_truncated_file_is_found_on_opening(copy):
     [
         ({"format_version": 2}, CheckpointError, "update mobileo-mlx"),
         ({"llm": {}}, ConfigError, "'llm' in .*config.json lacks 'hidden_size'"),
-        ({"quantization": {"llm": {"bits": 4}}}, CheckpointError, "lacks bits or group_size for 'llm'"),
-        ({"quantization": {"llm": {"bits": 7, "group_size": 64}}}, CheckpointError, "MLX does not have"),
+        ({"format_version": "9" * 10_000}, CheckpointError, "version '99999"),
+        ({"components": "llm"}, ConfigError, "has components = 'llm', which is not a list"),
+        ({"quantization": [4]}, ConfigError, r"has quantization = \[4\], which is not an object for each component"),
+        ({"quantization": {"other": {}}}, ConfigError, "not an object for each component"),
+        ({"quantization": {"llm": 4}}, ConfigError, "not an object for each component"),
+        ({"quantization": {"llm": {"bits": 4}}}, ConfigError, "of 'llm' in .*config.json lacks 'group_size'"),
+        ({"quantization": {"llm": {"bits": 7, "group_size": 64}}}, ConfigError, "has bits = 7, which is not 2 or 3"),
+        ({"quantization": {"llm": {"bits": "4", "group_size": 64}}}, ConfigError, "has bits = '4', which is not"),
+        ({"quantization": {"llm": {"bits": 4, "group_size": 64.0}}}, ConfigError, "has group_size = 64.0, which is"),
     ],
 )
 def test_a_config_that_makes_no_sense(copy, change, error, expected):

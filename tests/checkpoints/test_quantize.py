@@ -288,8 +288,13 @@ def test_a_stored_quantization_is_held_to_its_shapes(ours, tmp_path):
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 def test_quantizing_while_loading_needs_little_memory(ours, tmp_path, dtype):
     config = Checkpoint.open(ours).config
-    llm = replace(config.llm, hidden_size=1024, intermediate_size=4096, num_hidden_layers=2, vocab_size=8192)
-    config = replace(config, llm=llm)
+    width = 1024
+    config = replace(
+        config,
+        llm=replace(config.llm, hidden_size=width, intermediate_size=4096, num_hidden_layers=3, vocab_size=8192),
+        mm_projector=replace(config.mm_projector, output_dim=width),
+        diffusion_connector=replace(config.diffusion_connector, hidden_size=width),
+    )
     module = build("llm", config)
     module.set_dtype(dtype)
     tensors = dict(tree_flatten(module.parameters()))

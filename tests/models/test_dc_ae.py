@@ -88,13 +88,14 @@ def test_memory_grows_with_the_width_and_not_with_the_height(monkeypatch: pytest
 )
 def test_other_resampling_is_refused(change: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="pixel_"):
-        dataclasses.replace(CONFIG, **change)
+        DCAEConfig.from_dict(change)
 
 
 def test_lists_of_a_json_file_become_tuples() -> None:
-    values = {"encoder_qkv_multiscales": [[], [], [5]], "in_channels": 3, "_class_name": "AutoencoderDC"}
+    multiscales = [[], [], [], [5], [3, 5], []]
+    values = {"encoder_qkv_multiscales": multiscales, "in_channels": 3, "_class_name": "AutoencoderDC"}
     config = DCAEConfig.from_dict(values)
-    assert config.encoder_qkv_multiscales == ((), (), (5,))
+    assert config.encoder_qkv_multiscales == ((), (), (), (5,), (3, 5), ())
     assert hash(config) == hash(DCAEConfig.from_dict(values))
 
 

@@ -66,11 +66,21 @@ def test_diffusers_configurations_come_first() -> None:
         "sample_size": 4,
         "patch_size": 2,
     }
+    vae = {
+        f"{part}_{name}": value
+        for part in ("encoder", "decoder")
+        for name, value in (
+            ("block_out_channels", [8, 16, 32]),
+            ("block_types", ["ResBlock"] * 3),
+            ("layers_per_block", [1] * 3),
+            ("qkv_multiscales", [[]] * 3),
+        )
+    }
     config = MobileOConfig.from_upstream(
         {**CONFIG, "vlm_num_layers": 2},
         {},
         dit=dit,
-        vae={"decoder_block_out_channels": [8, 16, 32], "decoder_block_types": ["ResBlock"] * 3},
+        vae=vae,
         scheduler={"flow_shift": 5.0, "num_train_timesteps": 500},
         generation_config={"eos_token_id": [3, 4]},
     )
