@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,21 +197,20 @@ def open_adapters(
         CheckpointError: see `Adapter.open`.
         OptionError: there are more or fewer scales than adapters, or see `Adapter.open`.
     """
-    if isinstance(adapters, str | os.PathLike):
-        adapters = [adapters]
-    adapters = list(adapters or ())
-    scales = [scales] if isinstance(scales, int | float | str) else list(scales)
-    if adapters and len(scales) not in (1, len(adapters)):
-        raise OptionError(
-            f"there are {len(scales)} scales for {len(adapters)} adapter{'s' if len(adapters) > 1 else ''}; give one "
-            "for all, or one for each."
-        )
-    if odd := [name for name in adapters if not isinstance(name, str | os.PathLike) or not str(name)]:
+    names = [adapters] if isinstance(adapters, str | os.PathLike) else list(adapters or ())
+    strengths: list[Any] = list(scales) if isinstance(scales, list | tuple) else [scales]
+    if odd := [name for name in names if not isinstance(name, str | os.PathLike) or not str(name)]:
         raise OptionError(f"an adapter is {odd[0]!r}; give the name of its folder.")
-    return tuple(
-        Adapter.open(name, scale=scale)
-        for name, scale in zip(adapters, scales * (len(adapters) if len(scales) == 1 else 1), strict=True)
-    )
+    if not names:
+        return ()
+    if len(strengths) == 1:
+        strengths *= len(names)
+    if len(strengths) != len(names):
+        raise OptionError(
+            f"there are {len(strengths)} scales for {len(names)} adapter{'s' if len(names) > 1 else ''}; give one for "
+            "all, or one for each."
+        )
+    return tuple(Adapter.open(name, scale=scale) for name, scale in zip(names, strengths, strict=True))
 
 
 def recorded(adapters: Sequence[Adapter]) -> dict[str, Any]:
@@ -237,10 +237,8 @@ def notes_of(adapters: Sequence[Adapter], checkpoint: Checkpoint) -> list[str]:
 
 
 def _checked_scale(scale: float) -> float:
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
-        raise OptionError(f"the adapter's scale is {scale!r}; choose a number near 1, which is the adapter as trained.")
-    if not abs(scale) <= LARGEST_SCALE:
-        shown = f"{scale:.4g}" if isinstance(scale, float) or abs(scale) < 2**63 else "beyond 2**63"
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not abs(scale) <= LARGEST_SCALE:
+        shown = repr(scale)[:40] if not isinstance(scale, int) or abs(scale) < 2**63 else "beyond 2**63"
         raise OptionError(f"the adapter's scale is {shown}; choose a number near 1, which is the adapter as trained.")
     return float(scale)
 
