@@ -79,8 +79,8 @@ class MobileO:
             quantize: bits for components, such as {"llm": 4, "dit": 8}, applied while loading.
             precision: bits of all components by name, "small", "balanced" or "full"; `quantize` changes single ones.
             preset: the old spelling of `precision`.
-            adapter: a folder that `finetune`, the PEFT library or mlx-lm wrote, or several, whose changes add up; see
-                `mobileo_mlx.checkpoints.adapters`.
+            adapter: what `finetune`, the PEFT library or mlx-lm wrote, a folder or a repository on the hub; or several,
+                whose changes add up. See `mobileo_mlx.checkpoints.adapters`.
             adapter_scale: how strongly it changes the model: 0 not at all, 1 as trained; one number for all adapters,
                 or one for each.
             keep_loaded: True keeps each network once it is loaded, and what was read of an image or a prompt, for
@@ -98,7 +98,7 @@ class MobileO:
         if preset is not None and precision is not None:
             raise OptionError("preset is the old name of precision; give only precision.")
         bits = resolve_bits(quantize, preset if precision is None else precision)  # mistakes show before a download
-        adapters = open_adapters(adapter, adapter_scale)
+        adapters = open_adapters(adapter, adapter_scale, progress=progress)
         checkpoint = Checkpoint.open(model, progress=progress)
         return cls(Parts(checkpoint, dtypes=dtypes, bits=bits, adapters=adapters, keep_loaded=keep_loaded))
 

@@ -10,7 +10,6 @@ what mlx-lm writes for the language model alone. `trained.safetensors` is ours: 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -23,6 +22,7 @@ import mlx.nn as nn
 from ..errors import CheckpointError, OptionError, format_names
 from ..files import expand, is_file, is_folder, kind_of
 from ..models.mobileo import COMPONENTS, MobileOConfig, build, sanitize
+from . import hub_adapters
 from .adapter_config import CONFIG_FILE, LARGEST_SCALE, MlxLmConfig, PeftConfig, read_config
 from .adapter_tensors import AdapterTensors, LowRank, layer_name, parse_tensors
 from .modules import named_parameters, preserve_rng_state
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "adapter_model.safetensors"
 MLX_LM_FILE = "adapters.safetensors"
 TRAINED_FILE = "trained.safetensors"
+FILES = (CONFIG_FILE, WEIGHTS_FILE, MLX_LM_FILE, TRAINED_FILE)
 STEPS = "step-*"  # folders of a training run, each of which holds the adapter of its step
 
-_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # What trainers leave beside an adapter, to go on from: it changes nothing in the model.
 _TRAINING_STATE = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_args.", "random_states", "sampler.")
@@ -72,19 +72,25 @@ class Adapter:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, folder: str | Path, *, scale: float = 1.0) -> Adapter:
+    def open(cls, folder: str | Path, *, scale: float = 1.0, progress: bool = False) -> Adapter:
         """Reads the configuration and the headers of an adapter.
 
         Args:
-            folder: that holds it.
+            folder: that holds it; or a repository on the hub, which is downloaded where it is not cached:
+                `owner/name`, or `owner/name@revision`.
             scale: see the attributes.
+            progress: whether a download draws its bars on standard error.
 
         Raises:
-            CheckpointError: the folder holds no adapter, a damaged one, or one of a kind that is not known here.
+            CheckpointError: the folder holds no adapter, a damaged one, or one of a kind that is not known here
+                (DownloadError: a repository is not reachable).
             OptionError: the scale is no number, or far too large.
         """
         scale = _checked_scale(scale)
         path = Path(os.path.abspath(expand(folder)))
+        location = str(path)
+        if isinstance(folder, str) and kind_of(path) == "" and hub_adapters.split_name(folder) is not None:
+            path, location = hub_adapters.fetch(folder, FILES, progress=progress), folder
         config, tensors = None, AdapterTensors()
         if _holds_updates(folder, path):
             config = read_config(path / CONFIG_FILE)
@@ -105,7 +111,7 @@ class Adapter:
         return cls(
             str(folder),
             path,
-            str(path),
+            location,
             scale,
             config,
             tensors.low_rank,
@@ -185,13 +191,17 @@ class Adapter:
 
 
 def open_adapters(
-    adapters: str | Path | Sequence[str | Path] | None, scales: float | Sequence[float] = 1.0
+    adapters: str | Path | Sequence[str | Path] | None,
+    scales: float | Sequence[float] = 1.0,
+    *,
+    progress: bool = False,
 ) -> tuple[Adapter, ...]:
     """Opens one or several adapters, which are applied in this order.
 
     Args:
-        adapters: folders that hold them.
+        adapters: folders that hold them, or repositories on the hub.
         scales: one for all, or one for each.
+        progress: whether a download draws its bars on standard error.
 
     Raises:
         CheckpointError: see `Adapter.open`.
@@ -210,7 +220,9 @@ def open_adapters(
             f"there are {len(strengths)} scales for {len(names)} adapter{'s' if len(names) > 1 else ''}; give one for "
             "all, or one for each."
         )
-    return tuple(Adapter.open(name, scale=scale) for name, scale in zip(names, strengths, strict=True))
+    return tuple(
+        Adapter.open(name, scale=scale, progress=progress) for name, scale in zip(names, strengths, strict=True)
+    )
 
 
 def recorded(adapters: Sequence[Adapter]) -> dict[str, Any]:
@@ -231,7 +243,8 @@ def notes_of(adapters: Sequence[Adapter], checkpoint: Checkpoint) -> list[str]:
     for adapter in adapters:
         notes += adapter.notes
         base = adapter.config.base_model if adapter.config is not None else None
-        if base and _HUB_NAME.fullmatch(base) and _HUB_NAME.fullmatch(checkpoint.name) and base != checkpoint.name:
+        models = {found[0] for name in (base or "", checkpoint.name) if (found := hub_adapters.split_name(name))}
+        if len(models) == 2:
             notes.append(f"the adapter '{adapter.name}' was made for '{base}', and this is '{checkpoint.name}'.")
     return notes
 

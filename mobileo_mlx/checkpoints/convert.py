@@ -186,7 +186,7 @@ def fuse(
     """
     dtypes = parse_dtypes(dtype)
     check_output_folder(folder)
-    opened = open_adapters(adapter, scale)
+    opened = open_adapters(adapter, scale, progress=download_progress)
     source = Checkpoint.open(model, progress=download_progress)
     for one in opened:
         one.check(source)

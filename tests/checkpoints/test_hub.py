@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         elif (name := file_of(self.path)) is not None and (self.server.folder / name).is_file():
             self.file(name)
         else:
-            self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
+            self.reply(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": REVISION})
 
     def file(self, name: str) -> None:
         content = (self.server.folder / name).read_bytes()
