@@ -129,7 +129,11 @@ def load_lora(modules: Mapping[str, nn.Module], adapter: Adapter, *, dropout: fl
         modules: component networks by name, among them those that the adapter updates.
         adapter: already checked against the model.
         dropout: as in `LoRAConfig`.
+
+    Raises:
+        OptionError: the adapter has magnitudes.
     """
+    _refuse_magnitudes(adapter)
     for component, updates in adapter.low_rank.items():
         for path, update in updates.items():
             layer = _wrap(modules[component], path, update.rank, update.scale, dropout)
@@ -149,8 +153,10 @@ def start_from(
         model_config: the model's.
 
     Raises:
-        OptionError: the adapter changes something that is not trained here, or its rank or alpha is another one.
+        OptionError: the adapter changes something that is not trained here, its rank or alpha is another one, or it
+            has magnitudes.
     """
+    _refuse_magnitudes(adapter)
     updates = {
         (component, path): update for component, found in adapter.low_rank.items() for path, update in found.items()
     }
@@ -187,6 +193,14 @@ def start_from(
     for name, array in full.items():
         layer, leaf = places[name]
         layer[leaf] = array.astype(layer[leaf].dtype)
+
+
+def _refuse_magnitudes(adapter: Adapter) -> None:
+    if any(update.magnitude is not None for updates in adapter.low_rank.values() for update in updates.values()):
+        raise OptionError(
+            f"the adapter '{adapter.name}' has magnitudes (DoRA), which are not trained here; fuse it into the model, "
+            "and train that."
+        )
 
 
 def _wrap(module: nn.Module, path: str, rank: int, scale: float, dropout: float) -> Any:

@@ -116,7 +116,99 @@ def test_an_adapter_beside_quantized_weights(draw, adapter: Path, bits: str) -> 
     assert draw("none.png", "--quantize", bits, "--adapter", adapter, "--adapter-scale", 0) == plain
 
 
+# Several
+
+
+@pytest.fixture(scope="module")
+def second(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another adapter of the DiT."""
+    folder = tmp_path_factory.mktemp("adapters") / "second"
+    write_random_adapter(folder, tiny_model, LoRAConfig(rank=2, alpha=4, components=("dit",)))
+    return folder
+
+
+def test_several_adapters(draw, here, adapter: Path, second: Path) -> None:
+    both = ("--adapter", adapter, "--adapter", second)
+    drawn = draw("both.png", *both, "--adapter-scale", 0.5, "--adapter-scale", 2)
+    singles = {draw("a.png", "--adapter", adapter, "--adapter-scale", 0.5), draw("b.png", "--adapter", second)}
+    assert len({drawn, draw("one.png", *both), *singles}) == 4
+    assert draw("other.png", *both, "--adapter-scale", 0.5) == draw(
+        "same.png", *both, "--adapter-scale", 0.5, "--adapter-scale", 0.5
+    )
+    metadata = read_metadata("both.png")
+    assert (metadata["adapter"], metadata["adapter_scale"]) == ([str(adapter), str(second)], [0.5, 2])
+    again = here("generate", "--from-image", "both.png", "-o", "again.png")
+    assert again.status == 0
+    assert f"as in the image's settings, with the adapter {adapter}, {second}." in again.err
+    assert pixels("again.png") == drawn
+    assert here("generate", "--from-image", "both.png", "--adapter-scale", 1, "-o", "strong.png").status == 0
+    assert pixels("strong.png") == pixels("one.png")
+    assert here("generate", "--from-image", "both.png", "--adapter", second, "-o", "less.png").status == 0
+    assert pixels("less.png") == pixels("b.png")
+    assert here("generate", "--from-image", "both.png", "--adapter", "", "-o", "none.png").status == 0
+    assert pixels("none.png") == draw("plain.png")
+
+
+def test_an_adapter_that_is_missing_beside_one_that_is_not(refused: Refused, tiny_model: Path, adapter: Path) -> None:
+    for names in ((adapter, "/does/not/exist"), ("/does/not/exist", adapter)):
+        arguments = [argument for name in names for argument in ("--adapter", name)]
+        assert "'/does/not/exist' holds no adapter" in refused("generate", "a cat", "-m", tiny_model, *arguments)
+
+
+def test_more_scales_than_adapters(refused: Refused, tiny_model: Path, adapter: Path, second: Path) -> None:
+    scales = [x for scale in (1, 2, 3) for x in ("--adapter-scale", scale)]
+    arguments = ["generate", "a cat", "-m", tiny_model, "--adapter", adapter]
+    assert "there are 3 scales for 1 adapter; give one for all, or one for each" in refused(*arguments, *scales)
+    assert "there are 3 scales for 2 adapters" in refused(*arguments, "--adapter", second, *scales)
+
+
+def test_a_picture_that_names_an_adapter_on_the_hub(draw, here, monkeypatch, tmp_path: Path) -> None:
+    """It may be anybody's picture."""
+    from huggingface_hub import constants
+
+    from mobileo_mlx.images import load_image, save_png
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    draw("plain.png")
+    for adapters in ("somebody/evil", ["somebody/evil@main"]):
+        metadata = read_metadata("plain.png") | {"adapter": adapters, "adapter_scale": 1.0}
+        save_png(load_image("plain.png"), "foreign.png", metadata, overwrite=True)
+        result = here("generate", "--from-image", "foreign.png", "-o", "again.png")
+        assert result.status == 2
+        assert "on the hub, which is not cached: give --adapter somebody/evil" in result.err
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("adapters", [[3], [{}], [["a"]], [None]])
+def test_metadata_whose_adapters_are_none(draw, here, adapters: list[object]) -> None:
+    from mobileo_mlx.images import load_image, save_png
+
+    draw("plain.png")
+    metadata = read_metadata("plain.png") | {"adapter": adapters, "adapter_scale": [1.0]}
+    save_png(load_image("plain.png"), "odd.png", metadata, overwrite=True)
+    result = here("generate", "--from-image", "odd.png", "-o", "again.png")
+    assert result.status == 2
+    assert "an adapter is " in result.err
+
+
+def test_a_file_beside_the_adapter_that_is_not_read(here, work: Path, tiny_model: Path, photo: Path, adapter: Path):
+    shutil.copytree(adapter, work / "llava")
+    (work / "llava" / "non_lora_trainables.bin").write_bytes(b"a pickle")
+    note = "note: non_lora_trainables.bin in"
+    result = here("ask", photo, "What?", "-m", tiny_model, "--max-tokens", 1, "--adapter", "llava")
+    assert (result.status, result.err.count(note)) == (0, 1)
+    result = here("fuse", tiny_model, "llava", "fused")
+    assert (result.status, result.err.count(note)) == (0, 1)
+
+
 # fuse
+
+
+def test_several_are_fused(draw, here, tiny_model: Path, adapter: Path, second: Path) -> None:
+    scales = ("--adapter-scale", 0.5, "--adapter-scale", 2)
+    assert here("fuse", tiny_model, adapter, second, "fused", *scales).status == 0
+    expected = draw("adapted.png", "--adapter", adapter, "--adapter", second, *scales)
+    assert draw("fused.png", "-m", "fused") == expected
 
 
 def test_fused_is_the_same_as_adapted(draw, here, tiny_model: Path, adapter: Path) -> None:

@@ -25,7 +25,15 @@ from mobileo_mlx.errors import CheckpointError, OptionError, OutputError
 from mobileo_mlx.models.mobileo import build
 from mobileo_mlx.parts import Parts
 from mobileo_mlx.pipeline import MobileO
-from mobileo_mlx.training.lora import Dropout, LoRAConfig, add_lora, load_lora, set_dropout_key, write_adapter
+from mobileo_mlx.training.lora import (
+    Dropout,
+    LoRAConfig,
+    add_lora,
+    load_lora,
+    set_dropout_key,
+    start_from,
+    write_adapter,
+)
 
 BOTH = LoRAConfig(rank=4, alpha=8, components=("llm", "dit"))
 
@@ -197,6 +205,20 @@ def test_an_adapter_can_be_trained_further(tiny_model: Path, tmp_path: Path) -> 
     modules = {name: loaded.parts[name] for name in BOTH.components}
     load_lora(modules, Adapter.open(tmp_path / "adapter"))
     assert all(same(modules[name], trained[name]) for name in modules)
+
+
+def test_magnitudes_are_not_trained_further(spoilt, tiny_model: Path) -> None:
+    def add(tensors: dict[str, np.ndarray]) -> None:
+        for name in [name for name in tensors if ".lora_B." in name]:
+            rows = len(tensors[name])
+            tensors[name.replace("lora_B.weight", "lora_magnitude_vector")] = np.ones(rows, np.float32)
+
+    opened = Adapter.open(spoilt({"use_dora": True}, add))
+    model = MobileO.load(tiny_model, dtype="float32")
+    modules = {name: model.parts[name] for name in BOTH.components}
+    for start in (load_lora, lambda *given: start_from(*given, BOTH, model.config)):
+        with pytest.raises(OptionError, match=r"has magnitudes \(DoRA\), which are not trained here"):
+            start(modules, opened)
 
 
 def test_the_scale_goes_from_the_model_to_the_adapter(tiny_model: Path, tmp_path: Path) -> None:
