@@ -303,5 +303,5 @@ def _unread(path: Path) -> list[str]:
         return []
     return [
         f"{format_names(names)} in '{path}' {'are pickles and are' if len(names) > 1 else 'is a pickle and is'} never "
-        f"read; if a part of what was trained is there, add it to {WEIGHTS_FILE} (see docs/finetuning.md)."
+        f"read; if a part of what was trained is there, add it to {WEIGHTS_FILE} (see docs/adapters.md)."
     ]

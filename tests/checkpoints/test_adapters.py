@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -232,6 +233,22 @@ def test_pickles_are_never_read_and_always_named(adapter: Path, changed, tiny_mo
     said: list[str] = []
     fuse(tiny_model, folder, folder.parent / "fused", note=said.append)
     assert said == [note]
+
+
+def test_the_documented_way_to_add_a_pickle(changed, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What LLaVA's training leaves beside an adapter, under PEFT's names, is then read with the rest."""
+    torch = pytest.importorskip("torch")
+    page = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    folder = changed()
+    bias = torch.arange(64.0)
+    torch.save({"base_model.model.model.mm_projector.0.bias": bias}, folder / "non_lora_trainables.bin")
+    monkeypatch.chdir(folder)
+    exec(code, {})
+    (folder / "non_lora_trainables.bin").unlink()
+    model = MobileO.load(tiny_model, adapter=folder, dtype="float32")
+    assert mx.array_equal(model.parts.mm_projector.layers[0].bias, mx.arange(64.0))
+    assert Adapter.open(folder).components == {"llm", "diffusion_connector", "mm_projector"}
 
 
 def test_an_adapter_that_is_a_pickle(changed) -> None:
