@@ -1,65 +1,64 @@
-"""One door for every image: opening, orientation, colour modes, sizes, arrays, and PNG files with metadata.
+"""One door for every image: opening, orientation, colours, transparency, sizes, arrays.
 
-Inside, an image is a Pillow image in mode RGB, upright, or an array `(B, H, W, 3)`.
+Inside, an image is a Pillow image in mode RGB, upright, in sRGB, without metadata; or an array `(B, H, W, 3)`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union, cast
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
-from .atomic import atomic_write
+from .color import to_srgb
 from .errors import ImageError
+from .image_files import ImageFile
+from .image_settings import read_metadata as read_metadata
+from .image_settings import save_png as save_png
+from .image_sources import MAX_PIXELS, ImageSource, opened, subject
 
 if TYPE_CHECKING:
     import mlx.core as mx
-    import numpy as np
     from PIL import Image
 
-# An image from outside: a path, the bytes of a file, or a Pillow image. (A string, as Pillow is imported late.)
-ImageSource: TypeAlias = Union[str, Path, bytes, "Image.Image"]
-
-# Larger ones are taken for decompression bombs. Few cameras give as much. The side has a limit of its own because
-# images are padded to squares.
-MAX_PIXELS = 2**27
-MAX_SIDE = 2**14
-
-METADATA_KEY = "mobileo-mlx"
-
-# Pillow knows many more; some of them start other programs, others take any file for an image.
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000")
+_LARGEST_SQUARE = 2**26  # pixels; a larger one is not made for an image that fills a part of it
+_STRIP = 2**22  # pixels that are padded, or made of more than 8 bits, at once
 
 
-def load_image(source: ImageSource, *, name: str = "the image") -> Image.Image:
-    """Opens an image of any usual kind as RGB, right side up.
+def load_image(source: ImageSource, *, name: str = "the image", background: str | None = "white") -> Image.Image:
+    """Opens an image of any usual kind as RGB, right side up, in sRGB.
 
-    Alpha is dropped, not blended. Greyscale of 16 bits and more is scaled to 8. An animation gives its first frame.
+    Greyscale of 16 bits and more is scaled to 8. An animation gives its first frame. Of what else a file holds, only
+    the orientation and the colour profile count; where they are damaged, they count as missing.
 
     Args:
-        source: a path, the bytes of a file, or a Pillow image.
-        name: what messages call bytes and Pillow images, such as "the image on standard input".
+        source: see `ImageSource`.
+        name: what messages call a source without a path, such as "the image on standard input".
+        background: the colour that transparent pixels are laid over. With None transparency is dropped and shows
+            whatever colour lies beneath, and colour profiles are ignored: as in the original.
 
     Raises:
         ImageError: the file is missing, a folder, empty, not an image, damaged, too large, or can't be read.
+        TypeError: the source is nothing that could be an image.
     """
-    label = f"'{source}'" if isinstance(source, str | Path) else name
-    with _opened(source, label) as opened:
-        from PIL import ImageOps
+    from PIL import Image
 
-        image = ImageOps.exif_transpose(opened)  # always a copy
-    try:
-        return _to_rgb(image)
-    except ValueError as error:  # Pillow has no conversion from a few rare modes, such as LAB
-        raise ImageError(
-            f"{_subject(label)} has the colour mode {image.mode}, which can't be read; save it as RGB."
-        ) from error
+    with opened(source, name) as (image, file):
+        image.load()
+        try:
+            rgb = _to_rgb(image, None if background is None else file.icc_profile, background)
+        except ValueError as error:  # Pillow has no conversion from a few rare modes, such as LAB
+            raise ImageError(
+                f"{subject(source, name)} has the colour mode {image.mode}, which can't be read; save it as RGB."
+            ) from error
+        turn = _TURNS.get(_orientation(image, file))
+        if turn is not None:
+            rgb = rgb.transpose(Image.Transpose[turn])
+        elif rgb is image:
+            rgb = image.copy()  # the caller's, or one that still has to do with its file
+    rgb.info = {}  # what it says is done
+    return rgb
 
 
 def pixel_hash(image: Image.Image) -> str:
@@ -68,7 +67,7 @@ def pixel_hash(image: Image.Image) -> str:
 
 
 def pad_to_square(image: Image.Image) -> Image.Image:
-    """Pads the shorter side with black on both sides, so that the image stays in the middle."""
+    """Pads the shorter side with black on both sides, so that the image stays in the middle; see `preprocess`."""
     from PIL import Image
 
     side = max(image.size)
@@ -78,13 +77,16 @@ def pad_to_square(image: Image.Image) -> Image.Image:
 
 
 def load_images(sources: ImageSource | Sequence[ImageSource]) -> list[Image.Image]:
-    """One image or several; see `load_image`."""
+    """One image or several in a list or tuple; see `load_image`."""
     several = sources if isinstance(sources, list | tuple) else [cast(ImageSource, sources)]
     return [load_image(source) for source in several]
 
 
 def preprocess(image: Image.Image, size: int) -> mx.array:
     """What the vision tower sees: padded to a square with black, bicubic resize, no normalisation.
+
+    The square of a long and narrow image would take many times its memory. Where it is large, the two passes of the
+    resize, along rows and along columns, are made one after the other, and each pads some rows at a time.
 
     Args:
         image: RGB.
@@ -95,7 +97,43 @@ def preprocess(image: Image.Image, size: int) -> mx.array:
     """
     from PIL import Image
 
-    return _to_unit(pad_to_square(image).resize((size, size), Image.Resampling.BICUBIC))
+    side = max(image.size)
+    if side * side <= _LARGEST_SQUARE:
+        return _to_unit(pad_to_square(image).resize((size, size), Image.Resampling.BICUBIC))
+    rows, left = _pad_and_resize_rows(image, side, size)
+    columns, top = _pad_and_resize_rows(rows.transpose(Image.Transpose.TRANSPOSE), side, size)
+    square = Image.new("RGB", (size, size))
+    square.paste(columns.transpose(Image.Transpose.TRANSPOSE), (left, top))
+    return _to_unit(square)
+
+
+def _pad_and_resize_rows(image: Image.Image, side: int, size: int) -> tuple[Image.Image, int]:
+    """Each row in the middle of `side` black pixels, resized to `size` pixels.
+
+    Returns:
+        those columns of the result that the image has a share in, and how many black ones are left of them.
+    """
+    from PIL import Image
+
+    scale, start = side / size, (side - image.width) // 2
+    reach = 2 * max(scale, 1) + 2  # of the bicubic filter, in pixels of the row
+    first = max(0, math.floor((start - reach) / scale))
+    last = min(size, math.ceil((start + image.width + reach) / scale))
+    # As much of the row as these columns are made of.
+    begin = max(0, math.floor(first * scale - reach))
+    end = min(side, math.ceil(last * scale + reach))
+    box = (max(0.0, first * scale - begin), min(float(end - begin), last * scale - begin))
+    result = Image.new("RGB", (last - first, image.height))
+    height = max(1, _STRIP // (end - begin))
+    for top in range(0, image.height, height):
+        strip = image.crop((0, top, image.width, min(top + height, image.height)))
+        padded = Image.new("RGB", (end - begin, strip.height))
+        padded.paste(strip, (start - begin, 0))
+        resized = padded.resize(
+            (last - first, strip.height), Image.Resampling.BICUBIC, box=(box[0], 0, box[1], strip.height)
+        )
+        result.paste(resized, (0, top))
+    return result, first
 
 
 def cover_crop(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -161,156 +199,86 @@ def contact_sheet(images: Sequence[Image.Image], columns: int) -> Image.Image:
     return sheet
 
 
-def save_png(
-    image: Image.Image, path: str | Path, metadata: dict[str, Any] | None = None, *, overwrite: bool = False
-) -> None:
-    """Writes a PNG file, whole or not at all.
+# What a mode is converted to before its profile is applied; all others to RGB.
+_COLORS = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}
 
-    Args:
-        image: what to write.
-        path: the file.
-        metadata: goes into the file as JSON, in one text chunk named `mobileo-mlx`; None for no chunk.
-        overwrite: whether a file of this name may be replaced.
-
-    Raises:
-        OutputError: the file exists, the folder is missing or not writable, or the disk is full.
-    """
-    from PIL import PngImagePlugin
-
-    info = PngImagePlugin.PngInfo()
-    if metadata is not None:
-        # An iTXt chunk is UTF-8, so prompts stay legible to other programs. Names of files can hold lone
-        # surrogates, which UTF-8 can't; what replaces them is their JSON escape.
-        text = json.dumps(metadata, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
-        info.add_itxt(METADATA_KEY, text)
-    with atomic_write(path, overwrite=overwrite) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
+# How an orientation is undone; 1 is upright.
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+_ORIENTATION = 0x0112
+_XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:\s?=\s?["']|>)\s?([1-8])""")
 
 
-def read_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata that `save_png` wrote into a file.
+def _orientation(image: Image.Image, file: ImageFile) -> int:
+    """1 to 8, as EXIF defines them; 1 where nothing, or nothing that can be read, says it."""
+    from PIL import Image
 
-    Raises:
-        ImageError: the file is not a readable image, or does not hold such metadata.
-    """
-    with _opened(path, f"'{path}'") as image:
-        image.load()  # Text may also stand behind the pixels, where other programs put it.
-        text = image.info.get(METADATA_KEY)
-    if text is None:
-        raise ImageError(
-            f"'{path}' does not say how it was made: it is not from mobileo-mlx, or its metadata was removed; "
-            "give the prompt and the options instead."
-        )
     try:
-        metadata = json.loads(text)
-    except ValueError:
-        metadata = None
-    if not isinstance(metadata, dict):
-        raise ImageError(f"'{path}' says in a damaged way how it was made; give the prompt and the options instead.")
-    return metadata
-
-
-@contextmanager
-def _opened(source: ImageSource, label: str) -> Iterator[Image.Image]:
-    """Opens a source lazily. What goes wrong here or in the body, where pixels are decoded, is an ImageError."""
-    from PIL import Image, UnidentifiedImageError
-
-    subject = _subject(label)
-    stream: BinaryIO | None = None
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of large images, odd palettes and odd EXIF data; none of it needs the user.
-            warnings.simplefilter("ignore")
-            if isinstance(source, Image.Image):
-                image = source
-            else:
-                stream = _stream(source, subject)
-                Image.init()
-                image = Image.open(stream, formats=[name for name in _FORMATS if name in Image.OPEN])
-            _check_size(image.size, subject)
-            yield image
-    except (ImageError, MemoryError):
+        if file.exif is None:
+            exif = image.getexif()  # of a Pillow image that has one in another form
+        else:
+            exif = Image.Exif()
+            exif.load(file.exif)
+        value = exif.get(_ORIENTATION)
+    except MemoryError:
         raise
-    except Image.DecompressionBombError as error:
-        raise _too_large(subject, "too many pixels") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{subject} is not an image that can be read; save it as PNG or JPEG, or give another file."
-        ) from error
-    except Exception as error:
-        # Damaged files make decoders raise nearly anything: OSError, SyntaxError, struct.error, KeyError, ...
-        raise ImageError(f"{subject} is damaged or cut short ({error}); give an intact copy.") from error
-    finally:
-        if stream is not None:
-            stream.close()
+    except Exception:  # as images do, EXIF data make Pillow raise nearly anything
+        value = None
+    if value is None and isinstance(file.xmp, bytes) and (found := _XMP_ORIENTATION.search(file.xmp)):
+        value = int(found[1])
+    return value if isinstance(value, int) else 1
 
 
-def _stream(source: str | Path | bytes, subject: str) -> BinaryIO:
-    """An open, seekable, non-empty binary stream; Pillow rewinds it."""
-    stream: BinaryIO
-    if isinstance(source, bytes):
-        stream = io.BytesIO(source)
+def _to_rgb(image: Image.Image, profile: bytes | None, background: str | None) -> Image.Image:
+    """Any mode to RGB with 8 bits, in sRGB, laid over a background; see `load_image`."""
+    from PIL import Image
+
+    alpha = None
+    if image.mode == "F" or image.mode.startswith("I"):
+        color, alpha = _from_deep(image)
     else:
-        path = os.path.expanduser(source)
-        if os.path.isdir(path):
-            raise ImageError(f"{subject} is a folder; name an image in it.")
-        try:
-            stream = open(path, "rb")  # noqa: SIM115 - _opened closes it
-            if not stream.seekable():  # a pipe, such as a shell's <(...)
-                with stream:
-                    stream = io.BytesIO(stream.read())
-        except FileNotFoundError as error:
-            raise ImageError(f"{subject} does not exist; check the name of the image.") from error
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            reason = getattr(error, "strerror", None) or error
-            raise ImageError(f"{subject} can't be opened ({reason}); name a file that you may read.") from error
-    if not stream.read(1):
-        stream.close()
-        raise ImageError(f"{subject} is empty (0 bytes); give an intact copy.")
-    return stream
+        if image.mode in ("La", "RGBa"):  # multiplied by alpha already
+            image = image.convert("LA" if image.mode == "La" else "RGBA")
+        color = image.convert(_COLORS.get(image.mode, "RGB"))
+        if image.has_transparency_data and background is not None:
+            alpha = image.convert("RGBA").getchannel("A")
+    rgb = to_srgb(color, profile)
+    if background is None or alpha is None or alpha.getextrema() == (255, 255):
+        return rgb
+    laid = Image.new("RGB", rgb.size, background)
+    laid.paste(rgb, mask=alpha)
+    return laid
 
 
-def _check_size(size: tuple[int, int], subject: str) -> None:
-    """Only the header is read by now, so nothing was allocated yet."""
-    width, height = size
-    if width < 1 or height < 1:
-        raise ImageError(f"{subject} has no pixels ({width}x{height}); give another image.")
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise _too_large(subject, f"{width}x{height} pixels")
-
-
-def _too_large(subject: str, what: str) -> ImageError:
-    limits = f"at most {MAX_PIXELS // 10**6} million, and {MAX_SIDE} on a side, are accepted"
-    return ImageError(f"{subject} declares {what}; {limits}: make it smaller first.")
-
-
-def _subject(label: str) -> str:
-    """The label at the beginning of a sentence."""
-    return label[:1].upper() + label[1:]
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB with 8 bits; greyscale that is deeper is scaled, where Pillow would cut it off at 255."""
+def _from_deep(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Greyscale of more than 8 bits as L, scaled, where Pillow would cut it off at 255; and its alpha, if any."""
     import numpy as np
     from PIL import Image
 
+    values = np.asarray(image)
+    white = 65535.0  # mode "I" has 32 bits, but is how Pillow before 11.0 and some formats give 16 bits
     if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
+        values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
         # No file says what white is. It is the first of 1, 255 (8 bits) and 65535 (16 bits) that holds all values.
-        white = next((w for w in (1.0, 255.0) if values.max() <= w), 65535.0)
-        image = Image.fromarray(_to_levels(values / white))
-    elif image.mode == "I" or image.mode.startswith("I;16"):
-        # Mode "I" has 32 bits, but is how Pillow before 11.0 and some formats give 16 bits.
-        image = Image.fromarray(_to_levels(np.asarray(image).astype(np.float64) / 65535))
-    image.info.pop("transparency", None)  # Pillow warns of what alpha's loss means for palettes; it is meant
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _to_levels(values: np.ndarray) -> np.ndarray:
-    """[0, 1] to 0..255."""
-    import numpy as np
-
-    return np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)
+        white = next((w for w in (1.0, 255.0) if values.max() <= w), white)
+    levels = np.empty(values.shape, np.uint8)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, len(values), rows):
+        part = values[top : top + rows]
+        part = part if image.mode == "F" else part.astype(np.float64)
+        levels[top : top + rows] = np.round(np.clip(part / white, 0, 1) * 255)
+    transparent = image.info.get("transparency")
+    alpha = None
+    if isinstance(transparent, int):  # the one level that is
+        alpha = Image.fromarray((values != transparent).astype(np.uint8) * 255)
+    return Image.fromarray(levels), alpha
 
 
 def _to_unit(image: Image.Image) -> mx.array:

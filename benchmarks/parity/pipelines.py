@@ -101,7 +101,7 @@ def pictures(case: Case, goldens: Goldens) -> Outputs:
     path = goldens.folder / case.params["png"]
     if not path.is_file():
         raise GoldenError(f"'{path}' is missing; copy the reference directory again.")
-    image = load_image(path)
+    image = load_image(path, background=None)
     outputs: Outputs = {"rgb": np.asarray(image), "square": np.asarray(pad_to_square(image))}
     for name, spec in case.expected.items():
         if (found := re.fullmatch(r"pixel_values_(\d+)", name)) is not None:
@@ -122,7 +122,7 @@ def picture_hashes(case: Case, goldens: Goldens) -> list[Check]:
     checks = []
     for name, expected in case.params.items():
         if (found := re.fullmatch(r"pixels_(\d+)_u8_hwc_sha256", name)) is not None:
-            levels = _levels(load_image(goldens.folder / case.params["png"]), int(found[1]))
+            levels = _levels(load_image(goldens.folder / case.params["png"], background=None), int(found[1]))
             digest = hashlib.sha256(np.ascontiguousarray(levels).tobytes()).hexdigest()
             checks.append(equal(case.component, case.name, name, digest, expected))
         elif "sha256" in name:
