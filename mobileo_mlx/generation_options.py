@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from .errors import OptionError
-from .options import Option, declared, resolve_options
+from .options import Option, declared, python_number, resolve_options, shown
 from .prompts import check_text
 
 if TYPE_CHECKING:
@@ -42,14 +42,14 @@ def check_seed(seed: Any) -> int:
     Raises:
         OptionError: it is no whole number, or out of range.
     """
-    # True is 1 to Python, and to early versions of NumPy, but who writes it has mistaken the option.
-    is_bool = isinstance(seed, bool) or getattr(getattr(seed, "dtype", None), "kind", "") == "b"
+    seed = python_number(seed)
     try:
-        number = -1 if is_bool else operator.index(seed)
+        # True is 1 to Python, but who writes it has mistaken the option.
+        number = -1 if isinstance(seed, bool) else operator.index(seed)
     except TypeError:
         number = -1
     if not 0 <= number < 2**64:
-        raise OptionError(f"seed {seed!r} is not possible; choose a whole number from 0 to 2**64 - 1.")
+        raise OptionError(f"seed {shown(seed)} is not possible; choose a whole number from 0 to 2**64 - 1.")
     return number
 
 
@@ -67,7 +67,7 @@ def _check_interval(given: Any) -> tuple[float, float]:
     try:
         low, high = map(float, given)
     except (TypeError, ValueError, OverflowError):
-        raise OptionError(f"guidance interval {given!r} is not possible; give two noise levels.") from None
+        raise OptionError(f"guidance interval {shown(given)} is not possible; give two noise levels.") from None
     if not 0 <= low < high <= 1:
         raise OptionError(f"guidance interval {low:g} to {high:g} is not possible; choose 0 <= low < high <= 1.")
     return low, high
@@ -85,7 +85,7 @@ class GenerationOptions(TypedDict, total=False):
         int | Sequence[int] | None,
         Option("Seed of the noise; repeatable: one image each.", 0, metavar="SEED", check=_check_seeds, recorded=False),
     ]
-    steps: Annotated[int | None, Option("Denoising steps.", 20, metavar="N", low=1, range="1 or more")]
+    steps: Annotated[int | None, Option("Denoising steps.", 20, metavar="N", low=1, high=10_000, range="1 to 10000")]
     guidance_scale: Annotated[
         float | None,
         Option(
@@ -288,7 +288,8 @@ def check_options(task: Task, prompt: str, options: Mapping[str, Any]) -> dict[s
         if "speed" in given:
             raise OptionError("preset is the old name of speed; give only speed.")
         given["speed"] = given.pop("preset")
-    values = resolve_options(OPTIONS[task], given, SPEEDS.get(given.get("speed", ""), {}))
+    speed = given.get("speed")
+    values = resolve_options(OPTIONS[task], given, SPEEDS.get(speed) if isinstance(speed, str) else None)
     if values["negative_prompt"] is not None and values["guidance_scale"] == 1:
         raise OptionError("a negative prompt needs guidance; choose a guidance scale above 1.")
     if values["initial_latents"] is not None:
@@ -339,7 +340,8 @@ def _check_size(config: "MobileOConfig", width: int | None, height: int | None) 
     height = config.default_size[1] if height is None else height
     multiple = config.size_multiple
     if not (multiple <= width <= MAX_SIDE and multiple <= height <= MAX_SIDE):
-        raise OptionError(f"size {width}x{height} is not possible; each side is {multiple} to {MAX_SIDE} pixels.")
+        sides = f"{shown(width)}x{shown(height)}"
+        raise OptionError(f"size {sides} is not possible; each side is {multiple} to {MAX_SIDE} pixels.")
     if width % multiple or height % multiple:
         nearest = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
         raise OptionError(

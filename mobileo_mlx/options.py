@@ -10,6 +10,7 @@ and replay are derived from `declared(GenerationOptions)`. Nothing heavy is impo
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args, get_origin
@@ -17,6 +18,21 @@ from typing import Any, get_args, get_origin
 from .errors import OptionError
 
 _LARGEST = (2**63 - 1, 3.4e38)  # of int64 and of float32, in which MLX computes
+_KINDS: dict[type, tuple[type, str]] = {
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: (str, "a text"),
+}
+_SHOWN = 60  # characters of a value in a message
+
+
+def shown(value: Any) -> str:
+    """A value for a message: as Python writes it, and only the beginning where that is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not print whole numbers of thousands of digits
+        return "of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 @dataclass(frozen=True)
@@ -88,8 +104,15 @@ class Option:
             OptionError: it is out of range.
         """
         words = self.name.replace("top_p", "top-p").replace("_", " ")
+        value = python_number(value)
+        typed = self.kind in _KINDS and not self.several and not (self.kind is int and self.check)
+        if self.kind is not None and typed:
+            kind, kind_words = _KINDS[self.kind]
+            # True is 1 to Python, but who writes it has mistaken the option.
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise OptionError(f"{words} {shown(value)} is not possible; choose {kind_words}.")
         if self.choices and value not in self.choices:
-            raise OptionError(f"there is no {words} {value!r}; there are {', '.join(self.choices)}.")
+            raise OptionError(f"there is no {words} {shown(value)}; there are {', '.join(self.choices)}.")
         if (self.low, self.high) != (-math.inf, math.inf):
             above_low = self.low < value if self.above else self.low <= value
             # Whole numbers may be of any size in Python and in JSON, in which some can't even be printed.
@@ -97,9 +120,16 @@ class Option:
                 near = self.range if self.default is None else f"one nearer to {self.default:g}"
                 raise OptionError(f"{words} is too large; choose {near}.")
             if not (abs(value) < math.inf and above_low and value <= self.high):
-                raise OptionError(f"{words} {value} is not possible; choose {self.range}.")
-            value = float(value) if self.kind is float else value
+                raise OptionError(f"{words} {shown(value)} is not possible; choose {self.range}.")
+        if self.kind in (int, float) and typed:
+            value = self.kind(value)
         return value if self.check is None else self.check(value)
+
+
+def python_number(value: Any) -> Any:
+    """A single number of NumPy, MLX or PyTorch as Python's own, which JSON can hold; all else as it is."""
+    single = getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None))
+    return value.item() if single else value
 
 
 def declared(options: type) -> dict[str, Option]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from mobileo_mlx.errors import OptionError
 from mobileo_mlx.generation_options import OPTIONS, SPEEDS, EditOptions, GenerationSettings, resolve
 from mobileo_mlx.options import declared
 from mobileo_mlx.schedulers import SCHEDULERS
+
+
+HUGE = [10**5000]  # in a list, as Python does not print it, and pytest would
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,51 @@ def test_what_is_no_strength(config, strength: float) -> None:
         resolve(config, "edit", "redder", strength=strength)
     assert resolve(config, "edit", "redder", strength=1).schedule[1] == 0
     assert resolve(config, "edit", "redder", strength=0.5).schedule[1] > 0
+
+
+def test_numbers_of_other_libraries_are_pythons_own(config) -> None:
+    settings = resolved(
+        config,
+        steps=np.int64(2),
+        width=np.uint16(64),
+        height=mx.array(64),
+        guidance_scale=np.float32(1.5),
+        flow_shift=np.array(2),
+        seed=np.int64(3),
+    )
+    assert json.dumps([settings.options, settings.seeds])
+    assert (settings.steps, settings.width, settings.height, settings.guidance_scale) == (2, 64, 64, 1.5)
+    assert (type(settings.steps), type(settings.flow_shift)) == (int, float)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("steps", 2.0, "steps 2.0 is not possible; choose a whole number."),
+        ("steps", "2", "steps '2' is not possible; choose a whole number."),
+        ("steps", True, "steps True is not possible; choose a whole number."),
+        ("steps", [2], "steps [2] is not possible; choose a whole number."),
+        ("steps", 10**9, "steps 1000000000 is not possible; choose 1 to 10000."),
+        ("steps", HUGE, "steps is too large; choose one nearer to 20."),
+        ("width", 64.0, "width 64.0 is not possible; choose a whole number."),
+        ("width", HUGE, "size of thousands of digitsx64 is not possible; each side is 32 to 4096 pixels."),
+        ("guidance_scale", "3", "guidance scale '3' is not possible; choose a number."),
+        ("guidance_scale", 10**400, "guidance scale is too large; choose one nearer to 1.5."),
+        ("guidance_scale", 1 + 1j, "guidance scale (1+1j) is not possible; choose a number."),
+        ("flow_shift", np.zeros(2), "flow shift array([0., 0.]) is not possible; choose a number."),
+        ("negative_prompt", 3, "negative prompt 3 is not possible; choose a text."),
+        ("scheduler", ["euler"], "scheduler ['euler'] is not possible; choose a text."),
+        ("speed", ["fast"], "speed ['fast'] is not possible; choose a text."),
+        ("seed", 10**400, "seed 1000"),
+        ("seed", HUGE, "seed of thousands of digits is not possible"),
+        ("guidance_interval", ["a" * 1000, 1], "guidance interval ['aaa"),
+    ],
+)
+def test_values_of_a_wrong_type_get_a_sentence(config, option: str, value: object, message: str) -> None:
+    with pytest.raises(OptionError) as error:
+        resolved(config, **{"height": 64, option: HUGE[0] if value is HUGE else value})
+    assert str(error.value).startswith(message)
+    assert len(str(error.value)) < 200
 
 
 def test_none_is_the_default(config) -> None:
