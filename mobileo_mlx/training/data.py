@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..errors import ImageError, MobileOError
+from ..errors import MobileOError
+from ..files import expand, kind_of
 from .jsonl import read_lines
-from .quadruplets import Data, DataError, Problem, Sample
-from .webdataset import DEFAULT_QUESTION, find_shards, read_shard
+from .quadruplets import Data, DataError, ImageRef, Problem, Sample
+from .webdataset import DEFAULT_QUESTION, find_shards, is_shard, read_shards
 
 Progress = Callable[[int], None]
+
+_MAX_PROBLEMS = 10_000  # after which reading ends
 
 
 def read_data(
@@ -21,29 +24,38 @@ def read_data(
     """Reads and checks quadruplets; every image is decoded once.
 
     Args:
-        path: a JSONL file, a WebDataset shard (`*.tar`), or a folder of shards.
+        path: a JSONL file (or one with a JSON array), a WebDataset shard (`*.tar`), either of them also gzipped, or a
+            folder of shards.
         questions: whether every sample needs a question and an answer; otherwise they are not read.
         default_question: whether a shard's sample without a question gets upstream's own question and answer;
             otherwise it is an error.
         progress: called with the number of samples read so far.
 
     Raises:
-        DataError: samples can't be used, all of which its `problems` list; or there is no sample.
+        DataError: samples can't be used, all of which its `problems` list, or the first ten thousand; or there is no
+            sample.
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     data = Data()
     problems: list[Problem] = []
     digest = hashlib.sha256()
+    images: dict[ImageRef, tuple[str, str]] = {}
     for entry in _entries(path, questions, default_question):
         if isinstance(entry, Problem):
             problems.append(entry)
-            continue
-        problems += [Problem(entry.name, reason) for reason in _broken_images(entry)]
-        data.samples.append(entry)
-        data.default_questions += default_question and entry.qa == (DEFAULT_QUESTION,)
-        digest.update(_fingerprint_text(entry).encode("utf-8", "surrogatepass"))
-        if progress is not None:
-            progress(len(data.samples))
+        else:
+            for image in entry.images:
+                if image not in images:
+                    images[image] = _check_image(image)
+                if reason := images[image][1]:
+                    problems.append(Problem(entry.name, reason))
+            data.samples.append(entry)
+            data.default_questions += default_question and entry.qa == (DEFAULT_QUESTION,)
+            digest.update(_fingerprint_text(entry, {image: images[image][0] for image in entry.images}).encode())
+            if progress is not None:
+                progress(len(data.samples))
+        if len(problems) >= _MAX_PROBLEMS:
+            raise DataError(f"'{path}' can't be trained on: there are {len(problems)} problems or more.", problems)
     data.fingerprint = digest.hexdigest()
     if problems:
         count = "is 1 problem" if len(problems) == 1 else f"are {len(problems)} problems"
@@ -54,26 +66,32 @@ def read_data(
 
 
 def _entries(path: Path, questions: bool, default_question: bool) -> Iterator[Sample | Problem]:
-    if path.suffix != ".tar" and not path.is_dir():
-        yield from read_lines(path, questions)
-    else:
-        for shard in find_shards(path):
-            yield from read_shard(shard, questions, default_question)
+    kind = kind_of(path, error=DataError)
+    if not kind:
+        raise DataError(f"'{path}' does not exist; check its name.")
+    if kind == "folder":
+        return read_shards(find_shards(path), questions, default_question)
+    if is_shard(path):
+        return read_shards([path], questions, default_question)
+    return read_lines(path, questions)
 
 
-def _broken_images(sample: Sample) -> Iterable[str]:
-    """What is wrong with the images of a sample."""
-    for image in sample.images:
-        try:
-            image.open()
-        except ImageError as error:
-            yield str(error).rstrip(".")
-        except (OSError, MobileOError) as error:
-            yield f"'{image.path}' can't be read ({error})"
+def _check_image(image: ImageRef) -> tuple[str, str]:
+    """The SHA-256 of an image's file, of which decoding costs many times the time, and why it can't be used."""
+    digest = ""
+    try:
+        content = image.read()
+        digest = hashlib.sha256(content).hexdigest()
+        image.decode(content)
+    except MobileOError as error:
+        return digest, str(error).rstrip(".")
+    except MemoryError:
+        return digest, f"'{image.path}' needs more memory than there is"
+    return digest, ""
 
 
-def _fingerprint_text(sample: Sample) -> str:
-    """All of a sample but the pixels, and the folder that the data are in."""
+def _fingerprint_text(sample: Sample, digests: dict[ImageRef, str]) -> str:
+    """All of a sample that is trained on: not the names of files, but what they hold."""
     images = (sample.image, sample.source_image, sample.question_image)
-    places = [image and (image.path.name, image.offset, image.size) for image in images]
-    return json.dumps([sample.prompt, places, [(qa.question, qa.answer) for qa in sample.qa]])
+    texts = [sample.prompt, [(qa.question, qa.answer) for qa in sample.qa]]
+    return json.dumps([*texts, [image and digests[image] for image in images]])

@@ -1,4 +1,4 @@
-"""Quadruplets from a JSONL file.
+"""Quadruplets from a JSONL file, also gzipped, or from a JSON array.
 
 A line is one object: `prompt`, `image`, and `question` with `answer`, or a list `qa` of such pairs; an edit has
 `source_image` too. Paths are relative to the file.
@@ -6,14 +6,39 @@ A line is one object: `prompt`, `image`, and `question` with `answer`, or a list
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ..errors import PromptError
+from ..files import MAX_JSON, JSONError, expand, open_input, parse_json
 from ..prompts import check_text
+from .gzipped import chunks
 from .quadruplets import QA, DataError, ImageRef, Malformed, Problem, Sample
+
+MAX_LINE = 2**20  # bytes
+_MAX_PATH = 4096  # characters; more than any system takes
+_BLANK = b" \t\r\n"
+_URL = re.compile(r"(data|file):|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+# What a file is that begins so; where a tar file says it is one.
+_OTHER_FILES = {
+    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+    b"PK\x03\x04": "a zip file; unpack it",
+    b"PAR1": "a Parquet file; write its rows as JSON, one object a line, and its images as files",
+    b"\x89PNG": "an image; name the JSONL file that describes it",
+    b"\xff\xd8\xff": "an image; name the JSONL file that describes it",
+}
+_TAR = (257, b"ustar")
+# Keys of other formats, and what to do; looked for where one of ours is missing.
+_HINTS = {
+    "conversations": "it is in LLaVA's format: give 'prompt', 'image', 'question' and 'answer' in place of "
+    "'conversations'",
+    "messages": "it is a chat: give 'prompt', 'image', 'question' and 'answer' in place of 'messages'",
+    "file_name": "it is of Hugging Face's metadata.jsonl: call 'file_name' 'image', and the caption 'prompt'",
+}
 
 
 def read_lines(path: Path, questions: bool) -> Iterator[Sample | Problem]:
@@ -23,35 +48,122 @@ def read_lines(path: Path, questions: bool) -> Iterator[Sample | Problem]:
         questions: whether every line needs a question and an answer; otherwise they are not read.
 
     Raises:
-        DataError: the file can't be read.
+        DataError: the file can't be read, or is of another kind.
     """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"'{path}' can't be read ({error.strerror}); check the name of the data.") from error
-    for number, line in enumerate(lines, start=1):
-        name = f"line {number}"
-        if not line.strip():
-            continue
+    with open_input(path, error=DataError) as file:
         try:
-            yield _sample(json.loads(line.decode("utf-8-sig")), name, path.parent, questions)
-        except UnicodeDecodeError:
-            yield Problem(name, "is not UTF-8 text")
-        except json.JSONDecodeError as error:
-            yield Problem(name, f"is not JSON ({error.msg} at column {error.colno})")
-        except (Malformed, PromptError) as error:
-            yield Problem(name, str(error))
+            content = chunks(file)
+            start = next(content, b"")
+            _check_kind(path, start)
+            entries: Iterable[tuple[str, Any]] | None = None
+            if start.removeprefix(b"\xef\xbb\xbf").lstrip(_BLANK).startswith(b"["):
+                start += _first_bytes(content, MAX_JSON)
+                entries = _array(start)
+            for name, entry in _lines(chain([start], content)) if entries is None else entries:
+                try:
+                    if isinstance(entry, Exception):
+                        raise entry
+                    yield _sample(entry, name, path.parent, questions)
+                except (Malformed, PromptError, JSONError) as error:
+                    # One line has one line alone.
+                    yield Problem(name, str(error).replace("at line 1, ", "at "))
+        except Malformed as error:
+            yield Problem(path.name, str(error))
+
+
+def _check_kind(path: Path, start: bytes) -> None:
+    offset, mark = _TAR
+    kinds = [what for magic, what in _OTHER_FILES.items() if start.startswith(magic)]
+    if start[offset:].startswith(mark):
+        kinds.append("a tar file; if it holds samples, let its name end in .tar")
+    if kinds:
+        raise DataError(f"'{path}' is {kinds[0]}.")
+
+
+def _first_bytes(content: Iterator[bytes], limit: int) -> bytes:
+    """What comes first, a little more than `limit` at most."""
+    parts, size = [], 0
+    while size <= limit and (data := next(content, b"")):
+        parts.append(data)
+        size += len(data)
+    return b"".join(parts)
+
+
+def _array(data: bytes) -> list[tuple[str, Any]] | None:
+    """The entries of a whole file that begins with a bracket, by name; None where its lines are read by themselves.
+
+    Raises:
+        Malformed: it is an array that can't be read.
+    """
+    problem = JSONError(f"is larger than {MAX_JSON >> 20} MB; write one object a line")
+    if len(data) <= MAX_JSON:
+        try:
+            return [(f"entry {number}", entry) for number, entry in enumerate(parse_json(data), start=1)]
+        except JSONError as error:
+            problem = error
+    lines = (line for line in data.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip())
+    if _is_json(next(lines)) or _is_json(next(lines, b"")):
+        return None
+    raise Malformed(f"begins as a JSON array, but {problem}")
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        parse_json(line)
+    except JSONError:
+        return False
+    return True
+
+
+def _lines(content: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+    """The values of all lines that are not blank, or what is wrong with them, by name.
+
+    A line ends as in any system's text: with a line feed, a carriage return, or both.
+    """
+    for number, line in enumerate(_split(content), start=1):
+        if line is None:
+            yield f"line {number}", Malformed(f"is longer than {MAX_LINE >> 20} MB; one object a line is read")
+        elif line.strip():
+            try:
+                yield f"line {number}", parse_json(line)
+            except JSONError as error:
+                yield f"line {number}", error
+
+
+def _split(content: Iterable[bytes]) -> Iterator[bytes | None]:
+    """The lines of a file that is read in pieces; None for one that is longer than `MAX_LINE`."""
+    rest, too_long = b"", False
+    for data in filter(None, content):
+        *whole, rest = (rest + data).splitlines(keepends=True)
+        for line in whole:
+            yield None if too_long or len(line) > MAX_LINE else line
+            too_long = False
+        if len(rest) > MAX_LINE:
+            rest, too_long = rest[-1:], True  # the last byte, of which a line's end may be the second half
+    if rest:
+        yield None if too_long else rest
 
 
 def _sample(entry: Any, name: str, folder: Path, questions: bool) -> Sample:
     if not isinstance(entry, dict):
         raise Malformed("is not a JSON object")
-    prompt, image = _texts(entry, "prompt", "image")
+    prompt, path = _texts(entry, "prompt", "image")
+    image = _image("image", path, folder)
     source = None
     if entry.get("source_image") is not None:
-        source = ImageRef(folder / _texts(entry, "source_image")[0])
-    reference = ImageRef(folder / image)
-    return Sample(name, check_text(prompt), reference, source, reference, _pairs(entry) if questions else ())
+        source = _image("source_image", _texts(entry, "source_image")[0], folder)
+    return Sample(name, check_text(prompt), image, source, image, _pairs(entry) if questions else ())
+
+
+def _image(key: str, text: str, folder: Path) -> ImageRef:
+    if found := _URL.match(text):
+        remedy = "download it" if "//" in found[0] else "write the picture into a file"
+        if found[0].lower() == "file:":
+            remedy = "leave the beginning out"
+        raise Malformed(f"{key!r} is a URL ({text[:40]}); {remedy}, and give the file's path")
+    if len(text) > _MAX_PATH:
+        raise Malformed(f"{key!r} is no path of a file: it has {len(text)} characters")
+    return ImageRef(folder / expand(text))
 
 
 def _pairs(entry: dict[str, Any]) -> tuple[QA, ...]:
@@ -73,7 +185,8 @@ def _pair(entry: dict[str, Any]) -> QA:
 def _texts(entry: dict[str, Any], *keys: str) -> list[str]:
     """The values of these keys, each a text with something in it."""
     if missing := [repr(key) for key in keys if key not in entry]:
-        raise Malformed(f"lacks {' and '.join(missing)}")
+        hints = [f"; {hint}" for key, hint in _HINTS.items() if key in entry]
+        raise Malformed(f"lacks {' and '.join(missing)}{hints[0] if hints else ''}")
     for key in keys:
         if not isinstance(entry[key], str):
             raise Malformed(f"{key!r} is not text")

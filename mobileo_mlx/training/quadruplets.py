@@ -2,25 +2,59 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from ..errors import TrainingError
+from ..errors import ImageError, TrainingError
+from ..files import kind_of, open_input, read_limited
 from ..images import load_image
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
+MAX_IMAGE_BYTES = 2**29  # more than the largest image that is read takes without compression
+
+
 @dataclass(frozen=True)
 class ImageRef:
-    """Where an image is: a file, or some bytes of a larger one."""
+    """Where an image is: a file, or some bytes of a larger one.
+
+    Attributes:
+        path: of the file.
+        offset: of the first byte.
+        size: in bytes; None for the whole file.
+        unpacked: where `path` is compressed, the open file that `offset` is in.
+    """
 
     path: Path
     offset: int = 0
-    size: int | None = None  # in bytes; None: the whole file
+    size: int | None = None
+    unpacked: BinaryIO | None = field(default=None, repr=False)
+
+    def read(self) -> bytes:
+        """The bytes of the image's file.
+
+        Raises:
+            ImageError: there is none, it is no regular file, can't be read, or is too large.
+        """
+        try:
+            if self.unpacked is not None:
+                return read_range(self.unpacked, self.offset, self.size or 0)
+            kind = kind_of(self.path, error=ImageError)
+            if not kind:
+                raise ImageError(f"'{self.path}' does not exist; check the name of the image.")
+            if kind == "folder":
+                raise ImageError(f"'{self.path}' is a folder; name an image in it.")
+            with open_input(self.path, error=ImageError) as file:
+                if self.size is None:
+                    return read_limited(file, MAX_IMAGE_BYTES, f"'{self.path}'", error=ImageError)
+                return read_range(file, self.offset, self.size)
+        except OSError as error:
+            raise ImageError(f"'{self.path}' can't be read ({error.strerror or error}); check its disk.") from error
 
     def open(self) -> Image.Image:
         """The image as RGB, upright.
@@ -28,11 +62,20 @@ class ImageRef:
         Raises:
             ImageError: it is missing or broken.
         """
-        if self.size is None:
-            return load_image(self.path)
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return load_image(file.read(self.size), name=f"an image in '{self.path}'")
+        return self.decode(self.read())
+
+    def decode(self, data: bytes) -> Image.Image:
+        """The image that `read` has read."""
+        return load_image(data, name=f"'{self.path}'" if self.size is None else f"an image in '{self.path}'")
+
+
+def read_range(file: BinaryIO, offset: int, size: int) -> bytes:
+    """Some bytes of a file, wherever it stands, which it keeps; fewer where the file ends before."""
+    parts = []
+    while size > 0 and (data := os.pread(file.fileno(), min(size, 2**30), offset)):
+        parts.append(data)
+        offset, size = offset + len(data), size - len(data)
+    return b"".join(parts)
 
 
 @dataclass(frozen=True)

@@ -1,128 +1,348 @@
-"""Upstream's WebDataset shards: tar files in which the files of one sample share their name up to the first dot.
+"""Upstream's shards, read by the conventions of WebDataset: a tar file, also gzipped, of files with the samples' names.
 
 `gen_prompt.txt` is the prompt, `gen_image.png` the image, `und_image.jpg` what questions are about and what an edit
-starts from, `qna.txt` has lines `Q: ... A: ...`, and `category.txt` says whether it is an edit.
+starts from, `qna.txt` has lines `Q: ... A: ...`, and `category.txt` says whether it is an edit. The name of a sample,
+its key, comes before the first dot of a file's name, and its files lie next to each other. Suffixes may be in capitals.
+Passed over are names that begin with a dot, or have none, and those of the kind `__meta__`.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import tarfile
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 from ..errors import PromptError
+from ..files import open_input
 from ..prompts import check_text
-from .quadruplets import QA, DataError, ImageRef, Malformed, Problem, Sample
+from .gzipped import chunks, is_gzip
+from .quadruplets import MAX_IMAGE_BYTES, QA, DataError, ImageRef, Malformed, Problem, Sample, read_range
 
 CATEGORIES = {"text_to_image": False, "text_and_image_to_image": True}  # to whether it is an edit
 # What upstream takes where a sample has no question.
 DEFAULT_QUESTION = QA("Describe the image.", "The image is so beautiful.")
+SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _IMAGES = ("png", "jpg", "jpeg", "webp")
+_MAX_TEXT = 2**20  # bytes
+_MAX_HEADER = 2**17  # bytes; attributes that tar keeps with a file take some thousand
+_MAX_NAME = 4096  # characters; more than any system takes
+_BLOCK = 512
+_OTHER_PACKERS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 
 
-def find_shards(path: Path) -> list[Path]:
-    """The shard itself, or all shards in a folder, by name.
+def is_shard(path: Path) -> bool:
+    """Whether a file's name is a shard's."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """All shards in a folder, by name; but none whose name begins with a dot, as of what macOS puts beside files.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or the folder can't be read.
     """
-    shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
-    if not shards or not path.exists():
-        what = "holds no shards (*.tar); name a JSONL file in it" if path.is_dir() else "does not exist; check its name"
-        raise DataError(f"'{path}' {what}.")
+    try:
+        shards = sorted(path for path in folder.iterdir() if is_shard(path) and path.name[0] != ".")
+    except OSError as error:
+        raise DataError(f"'{folder}' can't be read ({error.strerror or error}).") from error
+    if not shards:
+        raise DataError(f"'{folder}' holds no shards (*.tar); name a JSONL file in it.")
     return shards
 
 
-def read_shard(path: Path, questions: bool, default_question: bool) -> Iterator[Sample | Problem]:
-    """The samples of a shard, whose images are not opened yet, and what is wrong with the others.
+def read_shards(paths: list[Path], questions: bool, default_question: bool) -> Iterator[Sample | Problem]:
+    """The samples of all shards, whose images are not opened yet, and what is wrong with the others.
+
+    Compressed shards are unpacked into a temporary file, which has no name and is there as long as the samples are.
 
     Args:
         questions: whether every sample needs a question and an answer; otherwise they are not read.
         default_question: whether a sample without one gets `DEFAULT_QUESTION`; otherwise it is an error.
     """
-    members: dict[str, dict[str, tarfile.TarInfo]] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            try:
-                for member in tar:
-                    if member.isfile():
-                        folder, _, file = member.name.rpartition("/")
-                        stem, _, kind = file.partition(".")
-                        members.setdefault(f"{folder}/{stem}".lstrip("./"), {})[kind] = member
-                complete = _has_end_mark(path, tar.offset)
-            except tarfile.TarError:
-                complete = False
-            for key, files in members.items():
-                name = f"{path.name}: {key}"
-                entry: Sample | Problem
-                try:
-                    entry = _sample(path, name, _texts(tar, files), files, questions, default_question)
-                except (Malformed, PromptError) as error:
-                    entry = Problem(name, str(error))
-                except (tarfile.TarError, OSError):
-                    entry = Problem(name, "lies where the shard is cut short")
-                yield entry
-    except (tarfile.TarError, OSError) as error:
-        yield Problem(path.name, f"is not a tar file that can be read ({error})")
-        return
-    if not complete:
-        count = "1 sample" if len(members) == 1 else f"{len(members)} samples"
-        yield Problem(path.name, f"is cut short after {count}; get it again")
+    unpacked: BinaryIO | None = None
+    for path in paths:
+        try:
+            with open_input(path, error=DataError) as file:
+                if is_gzip(file):
+                    unpacked = unpacked or cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - see above
+                    archive = _Archive(path, unpacked, _unpack(file, unpacked), packed=True)
+                else:
+                    archive = _Archive(path, file, 0)
+                yield from _read_samples(archive, questions, default_question)
+        except Malformed as error:
+            yield Problem(path.name, str(error))
+        except DataError as error:
+            yield Problem(path.name, str(error).rstrip("."))
+        except OSError as error:
+            yield Problem(path.name, f"can't be read ({error.strerror or error})")
 
 
 def parse_qna(text: str) -> list[QA]:
-    """The questions and answers among lines such as `Q: How many? A: Three.`; other lines are left out."""
-    found = re.findall(r"^\s*Q:\s*(\S.*?)\s+A:\s*(\S.*?)\s*$", text, re.MULTILINE)
-    return [QA(question, answer) for question, answer in found]
+    """The questions and answers among lines such as `Q: How many? A: Three.`; other lines are left out.
+
+    Questions and answers are of one line each, and may begin on a new one. The time is proportional to the text.
+    """
+    lines = [line for line in map(str.strip, text.split("\n")) if line]
+    pairs = []
+    following = 0  # the line from where the next question may begin
+    for i, line in enumerate(lines):
+        if i < following or not line.startswith("Q:"):
+            continue
+        # What is left of this line or else the next one; then what is left of that one behind the mark, and so on.
+        question, after = _rest(lines, i, 2)
+        mark = _answer_mark(question)
+        if mark >= 0:
+            answer, after = _rest(lines, after - 1, len(lines[after - 1]) - len(question) + mark + 2)
+            question = question[:mark].rstrip()
+        elif question and after < len(lines) and lines[after].startswith("A:"):
+            answer, after = _rest(lines, after, 2)
+        else:
+            continue
+        if answer:
+            pairs.append(QA(question, answer))
+            following = after
+    return pairs
 
 
-def _has_end_mark(path: Path, end: int) -> bool:
-    """Whether an archive has its end mark, 512 zeros, where reading ended."""
-    with path.open("rb") as file:
-        for start in (end - 512, end):  # some versions of Python count the mark
-            file.seek(max(start, 0))
-            if file.read(512) == bytes(512):
-                return True
-    return False
+def _rest(lines: list[str], i: int, start: int) -> tuple[str, int]:
+    """The text from a place in a line on, or where there is none the next line; and the line that follows."""
+    if text := lines[i][start:].lstrip():
+        return text, i + 1
+    return (lines[i + 1], i + 2) if i + 1 < len(lines) else ("", i + 1)
 
 
-def _texts(tar: tarfile.TarFile, files: dict[str, tarfile.TarInfo]) -> dict[str, str]:
-    """The text files of a sample, by the part of their name before `.txt`."""
-    texts = {}
-    for kind, member in files.items():
-        if kind.endswith(".txt"):
-            file = tar.extractfile(member)
-            data = file.read() if file is not None else b""
-            if len(data) < member.size:
-                raise tarfile.ReadError("unexpected end of data")
-            try:
-                texts[kind.removesuffix(".txt")] = data.decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise Malformed(f"{kind} is not UTF-8 text") from error
-    return texts
+def _answer_mark(line: str) -> int:
+    """Where the first `A:` behind a blank is; -1 if nowhere."""
+    mark = line.find("A:", 1)
+    while mark >= 0 and not line[mark - 1].isspace():
+        mark = line.find("A:", mark + 1)
+    return mark
+
+
+@dataclass
+class _Archive:
+    """A tar file, or the last part of a file, as `tarfile` reads it: headers alone, and none of absurd size.
+
+    Attributes:
+        path: of the shard.
+        file: what it is read from.
+        start: where in it the archive begins; it ends at the file's end.
+        packed: whether `file` is not what has the name `path`.
+    """
+
+    path: Path
+    file: BinaryIO
+    start: int
+    packed: bool = False
+    position: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.size = os.fstat(self.file.fileno()).st_size - self.start
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, position: int) -> int:
+        if position < self.position:  # where the same would be read for ever
+            raise tarfile.ReadError("a header leads back")
+        self.position = position
+        return position
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _MAX_HEADER:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        data = self.content(self.position, size)
+        self.position += len(data)
+        return data
+
+    def content(self, position: int, size: int) -> bytes:
+        """Some bytes; fewer at the end."""
+        return read_range(self.file, self.start + position, max(0, min(size, self.size - position)))
+
+
+@dataclass
+class _Entry:
+    """The files of one sample, by suffix, and the first thing that is wrong with them."""
+
+    key: str
+    files: dict[str, tarfile.TarInfo] = field(default_factory=dict)
+    fault: str = ""
+
+
+def _unpack(file: BinaryIO, target: BinaryIO) -> int:
+    """Appends what a gzipped file holds, and returns where that begins."""
+    start = target.seek(0, os.SEEK_END)
+    try:
+        for data in chunks(file):
+            target.write(data)
+        target.flush()
+    except OSError as error:
+        raise Malformed(
+            f"can't be unpacked into '{tempfile.gettempdir()}' ({error.strerror or error}); unpack it with gunzip"
+        ) from error
+    except Malformed:
+        target.truncate(start)
+        raise
+    return start
+
+
+def _read_samples(archive: _Archive, questions: bool, default_question: bool) -> Iterator[Sample | Problem]:
+    """The samples of one shard.
+
+    Raises:
+        Malformed: it is no tar file, or damaged.
+    """
+    for entry in _entries(archive):
+        name = f"{archive.path.name}: {entry.key}".encode(errors="backslashreplace").decode()
+        try:
+            if entry.fault:
+                raise Malformed(entry.fault)
+            yield _sample(archive, name, entry.files, questions, default_question)
+        except (Malformed, PromptError) as error:
+            yield Problem(name, str(error))
+
+
+def _entries(archive: _Archive) -> Iterator[_Entry]:
+    """The files of each sample, one sample after the other.
+
+    Raises:
+        Malformed: as above, after the samples that come before the damage; the one that it lies in is left out.
+    """
+    keys: set[str] = set()
+    entry: _Entry | None = None
+    for member in _members(archive):
+        split = _key_and_suffix(member.name)
+        if split is None or member.isdir():
+            continue
+        key, suffix = split
+        if entry is None or key != entry.key:
+            if entry is not None:
+                yield entry
+            entry = _Entry(key)
+            if key in keys:
+                entry.fault = (
+                    "comes twice in the shard; give each sample a name of its own, and write its files one after the "
+                    "other"
+                )
+            keys.add(key)
+        fault = _fault(member)
+        if suffix in entry.files:
+            fault = f"holds {suffix} twice"
+        entry.fault = entry.fault or fault
+        entry.files[suffix] = member
+    if entry is not None:
+        yield entry
+
+
+def _members(archive: _Archive) -> Iterator[tarfile.TarInfo]:
+    """All members of a tar file.
+
+    Raises:
+        Malformed: it is no tar file, or damaged, or something follows behind its end.
+    """
+    start = archive.content(0, 6)
+    if packer := next((name for magic, name in _OTHER_PACKERS.items() if start.startswith(magic)), None):
+        raise Malformed(f"is compressed with {packer}, and not with gzip; unpack it")
+    count = 0
+    member: tarfile.TarInfo | None = None
+    try:
+        tar = tarfile.open(fileobj=cast(Any, archive), mode="r:", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+        while (following := tar.next()) is not None:
+            setattr(tar, "members", [])  # noqa: B010 - which would grow with the archive; its type is not declared
+            # The one before is whole only if there is a header behind it.
+            if member is not None:
+                yield member
+            if following.size < 0 or tar.offset <= following.offset:
+                raise tarfile.ReadError("a size is negative")
+            if len(following.name) > _MAX_NAME:
+                raise tarfile.ReadError(f"a name has {len(following.name)} characters")
+            member = following
+            count += 1
+    except Exception as error:
+        # Damaged headers make tarfile raise nearly anything: ValueError, OverflowError, EOFError, RecursionError, ...
+        what = f"is cut short or damaged after {_files(count)}" if count else "is not a tar file that can be read"
+        raise Malformed(f"{what} ({error}); get it again") from error
+    end = tar.offset
+    # An archive ends with zeros, which some versions of Python count to what was read.
+    if bytes(_BLOCK) not in (archive.content(max(end - _BLOCK, 0), _BLOCK), archive.content(end, _BLOCK)):
+        raise Malformed(f"is cut short or damaged after {_files(count)}; get it again")
+    if archive.content(end, 2**16).strip(b"\0"):
+        raise Malformed("goes on behind its end; if it is several tar files in one, give each by itself")
+    if member is not None:
+        yield member
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
+
+
+def _key_and_suffix(name: str) -> tuple[str, str] | None:
+    """The name of a sample, with its folders, and the rest of the file's name; None for what is passed over."""
+    name = re.sub(r"^(\./+)+", "", name)
+    folder, slash, file = name.rpartition("/")
+    stem, dot, suffix = file.partition(".")
+    hidden = any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+    if hidden or not stem or not dot or re.match(r"__[^/]*__(/|$)", name):
+        return None
+    return f"{folder}{slash}{stem}", suffix.lower()
+
+
+def _fault(member: tarfile.TarInfo) -> str:
+    """Why a member can't be read; "" where it can."""
+    file = member.name.rpartition("/")[2]
+    if member.islnk() or member.issym():
+        return f"{file} is a link; store the file itself (tar --dereference --hard-dereference)"
+    if not member.isreg():
+        return f"{file} is no regular file; store the file itself"
+    if member.issparse():
+        return f"{file} is stored with holes; write the shard without --sparse"
+    return ""
+
+
+def _text(archive: _Archive, files: dict[str, tarfile.TarInfo], suffix: str) -> str | None:
+    """A text file of a sample; None where there is none."""
+    if (member := files.get(suffix)) is None:
+        return None
+    if member.size > _MAX_TEXT:
+        raise Malformed(f"{suffix} is too large for a text: {member.size:,} bytes")
+    try:
+        return archive.content(member.offset_data, member.size).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Malformed(f"{suffix} is not UTF-8 text") from error
+
+
+def _image(archive: _Archive, files: dict[str, tarfile.TarInfo], kind: str) -> ImageRef:
+    for suffix in _IMAGES:
+        if (member := files.get(f"{kind}.{suffix}")) is not None:
+            if member.size > MAX_IMAGE_BYTES:
+                raise Malformed(f"{kind}.{suffix} is too large for an image: {member.size:,} bytes")
+            unpacked = archive.file if archive.packed else None
+            return ImageRef(archive.path, archive.start + member.offset_data, member.size, unpacked)
+    raise _lacks(f"{kind}.png or .jpg", files)
+
+
+def _lacks(what: str, files: dict[str, tarfile.TarInfo]) -> Malformed:
+    """What a sample lacks, with what it has: a dot in its name, for example, makes suffixes of the rest."""
+    shown = ", ".join(suffix[:40] for suffix in list(files)[:5])
+    return Malformed(f"lacks {what}; it has {shown}{' and others' if len(files) > 5 else ''}")
 
 
 def _sample(
-    path: Path,
-    name: str,
-    texts: dict[str, str],
-    files: dict[str, tarfile.TarInfo],
-    questions: bool,
-    default_question: bool,
+    archive: _Archive, name: str, files: dict[str, tarfile.TarInfo], questions: bool, default_question: bool
 ) -> Sample:
-    def image_of(kind: str) -> ImageRef:
-        for suffix in _IMAGES:
-            if (member := files.get(f"{kind}.{suffix}")) is not None:
-                return ImageRef(path, member.offset_data, member.size)
-        raise Malformed(f"lacks {kind}.png or .jpg")
-
-    if "gen_prompt" not in texts:
-        raise Malformed("lacks gen_prompt.txt")
-    category = texts.get("category", "text_to_image").strip()
+    prompt = _text(archive, files, "gen_prompt.txt")
+    if prompt is None:
+        raise _lacks("gen_prompt.txt", files)
+    text = _text(archive, files, "category.txt")
+    category = "text_to_image" if text is None else text.strip()
     if category not in CATEGORIES:
-        raise Malformed(f"category.txt says {category!r}, and neither {' nor '.join(CATEGORIES)}")
-    qa = parse_qna(texts.get("qna", "")) if questions else []
+        raise Malformed(f"category.txt says {category[:40]!r}, and neither {' nor '.join(CATEGORIES)}")
+    qa = parse_qna(_text(archive, files, "qna.txt") or "") if questions else []
     if questions and not qa:
         if not default_question:
             raise Malformed("qna.txt has no line 'Q: ... A: ...'")
@@ -130,7 +350,7 @@ def _sample(
     for pair in qa:
         check_text(pair.question, "question")
         check_text(pair.answer, "answer")
-    image = image_of("gen_image")
+    image = _image(archive, files, "gen_image")
     edit = CATEGORIES[category]
-    second = image_of("und_image") if questions or edit else image
-    return Sample(name, check_text(texts["gen_prompt"].strip()), image, second if edit else None, second, tuple(qa))
+    second = _image(archive, files, "und_image") if questions or edit else image
+    return Sample(name, check_text(prompt.strip()), image, second if edit else None, second, tuple(qa))
