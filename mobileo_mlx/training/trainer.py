@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -267,7 +268,8 @@ class FinetuneRun:
     def _run(self, folder: Path, stop: Callable[[], bool] | None) -> Iterator[Event]:
         options, stage, network = self.options, self.options.stage, self.network
         settings = self._resume_fingerprint()
-        schedule, done = self._schedule(folder, settings)
+        with _connected(self.world):
+            schedule, done = self._schedule(folder, settings)
         self.steps = schedule.steps
         arrays = AdapterArrays(network.children(), options.lora, self.model.checkpoint.name)
         loop = TrainingLoop(
@@ -299,14 +301,15 @@ class FinetuneRun:
             yield Notice(schedule.describe(done))
         set_mode(network, stage, training=True)
         try:
-            loop.begin()
-            # What a kill prevented is made up for.
-            if leading and done and (done % every == 0 or done in (schedule.steps, schedule.start)):
-                yield from self._evaluate(folder, done)
-            for report in loop.run():
-                yield report
-                if leading and (report.step % every == 0 or report.step == self.steps):
-                    yield from self._evaluate(folder, report.step)
+            with _connected(self.world):
+                loop.begin()
+                # What a kill prevented is made up for.
+                if leading and done and (done % every == 0 or done in (schedule.steps, schedule.start)):
+                    yield from self._evaluate(folder, done)
+                for report in loop.run():
+                    yield report
+                    if leading and (report.step % every == 0 or report.step == self.steps):
+                        yield from self._evaluate(folder, report.step)
         except (TrainingError, OutputError, KeyboardInterrupt) as error:
             if loop.step == 0:
                 if isinstance(error, TrainingError):
@@ -474,6 +477,21 @@ def _load(model: str | Path, dtype: str | None, download_progress: bool) -> Mobi
         stored = {name: checkpoint.stored_dtype(name) for name in _TRAINED if checkpoint.has(name)}
         dtypes = dict.fromkeys(stored, precision.training_dtype(stored))
     return MobileO(Parts(checkpoint, dtypes=dtypes))
+
+
+@contextmanager
+def _connected(world: mx.distributed.Group) -> Iterator[None]:
+    """Says what MLX's error means where another process of the run has ended.
+
+    Raises:
+        TrainingError: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world.size() > 1 and re.match(r"\[(ring|jaccl|mpi|nccl)]", str(error)):
+            raise TrainingError(f"Another process of this run has ended ({error}); see what it says.") from error
+        raise
 
 
 def _digest(value: Any) -> str:
