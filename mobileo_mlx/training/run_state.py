@@ -22,7 +22,7 @@ from ..atomic import TEMPORARY_PREFIX, atomic_folder, atomic_write, check_output
 from ..checkpoints.adapters import WEIGHTS_FILE
 from ..checkpoints.tensor_files import read_header, read_tensors, write_tensors
 from ..errors import CheckpointError, OutputError, format_names
-from ..files import JSONError, is_folder, kind_of, parse_json, read_bytes, read_json
+from ..files import MAX_JSON, JSONError, is_folder, kind_of, parse_json, read_bytes
 from ..locks import lock
 from ..ops.finite import is_finite
 from .model_arrays import Arrays
@@ -89,8 +89,14 @@ def read_state(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: it is of a run with other settings, which are named, of another version, or damaged.
     """
-    remedy = "remove its folder, and the checkpoint before it is used"
-    found = read_json(path / STATE_FILE, remedy=remedy)
+    try:
+        found = parse_json(read_bytes(path / STATE_FILE, limit=MAX_JSON))
+    except JSONError as error:
+        raise _damaged(path, f"{STATE_FILE} {error}") from error
+    except CheckpointError as error:
+        raise _damaged(path, error) from error
+    if not isinstance(found, dict):
+        raise _damaged(path, f"{STATE_FILE} holds no object")
     if found.get("format") != FORMAT or not found.keys() >= expected.keys():
         raise CheckpointError(
             f"'{path}' was written by another version of this program, and its run can't go on; start again in a new "
@@ -98,7 +104,7 @@ def read_state(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
         )
     step = found.get("step")
     if isinstance(step, bool) or not isinstance(step, int) or path.name != f"step-{step:07d}":
-        raise CheckpointError(f"'{path / STATE_FILE}' says that its step is {_short(step)}; {remedy}.")
+        raise _damaged(path, f"{STATE_FILE} says that its step is {_short(step)}")
     # Through JSON, where a tuple becomes a list.
     other = _differences({key: found.get(key) for key in expected}, json.loads(json.dumps(expected)))
     if other:
@@ -128,10 +134,7 @@ def read_checkpoint(path: Path, state: Mapping[str, Any], expected: Arrays) -> t
             found = read_tensors(read_header(path / f"{stem}.safetensors"))
             mx.eval(found)
         except (CheckpointError, RuntimeError) as error:
-            reason = str(error).rstrip(".")
-            raise CheckpointError(
-                f"'{path}' is damaged ({reason}); remove it, and the one before it is used."
-            ) from error
+            raise _damaged(path, error) from error
         missing += [name for name in wanted if name not in found]
         unexpected += [name for name in found if name not in wanted]
         for name in wanted.keys() & found.keys():
@@ -260,6 +263,12 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(expired, ignore_errors=True)
     checkpoint.rename(expired)
     shutil.rmtree(expired)
+
+
+def _damaged(path: Path, reason: object) -> CheckpointError:
+    return CheckpointError(
+        f"'{path}' is damaged ({str(reason).rstrip('.')}); remove it, and the one before it is used."
+    )
 
 
 def _flush(path: Path) -> None:
