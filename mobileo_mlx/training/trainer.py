@@ -341,8 +341,7 @@ class FinetuneRun:
         if self.world.rank() == 0 and (kept := checkpoints(folder)):
             state = read_state(kept[-1], {"seed": self.options.seed, "settings": settings})
             last = Schedule.from_state(state.get("schedule"), kept[-1])
-            steps = self.steps if self.options.steps is not None else max(self.steps, last.steps)
-            found = (last.extended(steps, state["step"]), state["step"])
+            found = (last.extended(self.options.steps or last.steps, state["step"]), state["step"])
         if self.world.size() == 1:
             return found
         numbers: Any = mx.array([*asdict(found[0]).values(), found[1]]) * (self.world.rank() == 0)
@@ -363,7 +362,7 @@ class FinetuneRun:
         return before_step
 
     def _resume_fingerprint(self) -> dict[str, Any]:
-        """What has to be the same for a run to go on: everything that its losses depend on, but the number of steps."""
+        """What has to be the same for a run to go on: everything that its losses depend on, but the steps of `Options`."""
         checkpoint, options = self.model.checkpoint, self.options
         tensors = {
             (name, key): info
@@ -372,14 +371,12 @@ class FinetuneRun:
             for key, info in checkpoint.tensors(name).items()
         }
         shapes = sorted([*names, info.dtype, info.shape] for names, info in tensors.items())
-        stage = asdict(options.stage)
-        del stage["epochs"]
         return {
             "data": _digest([self.data.fingerprint, self.batches.fingerprint()]),
             "model": _digest([checkpoint.config.to_dict(), shapes]),
             "weights": weights_digest({info.file for info in tensors.values()}),
             "adapter": None if self.adapter is None else adapter_digest(self.adapter),
-            "stage": stage,
+            "stage": asdict(options.stage),
             "lora": None if options.lora is None else asdict(options.lora),
             "layout": options.layout,
             "cond_dropout": options.cond_dropout,

@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mobileo_mlx.training.options import Options
+from mobileo_mlx.training.stages import STAGES
+from mobileo_mlx.training.trainer import Event, FinetuneRun, StepReport
+
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200)}
 
 
@@ -44,3 +48,20 @@ def quadruplets(images: Path) -> Callable[..., Path]:
         return write_lines(images, lines)
 
     return write
+
+
+def options(stage: str = "lora", **changes: Any) -> Options:
+    chosen = STAGES[stage].adjusted(batch_size=4, learning_rate=1e-3)
+    return Options(**{"stage": chosen, "steps": 4, "save_every": 2, "held_out": 0.25, **changes})
+
+
+def losses(events: list[Event]) -> list[float]:
+    return [event.loss for event in events if isinstance(event, StepReport)]
+
+
+@pytest.fixture
+def prepared(quadruplets: Callable[..., Path], tiny_model: Path) -> Callable[..., FinetuneRun]:
+    def prepare(stage: str = "lora", *, count: int = 8, **changes: Any) -> FinetuneRun:
+        return FinetuneRun.prepare(quadruplets(count), tiny_model, options(stage, **changes))
+
+    return prepare

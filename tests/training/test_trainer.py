@@ -26,7 +26,6 @@ from mobileo_mlx.training.run_state import checkpoints, read_metrics
 from mobileo_mlx.training.stages import STAGES, make_optimizer, parameter_groups, stage_named, warmup_cosine
 from mobileo_mlx.training.trainer import (
     Evaluated,
-    Event,
     FinetuneRun,
     Finished,
     SamplesFailed,
@@ -35,26 +34,9 @@ from mobileo_mlx.training.trainer import (
     split,
 )
 
-from .conftest import write_lines
+from .conftest import losses, options, write_lines
 
 Write = Callable[..., Path]
-
-
-def options(stage: str = "lora", **changes: Any) -> Options:
-    chosen = STAGES[stage].adjusted(batch_size=4, learning_rate=1e-3)
-    return Options(**{"stage": chosen, "steps": 4, "save_every": 2, "held_out": 0.25, **changes})
-
-
-def losses(events: list[Event]) -> list[float]:
-    return [event.loss for event in events if isinstance(event, StepReport)]
-
-
-@pytest.fixture
-def prepared(quadruplets: Write, tiny_model: Path) -> Callable[..., FinetuneRun]:
-    def prepare(stage: str = "lora", *, count: int = 8, **changes: Any) -> FinetuneRun:
-        return FinetuneRun.prepare(quadruplets(count), tiny_model, options(stage, **changes))
-
-    return prepare
 
 
 @pytest.mark.parametrize("plotting", [True, False])
