@@ -291,7 +291,10 @@ def check_options(task: Task, prompt: str, options: Mapping[str, Any]) -> dict[s
     speed = given.get("speed")
     values = resolve_options(OPTIONS[task], given, SPEEDS.get(speed) if isinstance(speed, str) else None)
     if values["negative_prompt"] is not None and values["guidance_scale"] == 1:
-        raise OptionError("a negative prompt needs guidance; choose a guidance scale above 1.")
+        raise OptionError(
+            "a negative prompt needs guidance; choose a guidance scale above 1, or no negative prompt (a replay leaves "
+            "out that of its image with --negative-prompt '')."
+        )
     if values["initial_latents"] is not None:
         if clashing := [name for name in ("seed", "width", "height") if name in given]:
             raise OptionError(f"initial latents stand for {', '.join(clashing)}; give only one of them.")

@@ -99,6 +99,13 @@ def encode(image: Image.Image, kind: str, metadata: dict[str, Any] | None = None
     return _with_xmp(stream.getvalue(), packet)
 
 
+def can_write(kind: str) -> bool:
+    """Whether Pillow writes a format here; WebP may have been left out."""
+    from PIL import features
+
+    return kind != "WEBP" or bool(features.check("webp"))
+
+
 def fits(kind: str, *texts: str) -> bool:
     """Whether settings with these texts have place in a file, so that it is known before they are drawn."""
     return kind != "JPEG" or sum(len(html.escape(json.dumps(text))) for text in texts) < _MAX_SEGMENT * 2 // 3

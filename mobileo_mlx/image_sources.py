@@ -147,8 +147,11 @@ def _read_path(name: str, subject: str) -> bytes:
 
 def _read_open(stream: Any, subject: str) -> bytes:
     """All of an open file from its beginning, as Pillow does, or a stream from where it is."""
-    if getattr(stream, "seekable", bool)():
-        stream.seek(0)
+    try:
+        if getattr(stream, "seekable", bool)():
+            stream.seek(0)
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        raise ImageError(f"{subject} can't be read ({error}); open the file again.") from error
     data = read_limited(stream, MAX_BYTES, subject, error=ImageError)
     if not isinstance(data, bytes):
         raise TypeError(f"a file that holds an image is opened for reading bytes; {type(stream).__name__} gives text")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._version import __version__
-from .errors import ImageError
-from .generation_options import OPTIONS, GenerationSettings, Task
+from .errors import ImageError, MobileOError, OptionError
+from .generation_options import OPTIONS, GenerationSettings, Task, check_seed
 from .images import read_metadata
 from .options import declared
+from .prompts import check_text
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -25,6 +27,9 @@ LOADING: dict[str, tuple[type, ...]] = {
     "adapter": (str, list),
     "adapter_scale": (int, float, list),
 }
+
+
+_MAX_NAME = 4096  # characters of a path; in a picture that somebody sent there may be anything
 
 
 @dataclass(frozen=True)
@@ -93,18 +98,25 @@ def read_recorded(file: Path, task: Task) -> Recorded:
     """What `GenerationResult.metadata` of the same task said about an image.
 
     Raises:
-        ImageError: no metadata of ours, of another task, or damaged.
+        ImageError: no metadata of ours, of another task, or with values that can't be.
     """
     metadata = read_metadata(file)
     values = {name: value for name, value in metadata.items() if value is not None}
-    if values.get("task", task) != task:
-        raise ImageError(f"{file}: made by '{values['task']}'; replay it with that command.")
-    options = {name: option.json_types for name, option in declared(OPTIONS[task]).items() if option.recorded}
-    known = {"prompt": (str,), "seed": (int,), **options, **LOADING}
-    wrong = [name for name, types in known.items() if name in values and not isinstance(values[name], types)]
+    made_by = values.get("task", task)
+    if made_by != task and made_by in tuple(OPTIONS):
+        raise ImageError(f"{file}: made by '{made_by}'; replay it with that command.")
+    options = {name: option for name, option in declared(OPTIONS[task]).items() if option.recorded}
+    checks = {"prompt": _check_prompt, "seed": check_seed, **{name: o.checked for name, o in options.items()}}
+    checks |= {name: partial(_check_loading, types) for name, types in LOADING.items()}
+    wrong = [] if made_by == task else ["task"]
     wrong += [name for name in ("prompt", "seed") if name not in values]
+    for name in checks.keys() & values.keys():
+        try:
+            checks[name](values[name])
+        except MobileOError:
+            wrong.append(name)
     if wrong:
-        raise ImageError(f"{file}: its metadata has no valid {', '.join(wrong)}; it can't be replayed.")
+        raise ImageError(f"{file}: its metadata has no valid {', '.join(sorted(wrong))}; it can't be replayed.")
     return Recorded(
         values["prompt"],
         values["seed"],
@@ -112,6 +124,20 @@ def read_recorded(file: Path, task: Task) -> Recorded:
         {name: values[name] for name in LOADING if name in values},
         metadata,
     )
+
+
+def _check_prompt(value: Any) -> None:
+    if not isinstance(value, str):
+        raise OptionError("a prompt is a text")
+    check_text(value)
+
+
+def _check_loading(types: tuple[type, ...], value: Any) -> None:
+    for one in value if isinstance(value, list) and list in types else [value]:
+        odd = isinstance(one, dict) and any(type(bits) is not int for bits in one.values())
+        odd |= isinstance(one, str) and len(one) > _MAX_NAME
+        if odd or not isinstance(one, types) or isinstance(one, bool | list):
+            raise OptionError("it has another type")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from mobileo_mlx.generation_options import OPTIONS, SPEEDS, EditOptions, Generat
 from mobileo_mlx.options import declared
 from mobileo_mlx.schedulers import SCHEDULERS
 
-
 HUGE = [10**5000]  # in a list, as Python does not print it, and pytest would
 
 

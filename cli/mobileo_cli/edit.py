@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import image_job, inputs, options, printing
+from . import image_job, inputs, options, output_paths, printing
 
 NAME = "edit"
 
@@ -22,7 +22,7 @@ def command(
 ) -> None:
     """Change an image as a text says.
 
-    Prints the path of each finished image.
+    Prints the path of each finished image; `--output -` prints the image itself.
     """
     from mobileo_mlx.errors import OptionError
 
@@ -40,4 +40,5 @@ def command(
         return model.stream_edit(source, job.prompt, seed=seed, **job.options)
 
     for path, _ in image_job.run(job, model, start):
-        printing.out(str(path))
+        if path != output_paths.STDOUT:
+            printing.out(str(path))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import image_job, inputs, options, printing
+from . import image_job, inputs, options, output_paths, printing
 
 NAME = "generate"
 
@@ -20,7 +20,7 @@ def command(
 ) -> None:
     """Draw an image from a text.
 
-    Prints the path of each finished image.
+    Prints the path of each finished image; `--output -` prints the image itself.
     """
     text = inputs.read_text(prompt, given["prompt_file"], name="PROMPT")
     job = image_job.plan("generate", text, given, text_name="PROMPT")
@@ -30,4 +30,5 @@ def command(
         return model.stream_generate(job.prompt, seed=seed, **job.options)
 
     for path, _ in image_job.run(job, model, start):
-        printing.out(str(path))
+        if path != output_paths.STDOUT:
+            printing.out(str(path))

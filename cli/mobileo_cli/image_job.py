@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,10 @@ class Job:
         loading: keyword arguments of `MobileO.load`.
         overwrite: replace files that exist.
         previews: the folder for the images of the steps, or None.
-        metadata: write the settings into the PNG.
+        metadata: write the settings into the image's file.
         source: what the metadata say about the image that is edited.
         replayed: the metadata of the image that the settings come from, if there is one.
+        named: what that image, and no option, says is to be loaded, for a note.
         verbose: print timings and peak memory.
     """
 
@@ -46,6 +48,7 @@ class Job:
     metadata: bool = True
     source: dict[str, str] = field(default_factory=dict)
     replayed: dict[str, Any] = field(default_factory=dict)
+    named: str = ""
     verbose: bool = False
 
 
@@ -69,11 +72,13 @@ def plan(task: Task, text: str | None, given: dict[str, Any], *, text_name: str)
         MobileOError: options, files or folders that can't be.
     """
     from mobileo_mlx.errors import OptionError
+    from mobileo_mlx.files import expand
     from mobileo_mlx.generation_options import OPTIONS, SPEEDS, check_options
     from mobileo_mlx.results import read_recorded
 
     given = options.resolve_preset(given, speeds=True)
-    recorded = read_recorded(given["from_image"], task) if given["from_image"] is not None else None
+    image, previews = given["from_image"], given["previews"]
+    recorded = read_recorded(image, task) if image is not None else None
     text = recorded.prompt if text is None and recorded is not None else text
     if text is None:
         raise OptionError(f"give {text_name}, - to read it from standard input, or --prompt-file FILE.")
@@ -89,12 +94,15 @@ def plan(task: Task, text: str | None, given: dict[str, Any], *, text_name: str)
     seeds = options.expand_seeds(seeds, given["num_images"])
     check_options(task, text, chosen)
     loading = options.loading(given, recorded.loading if recorded is not None else None)
+    named = "" if recorded is None else _named(image, recorded.loading, loading, given)
     loading.setdefault("model", options.DEFAULT_MODEL)
     loading["keep_loaded"] = len(seeds) > 1 if given["keep_loaded"] is None else given["keep_loaded"]
     overwrite = bool(given["overwrite"])
     paths = output_paths.plan(given["output"], prompt=text, model=loading["model"], seeds=seeds, overwrite=overwrite)
-    if given["previews"] is not None:
-        output_paths.check_folder(given["previews"])
+    _check_room(paths, text, chosen.get("negative_prompt", ""), metadata=not given["no_metadata"])
+    if previews is not None:
+        previews = expand(previews)
+        output_paths.check_folder(previews)
     return Job(
         prompt=text,
         seeds=seeds,
@@ -102,11 +110,53 @@ def plan(task: Task, text: str | None, given: dict[str, Any], *, text_name: str)
         options=chosen,
         loading=loading,
         overwrite=overwrite,
-        previews=given["previews"],
+        previews=previews,
         metadata=not given["no_metadata"],
         replayed=recorded.metadata if recorded is not None else {},
+        named=named,
         verbose=bool(given["verbose"]),
     )
+
+
+def _named(image: Path, recorded: dict[str, Any], loading: dict[str, Any], given: dict[str, Any]) -> str:
+    """What an image says is to be loaded, in words; somebody else may have made it.
+
+    Raises:
+        OptionError: that would be downloaded.
+    """
+    from mobileo_mlx.checkpoints.hub import is_here
+    from mobileo_mlx.errors import OptionError
+
+    words = []
+    for name in ("model", "adapter"):
+        if name not in recorded or recorded[name] != loading.get(name) or given[name]:
+            continue
+        value = recorded[name]
+        for one in value if isinstance(value, list) else [value]:
+            if one != options.DEFAULT_MODEL and not is_here(one):
+                raise OptionError(
+                    f"'{image}' was made with '{one}', which is not on this machine: give --{name} {one} to "
+                    "download it."
+                )
+            words.append(f"{name} '{one}'")
+    return f"as '{image}' says, it is made with the {' and the '.join(words)}" if words else ""
+
+
+def _check_room(paths: list[Path], *texts: str, metadata: bool) -> None:
+    """Whether settings with these texts have place in the files.
+
+    Raises:
+        OptionError: they have not.
+    """
+    from mobileo_mlx.errors import OptionError
+    from mobileo_mlx.image_settings import FORMATS, fits
+
+    for path in paths if metadata else []:
+        if not fits(FORMATS.get(path.suffix.lower(), "PNG"), *texts):
+            raise OptionError(
+                f"--output {path}: the text is too long for the settings in a JPEG file; end the name with .png, or "
+                "give --no-metadata."
+            )
 
 
 def plan_one(prompt: str, *, model: str, source: dict[str, str], verbose: bool = False) -> Job:
@@ -131,7 +181,7 @@ def run(job: Job, model: MobileO, start: Callable[[int], Stream]) -> Iterator[tu
     Yields:
         the path and the image, once it is saved.
     """
-    from mobileo_mlx.images import save_png
+    from mobileo_mlx.image_settings import encode, save_image
 
     taken: set[Path] = set()
     for number, (seed, wished) in enumerate(zip(job.seeds, job.paths, strict=True), start=1):
@@ -139,16 +189,24 @@ def run(job: Job, model: MobileO, start: Callable[[int], Stream]) -> Iterator[tu
         previews = None
         if job.previews is not None:
             previews = Previews(job.previews, model, seed, overwrite=job.overwrite)
-        result = _follow(start(seed), label, previews)
-        path = output_paths.free(wished, overwrite=job.overwrite, taken=taken)
-        taken.add(path)
+        stream = start(seed)  # which checks what depends on the model
+        if number == 1 and job.named:
+            printing.note(f"note: {job.named}.")
+        result = _follow(stream, label, previews)
+        image = result.images[0]
         metadata = {**result.metadata(0), **job.source} if job.metadata else None
-        save_png(result.images[0], path, metadata, overwrite=job.overwrite)
+        if wished == output_paths.STDOUT:
+            path = wished
+            printing.out_bytes(encode(image, "PNG", metadata))
+        else:
+            write = partial(save_image, image, metadata=metadata, overwrite=job.overwrite)
+            path = output_paths.write_free(wished, write, overwrite=job.overwrite, taken=taken)
+            taken.add(path)
         total = printing.seconds(sum(result.timings.values()))
         printing.note(f"{label}: {result.width}x{result.height}, {result.steps} steps, {total}")
         if job.verbose:
             printing.details(result.timings, result.peak_memory, result.cache_memory)
-        yield path, result.images[0]
+        yield path, image
         if previews is not None:
             previews.finish()
 
@@ -205,8 +263,12 @@ class Previews:
         self._save(contact_sheet(self.images, math.ceil(math.sqrt(len(self.images)))), "contact-sheet")
 
     def _save(self, image: Image, name: str) -> None:
-        from mobileo_mlx.images import save_png
+        from mobileo_mlx.errors import OutputError
+        from mobileo_mlx.image_settings import save_image
 
-        self.folder.mkdir(exist_ok=True)
-        path = output_paths.free(self.folder / f"{self.seed}-{name}.png", overwrite=self.overwrite)
-        save_png(image, path, overwrite=self.overwrite)
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"'{self.folder}' can't be made ({error.strerror}); choose another folder.") from error
+        write = partial(save_image, image, overwrite=self.overwrite)
+        output_paths.write_free(self.folder / f"{self.seed}-{name}.png", write, overwrite=self.overwrite)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 STDIN = "-"
+MAX_TEXT = 2**22  # bytes; what fits into the context of a model has some hundred thousand
 
 
 def read_text(argument: str | None, file: Path | None, *, name: str) -> str | None:
@@ -25,23 +26,20 @@ def read_text(argument: str | None, file: Path | None, *, name: str) -> str | No
         PromptError: the file can't be read, or is not UTF-8 text.
     """
     from mobileo_mlx.errors import OptionError, PromptError
+    from mobileo_mlx.files import expand, read_limited
+    from mobileo_mlx.files import read_text as read_file
 
     if argument is not None and file is not None:
         raise OptionError(f"give either {name} or --prompt-file, not both.")
     if file is not None:
-        source = str(file)
-        try:
-            data = file.expanduser().read_bytes()
-        except OSError as error:
-            raise PromptError(f"{file}: {error.strerror}; check the name of the prompt file.") from None
-    elif argument == STDIN:
-        source, data = "standard input", sys.stdin.buffer.read()
-    else:
+        return read_file(expand(file), limit=MAX_TEXT, error=PromptError, pipes=True).strip()
+    if argument != STDIN:
         return argument
+    data = read_limited(sys.stdin.buffer, MAX_TEXT, "The text on standard input", error=PromptError)
     try:
-        return data.decode("utf-8-sig").strip()  # files written on Windows may begin with a byte order mark
+        return data.decode("utf-8-sig").strip()  # what Windows writes may begin with a byte order mark
     except UnicodeDecodeError:
-        raise PromptError(f"{source}: not UTF-8 text; write it in UTF-8.") from None
+        raise PromptError("The text on standard input is not UTF-8 text; write it in UTF-8.") from None
 
 
 def read_image(argument: str) -> Image:
@@ -53,5 +51,5 @@ def read_image(argument: str) -> Image:
     from mobileo_mlx.images import load_image
 
     if argument == STDIN:
-        return load_image(sys.stdin.buffer.read(), name="the image on standard input")
+        return load_image(sys.stdin.buffer, name="the image on standard input")
     return load_image(argument)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, get_type_h
 import typer
 
 from mobileo_mlx.generation_options import OPTIONS, AnswerOptions, Task
-from mobileo_mlx.options import Option, declared
+from mobileo_mlx.options import Option, declared, shown
 
 from . import printing
 
@@ -104,7 +104,7 @@ class Text(TypedDict, total=False):
         Path | None,
         typer.Option(
             "--from-image",
-            metavar="FILE.png",
+            metavar="FILE",
             help="Take text and settings from an image's metadata; options that are given win.",
         ),
     ]
@@ -134,8 +134,9 @@ class Output(TypedDict, total=False):
             "--output",
             "-o",
             metavar="PATTERN",
-            help="Name of the image, with {prompt}, {seed}, {index} and {model}; or a folder. "
-            "A name that is taken gets -1, -2, ... [default: {prompt}-{seed}.png]",
+            help="Name of the image, with {prompt}, {seed}, {index} and {model}; or a folder; or - for standard "
+            "output. It ends with .png, .jpg or .webp. A name that is taken gets -1, -2, ... "
+            "[default: {prompt}-{seed}.png]",
         ),
     ]
     overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace files that exist.")]
@@ -146,7 +147,7 @@ class Output(TypedDict, total=False):
         ),
     ]
     no_metadata: Annotated[
-        bool | None, typer.Option("--no-metadata", help="Do not write prompt and settings into the PNG.")
+        bool | None, typer.Option("--no-metadata", help="Do not write prompt and settings into the image.")
     ]
 
 
@@ -361,6 +362,6 @@ def expand_seeds(seeds: Sequence[int] | None, count: int | None) -> list[int]:
     if not 1 <= count <= 10_000:
         raise OptionError(f"--num-images {count}: choose a number from 1 to 10000.")
     if wrong := [seed for seed in seeds or () if not 0 <= seed <= 2**64 - count]:
-        raise OptionError(f"--seed {wrong[0]}: choose a number from 0 to 2**64 - {count}.")
+        raise OptionError(f"--seed {shown(wrong[0])}: choose a number from 0 to 2**64 - {count}.")
     starts = list(seeds) if seeds else [secrets.randbelow(2**32)]
     return list(dict.fromkeys(start + i for start in starts for i in range(count)))

@@ -48,6 +48,18 @@ def out(text: str, end: str = "\n") -> None:
         raise
 
 
+def out_bytes(data: bytes) -> None:
+    """Writes a file to standard output, as `out` does a text."""
+    global output_failed
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+    except OSError:
+        output_failed = True
+        raise
+
+
 def note(text: str) -> None:
     """Writes one line to standard error; line breaks inside of `text` (a file's odd name) become spaces."""
     # A closed standard error must not hide the exit status.

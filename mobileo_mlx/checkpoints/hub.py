@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from ..errors import CheckpointError, DownloadError
-from ..files import read_json
+from ..files import expand, is_folder, read_json
 from .tensor_files import weight_files
 
 DEFAULT_MODEL = "Amshaker/Mobile-O-0.5B"
@@ -130,6 +130,23 @@ def cached_state(repo: str, cache: Path) -> tuple[Literal["cached", "incomplete"
         return "cached", folder
     started = folder is not None or any((_store(repo, cache) / "blobs").glob("*"))
     return ("incomplete" if started else "absent"), folder
+
+
+def is_here(name: str) -> bool:
+    """Whether a model or an adapter is found without a download: bundled, or a folder, or whole in the hub's cache.
+
+    What is neither a folder nor can be a name on the hub is, too, as it would not be downloaded.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+    from mobileo_weights import bundled
+
+    repo = name.partition("@")[0]
+    if name in bundled() or is_folder(expand(name)) or not _REPO_ID.fullmatch(repo):
+        return True
+    cache = Path(constants.HF_HUB_CACHE)
+    if cached_state(repo, cache)[0] == "cached":
+        return True
+    return isinstance(try_to_load_from_cache(repo, "adapter_config.json", cache_dir=cache), str)
 
 
 def _store(repo: str, cache: Path) -> Path:

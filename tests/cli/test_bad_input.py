@@ -202,7 +202,8 @@ def test_prompt_sources(refused: Refused, work: Path, photo: Path) -> None:
         (["--quantize", "dit=1"], "dit=1"),
         (["--dtype", "int8"], "int8"),
         (["--output", "{sed}.png"], "{sed}"),
-        (["--output", "cat.jpg"], ".png"),
+        (["--output", "cat.gif"], ".png"),
+        (["--output", "-", "-n", "2"], "--output -"),
     ],
 )
 def test_options_of_drawing(refused: Refused, tiny_model: Path, options: list[str], named: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -150,6 +151,71 @@ def test_overwrite(draw) -> None:
     Path("cat.png").write_text("old")
     assert draw("a cat", "-n", 2, "-o", "cat.png", "--overwrite").lines == ["cat.png", "cat-1.png"]
     assert pixels("cat.png") != pixels("cat-1.png")
+
+
+def test_names_that_another_process_takes_meanwhile(draw, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the question whether a name is free and the writing: nothing that was drawn is lost."""
+    from mobileo_cli import output_paths
+
+    find = output_paths.free
+    late = {Path("cat.png"), Path("steps/7-step-01.png"), Path("steps/7-contact-sheet.png")}
+
+    def free(path: Path, **options: object) -> Path:
+        found = find(path, **options)
+        if found in late and Path("steps").is_dir():
+            late.remove(found)
+            found.write_text("somebody else's")
+        return found
+
+    monkeypatch.setattr(output_paths, "free", free)
+    result = draw("a cat", "--seed", 7, "--steps", 1, "--previews", "steps", "-o", "cat.png")
+    assert (result.status, result.lines) == (0, ["cat-1.png"])
+    assert Path("cat.png").read_text() == "somebody else's"
+    assert {path.name for path in Path("steps").iterdir()} == {
+        "7-contact-sheet.png",
+        "7-contact-sheet-1.png",
+        "7-step-01.png",
+        "7-step-01-1.png",
+    }
+
+
+def test_a_picture_on_standard_output(command, tiny_model: Path, work: Path, environment: dict[str, str]) -> None:
+    arguments = ["generate", "a cat", "-m", str(tiny_model), "--steps", "2", "--seed", "7"]
+    done = subprocess.run([str(COMMAND), *arguments, "-o", "-"], capture_output=True, cwd=work, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.decode().startswith("image 1/1, seed 7")
+    assert list(work.iterdir()) == []
+    with Image.open(io.BytesIO(done.stdout)) as image:
+        assert image.format == "PNG"
+        shown = image.convert("RGB").tobytes()
+    assert read_metadata(done.stdout)["seed"] == 7
+    assert command(*arguments, "-o", "cat.png").returncode == 0
+    assert pixels(work / "cat.png") == shown
+
+
+@pytest.mark.parametrize("name", ["cat.jpg", "cat.webp"])
+def test_other_formats_are_replayed(draw, here, name: str) -> None:
+    draw("a “cat”", "--seed", 7, "-o", name)
+    draw("a “cat”", "--seed", 7, "-o", "cat.png")
+    again = here("generate", "--from-image", name, "-o", "again.png")
+    assert (again.status, again.lines) == (0, ["again.png"])
+    assert pixels("again.png") == pixels("cat.png")
+    draw("a secret", "--no-metadata", "-o", f"plain-{name}")
+    assert b"secret" not in Path(f"plain-{name}").read_bytes()
+
+
+def test_a_prompt_that_is_too_long_for_a_jpeg(refused, tiny_model: Path, work: Path) -> None:
+    (work / "long.txt").write_text("日" * 20_000)
+    options = ("--prompt-file", "long.txt", "-m", tiny_model, "-o")
+    assert "too long for the settings in a JPEG file" in refused("generate", *options, "cat.jpg")
+    assert "positions and the model's context has" in refused("generate", *options, "cat.png")
+
+
+def test_the_home_folder_may_be_abbreviated(draw, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = draw("a cat", "--seed", 7, "--steps", 1, "--previews=~/steps", "--output=~/cat.png")
+    assert result.lines == [str(tmp_path / "cat.png")]
+    assert (tmp_path / "steps" / "7-step-01.png").exists()
 
 
 def test_previews(draw) -> None:
@@ -323,6 +389,65 @@ def test_foreign_metadata_is_refused(refused, work: Path) -> None:
     assert "damaged.png: its metadata has no valid prompt" in refused("generate", "--from-image", "damaged.png")
     save_png(image, work / "edited.png", {"task": "edit", "prompt": "redder", "seed": 1})
     assert "'edit'" in refused("generate", "--from-image", "edited.png")
+
+
+SENT = {"software": "mobileo-mlx 0.1.0", "task": "generate", "prompt": "a cat", "seed": 7, "steps": 1}
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"model": "evil/repo"}, "give --model evil/repo to download it"),
+        ({"model": "evil/repo@main"}, "give --model evil/repo@main to download it"),
+        ({"adapter": "evil/lora"}, "give --adapter evil/lora to download it"),
+        ({"adapter": ["evil/lora"]}, "give --adapter evil/lora to download it"),
+        ({"model": 3}, "no valid model"),
+        ({"model": "a" * 5000}, "no valid model"),
+        ({"adapter": [3]}, "no valid adapter"),
+        ({"adapter": [["x"]]}, "no valid adapter"),
+        ({"adapter_scale": True}, "no valid adapter_scale"),
+        ({"quantize": {"llm": 4.5}}, "no valid quantize"),
+        ({"task": ["generate"]}, "no valid task"),
+        ({"seed": True}, "no valid seed"),
+        ({"seed": -1}, "no valid seed"),
+        ({"seed": 2**64}, "no valid seed"),
+        ({"seed": 10**299}, "no valid seed"),
+        ({"steps": 2**63}, "no valid steps"),
+        ({"steps": 2.5}, "no valid steps"),
+        ({"steps": {}}, "no valid steps"),
+        ({"guidance_scale": "high"}, "no valid guidance_scale"),
+        ({"guidance_scale": 10**299}, "no valid guidance_scale"),
+        ({"guidance_interval": [0, 1, 2]}, "no valid guidance_interval"),
+        ({"guidance_interval": {"low": 0}}, "no valid guidance_interval"),
+        ({"flow_shift": 1e300}, "no valid flow_shift"),
+        ({"scheduler": "none"}, "no valid scheduler"),
+        ({"width": 10**299}, "each side is"),
+        ({"prompt": " "}, "no valid prompt"),
+        ({"prompt": "\ud800"}, "no valid prompt"),
+        ({"prompt": "a", "negative_prompt": [1]}, "no valid negative_prompt"),
+        ({"dtype": "none"}, "dtype 'none' is unknown"),
+        ({"model": "/nowhere/model"}, "'/nowhere/model' is no folder"),
+    ],
+)
+def test_a_picture_that_somebody_sent(here, work: Path, changed: dict[str, object], named: str) -> None:
+    from mobileo_mlx.images import save_png
+
+    save_png(Image.new("RGB", (8, 8)), work / "sent.png", {**SENT, "model": "tiny", **changed})
+    result = here("generate", "--from-image", "sent.png", "-o", "out.png")
+    assert (result.status, result.out, len(result.err.splitlines())) == (2, "", 1), result.err
+    assert named in result.err
+    assert len(result.err) < 500
+
+
+def test_what_a_picture_loads_is_noted(here, work: Path, tiny_model: Path) -> None:
+    from mobileo_mlx.images import save_png
+
+    save_png(Image.new("RGB", (8, 8)), work / "sent.png", {**SENT, "model": "evil/repo"})
+    result = here("generate", "--from-image", "sent.png", "-m", tiny_model, "-o", "out.png")
+    assert (result.status, "note" in result.err) == (0, False)
+    save_png(Image.new("RGB", (8, 8)), work / "known.png", {**SENT, "model": str(tiny_model)})
+    result = here("generate", "--from-image", "known.png", "-o", "out.png")
+    assert result.err.startswith(f"note: as 'known.png' says, it is made with the model '{tiny_model}'.\n")
 
 
 def test_metadata_is_json(draw) -> None:

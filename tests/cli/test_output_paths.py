@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mobileo_cli import output_paths
 
-from mobileo_mlx.errors import OptionError, OutputError
+from mobileo_mlx.errors import ExistsError, OptionError, OutputError
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +25,10 @@ def planned(pattern: str | None, prompt: str = "A red Cat!", seeds: tuple[int, .
         ("snake_case  and\nlines", "snake-case-and-lines"),
         ("Ärger über 猫", "ärger-über-猫"),
         ("!?", "image"),
+        ("नमस्ते दुनिया", "नमस्ते-दुनिया"),
+        ("สวัสดีชาวโลก", "สวัสดีชาวโลก"),
+        ("e\u0301te\u0301 \u0301x", "\xe9t\xe9-x"),
+        ("I ❤\ufe0f 1\ufe0f cat", "i-1-cat"),
         ("bytes that are not UTF-8: \udcff", "bytes-that-are-not-utf-8"),
         ("word " * 40, "word-" * 9 + "wor"),
     ],
@@ -46,6 +50,12 @@ def test_longest_slug_fits_into_a_file_name() -> None:
         ("cat.png", "cat.png"),
         ("cat", "cat.png"),
         ("v1.5", "v1.5.png"),
+        ("cat.jpg", "cat.jpg"),
+        ("{seed}.JPEG", "7.JPEG"),
+        ("cat.webp", "cat.webp"),
+        ("-", "-"),
+        ("./-", "-.png"),
+        ("~nobody-of-this-name/cat.png", None),
         ("CAT.PNG", "CAT.PNG"),
         ("{index:03}-{seed}-{prompt}-{model}.png", "001-7-a-red-cat-my-model-v2.png"),
         ("{{{seed}}}.png", "{7}.png"),
@@ -55,8 +65,12 @@ def test_longest_slug_fits_into_a_file_name() -> None:
         ("folder/", "folder/a-red-cat-7.png"),
     ],
 )
-def test_patterns(pattern: str | None, expected: str) -> None:
+def test_patterns(pattern: str | None, expected: str | None) -> None:
     Path("folder").mkdir()
+    if expected is None:  # a folder that is not there
+        with pytest.raises(OutputError, match="~nobody-of-this-name"):
+            planned(pattern)
+        return
     assert planned(pattern) == [expected]
 
 
@@ -77,8 +91,8 @@ def test_one_name_per_seed() -> None:
         ("{seed:.99999999f}.png", "{seed:010}"),
         ("{seed:{seed}}.png", "{seed:010}"),
         ("{seed:c}.png", "{seed:010}"),
-        ("cat.jpg", ".png"),
-        ("{seed}.WEBP", ".png"),
+        ("cat.gif", ".png"),
+        ("{seed}.TIFF", ".png"),
     ],
 )
 def test_patterns_that_cannot_be(pattern: str, named: str) -> None:
@@ -102,6 +116,33 @@ def test_a_free_name_is_found() -> None:
     Path("cat-1.png").symlink_to("nowhere")
     assert output_paths.free(path) == Path("cat-2.png")
     assert output_paths.free(path, overwrite=True) == path
+
+
+def test_a_name_that_another_process_takes_meanwhile() -> None:
+    def write(path: Path) -> None:
+        tried.append(str(path))
+        path.touch()
+        if len(tried) < 3:
+            raise ExistsError("somebody was quicker")
+
+    tried: list[str] = []
+    assert output_paths.write_free(Path("cat.png"), write) == Path("cat-2.png")
+    assert tried == ["cat.png", "cat-1.png", "cat-2.png"]
+
+
+def test_standard_output_takes_one_image_and_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionError, match="takes one image, and there are 2"):
+        planned("-", seeds=(1, 2))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    with pytest.raises(OptionError, match="is a terminal"):
+        planned("-")
+
+
+def test_webp_where_pillow_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.features.check", lambda _: False)
+    assert planned("cat.jpg") == ["cat.jpg"]
+    with pytest.raises(OptionError, match="end the name with"):
+        planned("cat.webp")
 
 
 def test_a_run_never_replaces_its_own_images() -> None:
