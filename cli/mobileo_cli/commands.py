@@ -32,15 +32,38 @@ def _with_fast_blas(command: Command) -> Command:
     return run
 
 
+class _PrintedHelp:
+    """Help that is written as all else is: click's own ends with a traceback where standard output is full."""
+
+    def get_help_option(self, context: Any) -> Any:
+        option = super().get_help_option(context)  # type: ignore[misc]
+        if option is not None:
+            option.callback = _show_help
+        return option
+
+
+def _show_help(context: typer.Context, parameter: Any, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        printing.out(context.get_help())
+        context.exit()
+
+
+class _Group(_PrintedHelp, typer.core.TyperGroup): ...
+
+
+class _Command(_PrintedHelp, typer.core.TyperCommand): ...
+
+
 program = typer.Typer(
     name=NAME,
+    cls=_Group,
     add_completion=False,
     rich_markup_mode=None,  # rich would double the time that --help takes
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 for module in (generate, edit, ask, chat, finetune, convert, fuse, info, random_model, doctor):
-    program.command(module.NAME)(_with_fast_blas(module.command))
+    program.command(module.NAME, cls=_Command)(_with_fast_blas(module.command))
 
 
 @program.callback(invoke_without_command=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +36,7 @@ def command(
     from mobileo_mlx.checkpoints.quantize import parse_quantize
 
     precision = options.resolve_preset({"precision": precision, "preset": preset})["precision"]
-    shown = sys.stderr.isatty()
+    shown = printing.draws_bars()
     with printing.Progress() as progress:
         written = convert(
             source,

@@ -32,7 +32,6 @@ def run(model: str | None, dtype: str | None, *, as_json: bool) -> dict[str, Any
         MobileOError: there is no such model or dtype, or what follows can't be stored.
     """
     import dataclasses
-    import sys
 
     from mobileo_mlx.checkpoints.precision import parse_dtype
     from mobileo_mlx.doctor import goldens
@@ -44,7 +43,7 @@ def run(model: str | None, dtype: str | None, *, as_json: bool) -> dict[str, Any
     parsed = None if dtype is None else parse_dtype(dtype)
     if parsed is None:
         device_settings.check_writable()
-    source = RandomSource() if model is None else CheckpointSource(model, progress=sys.stderr.isatty())
+    source = RandomSource() if model is None else CheckpointSource(model, progress=printing.draws_bars())
     name = without_home(source.name)
     show = printing.note if as_json else printing.out  # minutes pass until the JSON is there
     show(f"{name} on {device_settings.device_key()}, against float32 on the CPU\n")

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-import signal
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import options, printing
+from . import options, printing, signals
 
 if TYPE_CHECKING:
     from mobileo_mlx.training.options import Options
@@ -205,15 +200,12 @@ def command(
         printing.note_slow_blas()
         printing.note_hidden_cuda()
     log = _Log(run)
-    with _stoppable() as stopped:
+    with signals.noted(_say_that_it_stops) as stopped:
         for event in run.start(out, resume=resume, stop=lambda: bool(stopped)):
             if leading():
                 log.show(event)
     if stopped:
-        handler = signal.getsignal(stopped[0])
-        if callable(handler):  # that of the whole command, which knows the exit status
-            handler(stopped[0], None)
-        raise KeyboardInterrupt
+        raise signals.interruption(stopped[0])
     if leading():
         printing.out(str(out))
 
@@ -239,7 +231,7 @@ def _prepare(data: Path, model: str, chosen: Options) -> FinetuneRun:
                 model,
                 chosen,
                 progress=lambda count: progress.say(f"{count} samples are fine") if count % 50 == 0 else None,
-                download_progress=sys.stderr.isatty(),
+                download_progress=printing.draws_bars(),
             )
         except DataError as error:
             progress.say("")
@@ -263,34 +255,9 @@ def _describe(run: FinetuneRun) -> None:
         printing.out(f"\n--- {title}\n{text}")
 
 
-@contextmanager
-def _stoppable() -> Iterator[list[int]]:
-    """Lets the first Ctrl-C end the run after the step that is being computed; the second one ends it at once.
-
-    SIGTERM and SIGHUP do the same: a system that shuts down, a terminal that is closed; `mlx.launch` passes a Ctrl-C
-    on so. What is ignored stays ignored, as nohup wants it.
-
-    Yields:
-        a list that is not empty once the run is to stop: of the signal.
-    """
-    stopped: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> Any:
-        if stopped:
-            raise KeyboardInterrupt
-        stopped.append(number)
-        if leading():
-            printing.note("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    heard = [number for number, handler in before.items() if handler != signal.SIG_IGN]
-    for number in heard:
-        signal.signal(number, stop)
-    try:
-        yield stopped
-    finally:
-        for number in heard:
-            signal.signal(number, before[number])
+def _say_that_it_stops() -> None:
+    if leading():
+        printing.note("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
 
 
 class _Log:

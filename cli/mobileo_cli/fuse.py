@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +46,6 @@ def command(
             **options.given(("scale", "dtype"), {"scale": adapter_scale, "dtype": dtype}),
             progress=lambda component: progress.say(f"writing {component}"),
             note=lambda sentence: printing.note(f"note: {sentence}"),
-            download_progress=sys.stderr.isatty(),
+            download_progress=printing.draws_bars(),
         )
     printing.out(str(target))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated
 
 import typer
@@ -28,7 +27,7 @@ def command(
 
     from mobileo_mlx.checkpoints.convert import describe
 
-    found = describe(model, progress=sys.stderr.isatty())
+    found = describe(model, progress=printing.draws_bars())
     if as_json:
         totals = {"parameters": found.parameters, "nbytes": found.nbytes}
         printing.out(json.dumps({**dataclasses.asdict(found), **totals}, indent=2, default=str))

@@ -1,17 +1,15 @@
 """The entry point: runs a command, and turns what is raised into one sentence and an exit status.
 
-Exit status: 0 done, 1 `doctor` found something wrong, 2 the user's mistake, 130 stopped with Ctrl-C, 141 the reader of
-the output went away.
+Exit status: 0 done, 1 `doctor` found something wrong, 2 the user's mistake, 129 ended by SIGHUP, 130 stopped with
+Ctrl-C, 141 the reader of the output went away, 143 ended by SIGTERM.
 Anything else that goes wrong is a bug and shows its traceback.
 """
 
 from __future__ import annotations
 
-import os
+# Nothing else is imported here, so that Ctrl-C meets as little as possible that is not inside of main().
 import sys
 from collections.abc import Sequence
-
-from . import printing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,10 +19,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; `sys.argv[1:]` when None.
     """
     try:
+        from . import printing, signals
+
         printing.make_streams_lenient()
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        if arguments is None:  # this is the program, and not a part of another one
+            sys.excepthook = printing.show_bug
+        with signals.raising():
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt as interruption:
+        return _interrupted(interruption, is_program=arguments is None)
     except BrokenPipeError:
         _discard_output()
         return 141
@@ -32,17 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not printing.output_failed:
             raise
         _discard_output()
-        return _fail(f"error: standard output can't be written: {error.strerror}.", 2)
+        return _fail(f"standard output can't be written: {error.strerror}.")
     except Exception as error:
         sentence = _users_mistake(error)
         if sentence is None:
             raise
-        return _fail(f"error: {sentence}", 2)
+        return _fail(sentence)
 
 
 def _run(arguments: list[str]) -> int:
     """Parses and runs without click's own printing of errors, which takes several lines."""
-    # Imported here, so that Ctrl-C meets as little as possible that is not inside of main().
     import typer
 
     from .commands import NAME, program
@@ -61,7 +63,7 @@ def _users_mistake(error: Exception) -> str | None:
     from mobileo_mlx.errors import MobileOError
 
     if isinstance(error, MobileOError):
-        return str(error)
+        return _with_hint(error)
     # A usage error of click, or of the one that late versions of typer carry: no class is common to both.
     if not hasattr(error, "format_message"):
         return None
@@ -70,13 +72,42 @@ def _users_mistake(error: Exception) -> str | None:
     return error.format_message().rstrip(".") + remedy
 
 
-def _fail(sentence: str, status: int) -> int:
-    printing.note(f"mobileo-mlx: {sentence}")
-    return status
+def _with_hint(error: Exception) -> str:
+    """The sentence of an error; where the model that is taken by default can't be downloaded, with the way out."""
+    from mobileo_mlx.errors import DownloadError
+
+    from .options import DEFAULT_MODEL
+
+    sentence = str(error)
+    if isinstance(error, DownloadError) and DEFAULT_MODEL in sentence:
+        return f"{sentence.rstrip('.')}; or try the small model that needs no download: --model tiny."
+    return sentence
+
+
+def _interrupted(interruption: KeyboardInterrupt, *, is_program: bool) -> int:
+    import signal
+
+    from . import printing, signals
+
+    if is_program:
+        signals.end_at_once()
+    number = getattr(interruption, "number", signal.SIGINT)
+    how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+    printing.failure(how, event="interrupted")
+    return 128 + number
+
+
+def _fail(sentence: str) -> int:
+    from . import printing
+
+    printing.failure(sentence)
+    return 2
 
 
 def _discard_output() -> None:
     """Sends nowhere what is still buffered; Python would try to write it again at its end, and complain."""
+    import os
+
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)

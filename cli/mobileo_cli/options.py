@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import re
 import secrets
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, get_type_hints
@@ -291,7 +290,7 @@ def load(model: str = DEFAULT_MODEL, **arguments: Any) -> MobileO:
     """
     from mobileo_mlx import MobileO
 
-    loaded = MobileO.load(model, progress=sys.stderr.isatty(), **arguments)
+    loaded = MobileO.load(model, progress=printing.draws_bars(), **arguments)
     for sentence in loaded.notes:
         printing.note(f"note: {sentence}")
     printing.note_slow_blas()

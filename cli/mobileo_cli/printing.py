@@ -1,18 +1,54 @@
-"""What the command writes: results on standard output, everything else on standard error."""
+"""What the command writes: results on standard output, everything else on standard error.
+
+Names of files, what files hold, and answers may hold anything. What controls a terminal is written as an escape that
+people can read, `\\x1b`, wherever the text goes: a pipe often ends in a terminal, too. Nothing here moves a cursor or
+chooses a colour.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import io
+import json
 import os
-import shutil
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
-output_failed = False  # True once standard output could not be written; main() tells it from other OSErrors
+output_failed = False  # True once standard output could not be written, which tells its OSErrors from others
+
+# How progress is shown, see `set_progress`.
+progress_mode = "auto"
+_PROGRESS_MODES = ("auto", "json", "none")
+
+# Control characters (C0, DEL, C1), those that turn the direction of writing, and halves of surrogate pairs.
+_HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str, *, keep: str = "\n\t") -> str:
+    """Text with the characters that would control a terminal as escapes, such as `\\x1b` and `\\u202e`.
+
+    Each is replaced on its own, so that pieces of a text may go through here one by one.
+
+    Args:
+        text: from anywhere.
+        keep: those of them that stay.
+    """
+
+    def escape(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        return match[0] if match[0] in keep else f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+    return _HIDDEN.sub(escape, text)
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """JSON that a terminal can be shown: all that is not ASCII is written as its own escapes."""
+    return json.dumps(value, indent=indent, default=str).replace("\x7f", "\\u007f")
 
 
 def make_streams_lenient() -> None:
@@ -41,7 +77,7 @@ def out(text: str, end: str = "\n") -> None:
     """
     global output_failed
     try:
-        sys.stdout.write(text + end)
+        sys.stdout.write(visible(text) + end)
         sys.stdout.flush()
     except OSError:
         output_failed = True
@@ -62,9 +98,68 @@ def out_bytes(data: bytes) -> None:
 
 def note(text: str) -> None:
     """Writes one line to standard error; line breaks inside of `text` (a file's odd name) become spaces."""
+    _message("note", text, text)
+
+
+def failure(text: str, *, event: str = "error") -> None:
+    """Writes the line that says why the command ends early.
+
+    Args:
+        text: the sentence.
+        event: what it is called where messages are JSON.
+    """
+    _message(event, text, f"mobileo-mlx: {f'{event}: ' if event == 'error' else ''}{text}")
+
+
+def _message(event: str, text: str, line: str) -> None:
+    if progress_mode == "json":
+        _event(event, message=" ".join(text.split()))
+    else:
+        _write_message(visible(" ".join(line.split())) + "\n")
+
+
+def _event(event: str, **fields: Any) -> None:
+    _write_message(json_text({"event": event, **fields}) + "\n")
+
+
+def _write_message(text: str) -> None:
     # A closed standard error must not hide the exit status.
     with contextlib.suppress(OSError):
-        print(" ".join(text.split()), file=sys.stderr, flush=True)
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+def show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints a traceback, whose message may be of a file's making; for `sys.excepthook`."""
+    import traceback
+
+    _write_message(visible("".join(traceback.format_exception(kind, error, trace))))
+
+
+def set_progress(mode: str | None) -> None:
+    """Chooses how progress is shown in this process.
+
+    Args:
+        mode: "auto", a bar in terminals that can draw one over itself; "json", all of standard error is one JSON object
+            a line: {"event": "step", "done": 3, "total": 20, "label": "image 1/1, seed 7"}, and events "stage" with a
+            "label", "note" and "error" with a "message"; "none". None leaves it as it is.
+
+    Raises:
+        OptionError: another mode.
+    """
+    global progress_mode
+    from mobileo_mlx.errors import OptionError
+
+    if mode is None:
+        return
+    if mode not in _PROGRESS_MODES:
+        raise OptionError(f"--progress {mode}: choose one of {', '.join(_PROGRESS_MODES)}.")
+    progress_mode = mode
+
+
+def draws_bars() -> bool:
+    """Whether somebody looks at standard error in a terminal where a line can be drawn over itself."""
+    return progress_mode == "auto" and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @functools.cache  # once in a process
@@ -128,6 +223,7 @@ def details(timings: Mapping[str, float], peak_memory: int, cache_memory: int) -
 
 def table(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
     """Columns with a rule below the first row; `right` says which ones are aligned to the right."""
+    rows = [[visible(cell, keep="") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(right))]
     lines = [
         "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
@@ -138,17 +234,17 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
 
 
 class Progress:
-    """A bar with the time left, drawn over itself on standard error; silent where that is no terminal."""
+    """A bar with the time left, drawn over itself on standard error; see `set_progress` and `draws_bars`."""
 
     width = 24
 
     def __init__(self, label: str = "") -> None:
         self.label = label
-        self._shown = sys.stderr.isatty()
+        self._drawn = 0  # characters that are to be covered by what comes next
         self._first: tuple[int, float] | None = None
 
     def __enter__(self) -> Progress:
-        self._draw(self.label)
+        self.say(self.label)
         return self
 
     def __exit__(
@@ -157,12 +253,16 @@ class Progress:
         self._draw("")
 
     def say(self, text: str) -> None:
-        """Shows what is being done instead of a bar."""
+        """Shows what is being done instead of a bar; "" clears the line."""
+        if progress_mode == "json" and text:
+            _event("stage", label=text)
         self._draw(text)
 
     def update(self, done: int, total: int) -> None:
         """Shows that `done` of `total` parts are finished."""
         now = time.monotonic()
+        if progress_mode == "json":
+            _event("step", done=done, total=total, label=self.label)
         if self._first is None or done < self._first[0]:
             # The first part also loads the model: the speed is measured from its end.
             self._first = (done, now)
@@ -173,8 +273,17 @@ class Progress:
         self._draw(f"{self.label} [{bar}] {done}/{total}{left}")
 
     def _draw(self, text: str) -> None:
-        if self._shown:
-            with contextlib.suppress(OSError):
-                # Back to the line's start, and clear it to its end. A line that wraps could not be drawn over.
-                sys.stderr.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
-                sys.stderr.flush()
+        if not draws_bars():
+            return
+        # A line that wraps could not be drawn over. Blanks clear it, and not an escape, which NO_COLOR may mean, too.
+        text = visible(text, keep="")[: _columns() - 1]
+        if text or self._drawn:
+            _write_message(f"\r{text.ljust(self._drawn)}" + ("" if text else "\r"))
+        self._drawn = len(text)
+
+
+def _columns() -> int:
+    """Of the terminal at standard error; 80 where it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    return 80

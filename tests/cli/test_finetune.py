@@ -135,18 +135,28 @@ def test_two_processes_train_as_one(
     assert len(re.findall(r"^step 3/3", done.stdout + done.stderr, re.MULTILINE)) == 1
 
 
-def test_ctrl_c_writes_a_checkpoint(arguments: list[str], work: Path, environment: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "how"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "ended by SIGTERM"),
+        (signal.SIGHUP, 129, "ended by SIGHUP"),
+    ],
+)
+def test_a_signal_writes_a_checkpoint(
+    arguments: list[str], work: Path, environment: dict[str, str], number: signal.Signals, status: int, how: str
+) -> None:
     long = [*arguments, "--steps", "500", "--save-every", "100", "--out", "out"]
     process = subprocess.Popen(
         [str(COMMAND), *long], cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     when(lambda: len(losses(work / "out")) >= 2, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, "")
+    assert (process.returncode, out) == (status, "")
     steps = len(losses(work / "out"))
     assert f"stopped at step {steps} of 500; --resume continues" in err
-    assert err.splitlines()[-1] == "mobileo-mlx: interrupted"
+    assert err.splitlines()[-1] == f"mobileo-mlx: {how}"
     assert "Traceback" not in err
     assert [path.name for path in (work / "out").glob("step-*")] == [f"step-{steps:07d}"]
     assert (work / "out" / "adapter_model.safetensors").exists()

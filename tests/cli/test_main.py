@@ -143,3 +143,31 @@ def test_interruption_has_its_own_status(monkeypatch: pytest.MonkeyPatch, here) 
     monkeypatch.setattr(main, "_run", interrupt)
     result = here("info", "somewhere")
     assert (result.status, result.out, result.err) == (130, "", "mobileo-mlx: interrupted\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full on this system")
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"], []])
+def test_help_on_a_full_disk(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([str(COMMAND), *arguments], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert done.stderr == b"mobileo-mlx: error: standard output can't be written: No space left on device.\n"
+
+
+def test_a_bug_is_no_fault_of_the_output(monkeypatch: pytest.MonkeyPatch, here) -> None:
+    def fail(*arguments: object) -> int:
+        raise OSError("another one")
+
+    monkeypatch.setattr(main, "_run", fail)
+    with pytest.raises(OSError, match="another one"):
+        here("info", "somewhere")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"), [(["generate", "a"], True), (["info", "someone/something"], False), (["info", "tiny"], None)]
+)
+def test_where_nothing_can_be_downloaded(command: Run, arguments: list[str], hint: bool | None) -> None:
+    done = command(*arguments)
+    assert done.returncode == (0 if hint is None else 2)
+    assert ("--model tiny" in done.stderr) == bool(hint)
+    assert len(done.stderr.splitlines()) == (hint is not None)
