@@ -362,7 +362,7 @@ class FinetuneRun:
         return before_step
 
     def _resume_fingerprint(self) -> dict[str, Any]:
-        """What has to be the same for a run to go on: everything that its losses depend on, but the steps of `Options`."""
+        """What has to be the same for a run to go on: all that its losses depend on, but the steps of `Options`."""
         checkpoint, options = self.model.checkpoint, self.options
         tensors = {
             (name, key): info

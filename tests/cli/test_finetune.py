@@ -221,7 +221,7 @@ def test_every_bad_line_is_listed(data: Path, tiny_model: Path, here: Callable[.
         ("--cond-dropout 2", "it is a share"),
         ("--layout upstream --cond-dropout 0.1", "neither flow_shift nor cond_dropout"),
         ("--dtype float16", "training in float16 is not possible"),
-        ("--quadruplets missing.jsonl", "'missing.jsonl' can't be read"),
+        ("--quadruplets missing.jsonl", "'missing.jsonl' does not exist"),
         ("--quadruplets empty.jsonl", "holds no samples"),
         ("--quadruplets .", "holds no shards"),
         ("--model missing", "missing"),
