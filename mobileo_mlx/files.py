@@ -125,6 +125,8 @@ def read_limited(stream: BinaryIO, limit: int, name: str, *, error: type[MobileO
         data = stream.read(limit + 1)
     except (OSError, ValueError) as problem:
         raise error(f"{name} can't be read ({_reason(problem)}).") from problem
+    if data is None:  # some files of the system, such as /proc/kmsg, wait for what will be written into them
+        raise error(f"{name} can't be read: it holds nothing yet.")
     if len(data) > limit:
         raise error(f"{name} is too large for what it should hold: more than {limit:,} bytes.")
     return data

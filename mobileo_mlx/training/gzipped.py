@@ -11,7 +11,7 @@ from .quadruplets import Malformed
 
 CHUNK = 2**16  # bytes
 # Images hardly shrink, text and tar headers by a factor of 10 to 50; a file made to fill a disk by up to 1032.
-_MAX_RATIO = 200
+_MAX_RATIO = 100
 _MAX_RATIO_FROM = 2**24  # bytes: less is unpacked whatever the ratio
 
 
@@ -32,7 +32,7 @@ def chunks(file: BinaryIO) -> Iterator[bytes]:
         if is_gzip(file):
             yield from _inflated(file)
         else:
-            yield from iter(lambda: file.read(CHUNK), b"")
+            yield from iter(lambda: file.read(CHUNK) or b"", b"")  # None where it would have to wait
     except OSError as error:
         raise Malformed(f"can't be read ({error.strerror or error})") from error
 

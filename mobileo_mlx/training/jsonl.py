@@ -19,6 +19,7 @@ from .gzipped import chunks
 from .quadruplets import QA, DataError, ImageRef, Malformed, Problem, Sample
 
 MAX_LINE = 2**20  # bytes
+_NO_TEXT = 2**26  # bytes without a line's end, after which nothing else is expected, such as of a file that has holes
 _MAX_PATH = 4096  # characters; more than any system takes
 _BLANK = b" \t\r\n"
 _URL = re.compile(r"(data|file):|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -89,7 +90,7 @@ def _first_bytes(content: Iterator[bytes], limit: int) -> bytes:
     return b"".join(parts)
 
 
-def _array(data: bytes) -> list[tuple[str, Any]] | None:
+def _array(data: bytes) -> Iterable[tuple[str, Any]] | None:
     """The entries of a whole file that begins with a bracket, by name; None where its lines are read by themselves.
 
     Raises:
@@ -98,7 +99,8 @@ def _array(data: bytes) -> list[tuple[str, Any]] | None:
     problem = JSONError(f"is larger than {MAX_JSON >> 20} MB; write one object a line")
     if len(data) <= MAX_JSON:
         try:
-            return [(f"entry {number}", entry) for number, entry in enumerate(parse_json(data), start=1)]
+            values = parse_json(data)
+            return ((f"entry {number}", value) for number, value in enumerate(values, start=1))
         except JSONError as error:
             problem = error
     lines = (line for line in data.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip())
@@ -131,17 +133,24 @@ def _lines(content: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
 
 
 def _split(content: Iterable[bytes]) -> Iterator[bytes | None]:
-    """The lines of a file that is read in pieces; None for one that is longer than `MAX_LINE`."""
-    rest, too_long = b"", False
+    """The lines of a file that is read in pieces; None for one that is longer than `MAX_LINE`.
+
+    Raises:
+        Malformed: one is so long that this is no text.
+    """
+    rest, left_out = b"", 0
     for data in filter(None, content):
         *whole, rest = (rest + data).splitlines(keepends=True)
         for line in whole:
-            yield None if too_long or len(line) > MAX_LINE else line
-            too_long = False
-        if len(rest) > MAX_LINE:
-            rest, too_long = rest[-1:], True  # the last byte, of which a line's end may be the second half
+            yield None if left_out or len(line) > MAX_LINE else line
+            left_out = 0
+        if left_out or len(rest) > MAX_LINE:
+            left_out += len(rest)
+            rest = rest[-1:]  # of which a line's end may be the second half
+        if left_out > _NO_TEXT:
+            raise Malformed(f"has a line of more than {_NO_TEXT >> 20} MB, so it is no text of one object a line")
     if rest:
-        yield None if too_long else rest
+        yield None if left_out else rest
 
 
 def _sample(entry: Any, name: str, folder: Path, questions: bool) -> Sample:

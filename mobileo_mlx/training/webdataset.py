@@ -29,7 +29,9 @@ DEFAULT_QUESTION = QA("Describe the image.", "The image is so beautiful.")
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _IMAGES = ("png", "jpg", "jpeg", "webp")
 _MAX_TEXT = 2**20  # bytes
-_MAX_HEADER = 2**17  # bytes; attributes that tar keeps with a file take some thousand
+_MAX_HEADER = 2**16  # bytes; attributes that tar keeps with a file take some thousand
+# Longer than in any file's name. Some versions of tarfile search attributes in a time that is quadratic in this.
+_MANY_DIGITS = re.compile(rb"\d{256}")
 _MAX_NAME = 4096  # characters; more than any system takes
 _BLOCK = 512
 _OTHER_PACKERS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
@@ -158,6 +160,8 @@ class _Archive:
             raise tarfile.ReadError(f"a header claims {size} bytes")
         data = self.content(self.position, size)
         self.position += len(data)
+        if _MANY_DIGITS.search(data):
+            raise tarfile.ReadError("a header holds a number of hundreds of digits")
         return data
 
     def content(self, position: int, size: int) -> bytes:
