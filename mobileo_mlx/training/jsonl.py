@@ -104,7 +104,8 @@ def _array(data: bytes) -> Iterable[tuple[str, Any]] | None:
         except JSONError as error:
             problem = error
     lines = (line for line in data.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip())
-    if _is_json(next(lines)) or _is_json(next(lines, b"")):
+    first = next(lines)
+    if _is_json(first) or (first.strip() != b"[" and _is_json(next(lines, b""))):
         return None
     raise Malformed(f"begins as a JSON array, but {problem}")
 
@@ -127,7 +128,7 @@ def _lines(content: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
             yield f"line {number}", Malformed(f"is longer than {MAX_LINE >> 20} MB; one object a line is read")
         elif line.strip():
             try:
-                yield f"line {number}", parse_json(line)
+                yield f"line {number}", parse_json(line.rstrip(_BLANK))
             except JSONError as error:
                 yield f"line {number}", error
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mobileo_mlx.training.data import read_data
 from mobileo_mlx.training.options import Options
+from mobileo_mlx.training.quadruplets import DataError
 from mobileo_mlx.training.stages import STAGES
 from mobileo_mlx.training.trainer import Event, FinetuneRun, StepReport
 
@@ -21,6 +23,13 @@ def write_lines(folder: Path, lines: list[Any]) -> Path:
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
     return path
+
+
+def problems(path: Path, **options: Any) -> list[str]:
+    """What is wrong with data that can't be trained on."""
+    with pytest.raises(DataError) as caught:
+        read_data(path, **options)
+    return [str(problem) for problem in caught.value.problems]
 
 
 @pytest.fixture

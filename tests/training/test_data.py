@@ -1,32 +1,25 @@
 from __future__ import annotations
 
-import io
+import gzip
 import json
-import tarfile
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
+from mobileo_mlx.training import jsonl
 from mobileo_mlx.training.data import read_data
-from mobileo_mlx.training.quadruplets import QA, DataError, Problem
-from mobileo_mlx.training.webdataset import DEFAULT_QUESTION, parse_qna
+from mobileo_mlx.training.quadruplets import QA, DataError, ImageRef
 
-from .conftest import write_lines
+from .conftest import problems, write_lines
 
 GOOD = {"prompt": "a cat", "image": "red.png", "question": "what is it?", "answer": "a cat"}
 
 
 def without(*keys: str) -> dict[str, Any]:
     return {key: value for key, value in GOOD.items() if key not in keys}
-
-
-def problems(path: Path, **options: Any) -> list[str]:
-    with pytest.raises(DataError) as caught:
-        read_data(path, **options)
-    return [str(problem) for problem in caught.value.problems]
 
 
 def test_a_file_of_quadruplets(quadruplets: Callable[..., Path]) -> None:
@@ -108,105 +101,219 @@ def test_the_fingerprint_tells_data_apart(images: Path) -> None:
     assert read_data(write_lines(images, [{**GOOD, "image": "blue.png"}])).fingerprint != first
 
 
-# Shards
+def test_the_fingerprint_follows_the_pixels_and_not_the_names(images: Path) -> None:
+    first = read_data(write_lines(images, [GOOD])).fingerprint
+    content = (images / "red.png").read_bytes()
+    (images / "other.png").write_bytes(content)
+    assert read_data(write_lines(images, [{**GOOD, "image": "other.png"}])).fingerprint == first
+    edit = read_data(write_lines(images, [{**GOOD, "source_image": "other.png"}])).fingerprint
+    # The same name, size and first half, and another picture: its last bytes are behind the pixels.
+    (images / "red.png").write_bytes(content + b"0")
+    longer = read_data(write_lines(images, [GOOD])).fingerprint
+    (images / "red.png").write_bytes(content + b"1")
+    assert len({first, edit, longer, read_data(write_lines(images, [GOOD])).fingerprint}) == 4
 
 
-def png(colour: tuple[int, int, int]) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (20, 20), colour).save(buffer, "PNG")
-    return buffer.getvalue()
+def test_an_image_is_decoded_once(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    decode = ImageRef.decode
+    monkeypatch.setattr(ImageRef, "decode", lambda self, data: decoded.append(self.path.name) or decode(self, data))
+    (images / "broken.png").write_bytes(b"no image")
+    broken = {**GOOD, "image": "broken.png"}
+    assert len(problems(write_lines(images, [GOOD, broken, GOOD, broken]))) == 2
+    assert decoded == ["red.png", "broken.png"]
 
 
-def shard(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for stem, files in samples.items():
-            for kind, content in files.items():
-                info = tarfile.TarInfo(f"{stem}.{kind}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-    return path
+# Files that others wrote
 
 
-SAMPLE = {
-    "und_image.jpg": png((0, 0, 255)),
-    "gen_image.png": png((255, 0, 0)),
-    "gen_prompt.txt": b"a cat\n",
-    "qna.txt": b"noise\nQ: what is it? A: a cat.\nQ: where?\nA: here",
-    "category.txt": b"text_to_image\n",
-}
-EDIT = {**SAMPLE, "category.txt": b"text_and_image_to_image"}
+def write(folder: Path, data: bytes, name: str = "data.jsonl") -> Path:
+    (folder / name).write_bytes(data)
+    return folder / name
 
 
-def test_a_shard(tmp_path: Path) -> None:
-    data = read_data(shard(tmp_path / "s-0.tar", {"000": SAMPLE, "sub/001": EDIT}))
-    drawn, edit = data.samples
-    assert (drawn.name, edit.name) == ("s-0.tar: 000", "s-0.tar: sub/001")
-    assert drawn.prompt == "a cat"
-    assert drawn.qa == (QA("what is it?", "a cat."), QA("where?", "here"))
-    assert drawn.source_image is None
-    assert edit.source_image == edit.question_image
-    assert drawn.image.open().getpixel((0, 0)) == (255, 0, 0)
-    assert drawn.question_image.open().getpixel((0, 0)) == (0, 0, 255)
-
-
-def test_a_folder_of_shards(tmp_path: Path) -> None:
-    for i in (1, 0):
-        shard(tmp_path / f"s-{i}.tar", {"0": SAMPLE})
-    assert [sample.name for sample in read_data(tmp_path).samples] == ["s-0.tar: 0", "s-1.tar: 0"]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no shards"):
-        read_data(tmp_path / "empty")
-
-
-def test_a_sample_without_a_question(tmp_path: Path) -> None:
-    path = shard(tmp_path / "s.tar", {"0": {**SAMPLE, "qna.txt": b"nothing"}})
-    assert problems(path) == ["s.tar: 0: qna.txt has no line 'Q: ... A: ...'"]
-    data = read_data(path, default_question=True)
-    assert data.samples[0].qa == (DEFAULT_QUESTION,)
-    assert data.default_questions == 1
+LINE = json.dumps(GOOD).encode()
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("line", "reason"),
     [
-        ({"gen_prompt.txt": None}, "lacks gen_prompt.txt"),
-        ({"gen_image.png": None}, "lacks gen_image.png or .jpg"),
-        ({"gen_image.png": png((1, 2, 3))[:-30]}, "is damaged or cut short"),
-        ({"category.txt": b"other"}, "category.txt says 'other'"),
-        ({"gen_prompt.txt": b"\xff"}, "is not UTF-8 text"),
-        ({"gen_prompt.txt": b" "}, "is empty"),
+        (b"[" * 3000, "nests too deeply"),
+        (b'{"prompt": 1' + b"0" * 5000 + b"}", "holds a number of 5001 digits"),
+        (b'{"prompt": NaN}', "holds NaN"),
+        (b'{"prompt": "\\ud800"}', "holds half a surrogate pair"),
+        (b'{"prompt": "a\x00cat"}', "is not JSON (Invalid control character at at column 14)"),
+        (b"\x00" * 100, "is not JSON (Expecting value at column 1)"),
+        (b'{"prompt": "\xff"}', "is not UTF-8 text"),
+        (b'{"prompt": "' + b"a" * 2**20 + b'"}', "is longer than 1 MB"),
+        (LINE.replace(b"red.png", b"a\\u0000b"), "embedded null byte"),
+        (LINE.replace(b"red.png", b"a" * 300), "File name too long"),
+        (LINE.replace(b"red.png", b"a" * 10_000), "'image' is no path of a file: it has 10000 characters"),
+        (LINE.replace(b"red.png", b"~nobody-of-this-name/x.png"), "~nobody-of-this-name/x.png' does not exist"),
+        (LINE.replace(b"red.png", b"."), "is a folder; name an image in it"),
+        (LINE.replace(b"red.png", b"/dev/zero"), "'/dev/zero' is not a regular file"),
+        (LINE.replace(b"red.png", b"https://a.b/c.png"), "'image' is a URL (https://a.b/c.png); download it"),
+        (LINE.replace(b"red.png", b"FILE:///c.png"), "'image' is a URL (FILE:///c.png); leave the beginning out"),
+        (LINE.replace(b"red.png", b"data:image/png;base64,AA"), "write the picture into a file"),
+        (b'{"image": "red.png", "conversations": []}', "lacks 'prompt'; it is in LLaVA's format"),
+        (b'{"image": "red.png", "messages": []}', "lacks 'prompt'; it is a chat"),
+        (b'{"file_name": "red.png", "text": "a cat"}', "it is of Hugging Face's metadata.jsonl: call 'file_name'"),
     ],
 )
-def test_bad_samples_of_a_shard(tmp_path: Path, change: dict[str, bytes | None], reason: str) -> None:
-    files = {kind: content for kind, content in {**SAMPLE, **change}.items() if content is not None}
-    (found,) = problems(shard(tmp_path / "s.tar", {"0": SAMPLE, "1": files}))
-    assert found.startswith("s.tar: 1: ")
-    assert reason in found
+def test_a_hostile_line_hides_no_other(images: Path, line: bytes, reason: str) -> None:
+    first, second = problems(write(images, b"\n".join((LINE, line, LINE, b"x"))))
+    assert first.startswith("line 2: ")
+    assert reason in first
+    assert second == "line 4: is not JSON (Expecting value at column 1)"
 
 
-@pytest.mark.parametrize("share", [0.3, 0.7, 0.9])
-def test_a_shard_cut_short(tmp_path: Path, share: float) -> None:
-    path = shard(tmp_path / "s.tar", {str(i): SAMPLE for i in range(4)})
-    whole = path.read_bytes().rstrip(b"\0")
-    path.write_bytes(whole[: int(len(whole) * share)])
-    assert any("s.tar: is cut short or damaged after" in problem for problem in problems(path))
+def test_images_that_would_never_end(images: Path) -> None:
+    os.mkfifo(images / "pipe.png")
+    for key in ("image", "source_image"):
+        (found,) = problems(write_lines(images, [{**GOOD, key: "pipe.png"}]))
+        assert "pipe.png' is not a regular file" in found
 
 
-def test_a_shard_without_its_end(tmp_path: Path) -> None:
-    path = shard(tmp_path / "s.tar", {"0": SAMPLE})
-    size = len(path.read_bytes().rstrip(b"\0"))
-    path.write_bytes(path.read_bytes()[: -(-size // 512) * 512])
-    assert problems(path) == ["s.tar: is cut short or damaged after 5 files; get it again"]
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_line_ends(images: Path, end: bytes) -> None:
+    path = write(images, b"\xef\xbb\xbf" + end.join((LINE, b"", b" ", LINE, b"x", LINE)))
+    assert problems(path) == ["line 5: is not JSON (Expecting value at column 1)"]
+    samples = read_data(write(images, b"\xef\xbb\xbf" + end.join((LINE, b"", LINE)) + end)).samples
+    assert [sample.name for sample in samples] == ["line 1", "line 3"]
 
 
-def test_not_a_shard(tmp_path: Path) -> None:
-    (tmp_path / "s.tar").write_bytes(b"no tar file" * 100)
-    (found,) = problems(tmp_path / "s.tar")
-    assert found.startswith("s.tar: is not a tar file that can be read")
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
+def test_lines_in_pieces(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are the same wherever the pieces of a file begin."""
+    monkeypatch.setattr(jsonl, "MAX_LINE", 8)
+    data = b"abc\r\n\rabcdefg\r\nabcdefghijkl\r\n\nabcdefghijkl\rx\n" + b"y" * 30
+    pieces = [data[i : i + size] for i in range(0, len(data), size)]
+    lines = [line if line is None else line.strip() for line in jsonl._split(pieces)]
+    assert lines == [b"abc", b"", None, None, b"", None, b"x", None]
 
 
-def test_questions_among_lines() -> None:
-    assert parse_qna("Q: a? A: b.") == [QA("a?", "b.")]
-    assert parse_qna("x\n Q: a b? A: c, d. \ny") == [QA("a b?", "c, d.")]
-    assert parse_qna("Q: a?\n\nA:") == []
-    assert str(Problem("line 3", "is bad")) == "line 3: is bad"
+def test_a_file_without_lines(images: Path) -> None:
+    path = images / "data.jsonl"
+    path.write_bytes(LINE + b"\nx\n")
+    with path.open("r+b") as file:
+        file.truncate(2**40)  # a hole, which takes no space
+    assert problems(path) == [
+        "line 2: is not JSON (Expecting value at column 1)",
+        "data.jsonl: has a line of more than 64 MB, so it is no text of one object a line",
+    ]
+
+
+def test_problems_without_end(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mobileo_mlx.training.data._MAX_PROBLEMS", 5)
+    with pytest.raises(DataError, match="there are 5 problems or more") as caught:
+        read_data(write_lines(images, ["x"] * 10))
+    assert len(caught.value.problems) == 5
+
+
+def test_an_array(images: Path) -> None:
+    entries = [GOOD, {**GOOD, "image": "blue.png"}]
+    for indent in (None, 2):
+        samples = read_data(write(images, json.dumps(entries, indent=indent).encode(), "data.json")).samples
+        assert [sample.name for sample in samples] == ["entry 1", "entry 2"]
+    lines = b"\xef\xbb\xbf\n[\n" + LINE + b",\n" + LINE + b"\n]\n"
+    assert len(read_data(write(images, lines)).samples) == 2
+    assert problems(write(images, json.dumps([GOOD, 3]).encode())) == ["entry 2: is not a JSON object"]
+    assert problems(write(images, lines.replace(b",\n", b"\n"))) == [
+        "data.jsonl: begins as a JSON array, but is not JSON (Expecting ',' delimiter at line 4, column 1)"
+    ]
+
+
+def test_a_bracket_makes_no_array_of_lines(images: Path) -> None:
+    assert problems(write(images, b"[1, 2]\n" + LINE)) == ["line 1: is not a JSON object"]
+    assert problems(write(images, b"[" + LINE + b"\n" + LINE + b"\nx")) == [
+        "line 1: is not JSON (Expecting ',' delimiter at column " + str(len(LINE) + 2) + ")",
+        "line 3: is not JSON (Expecting value at column 1)",
+    ]
+
+
+def test_an_array_that_is_too_large(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "MAX_JSON", 2**16)
+    entries = [{**GOOD, "prompt": "a cat " * 1000}] * 40
+    (found,) = problems(write(images, json.dumps(entries).encode()))
+    assert "begins as a JSON array, but is larger than" in found
+    assert "write one object a line" in found
+
+
+def test_gzip(images: Path) -> None:
+    lines = LINE + b"\n" + LINE + b"\nx"
+    packed = gzip.compress(lines[:70]) + gzip.compress(lines[70:]) + bytes(512)
+    assert problems(write(images, packed, "data.jsonl.gz")) == ["line 3: is not JSON (Expecting value at column 1)"]
+    # The content says so, and not the name.
+    assert len(read_data(write(images, gzip.compress(LINE))).samples) == 1
+    assert problems(write(images, gzip.compress(LINE)[:-10])) == ["data.jsonl: is gzip that is cut short; get it again"]
+    assert problems(write(images, gzip.compress(LINE)[:10] + b"\xff" * 20)) == [
+        "data.jsonl: is damaged gzip; get it again"
+    ]
+
+
+def test_gzip_that_unpacks_without_end(images: Path) -> None:
+    packed = gzip.compress(LINE + b"\n" + b"\n" * 2**25, compresslevel=9)
+    assert len(packed) < 2**16
+    assert problems(write(images, packed)) == [
+        "data.jsonl: is gzip that unpacks to more than 100 times its size; unpack it with gunzip"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("start", "reason"),
+    [
+        (b"\xff\xfe" + LINE.decode().encode("utf-16-le"), "is UTF-16 text; save it as UTF-8"),
+        (b"PK\x03\x04data", "is a zip file"),
+        (b"PAR1data", "is a Parquet file"),
+        (b"a".ljust(257, b"\0") + b"ustar", "is a tar file; if it holds samples, let its name end in .tar"),
+    ],
+)
+def test_files_of_other_kinds(images: Path, start: bytes, reason: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_data(write(images, start))
+    assert f"data.jsonl' {reason}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 5000, "a\0b", "~nobody-of-this-name/a", "/dev/zero", "data.jsonl/x"])
+def test_names_that_lead_to_no_file(name: str, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(images)
+    write(images, LINE)
+    for suffix in ("", ".jsonl", ".tar"):
+        with pytest.raises(DataError):
+            read_data(name + suffix)
+
+
+def test_a_pipe_for_data(images: Path) -> None:
+    for name in ("data.jsonl", "data.tar"):
+        os.mkfifo(images / name)
+        with pytest.raises(DataError) as caught:
+            read_data(images / name)
+        assert "is not a regular file" in "".join(map(str, [caught.value, *caught.value.problems]))
+
+
+def test_closed_folders(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = images / "closed"
+    closed.mkdir()
+    write(closed, LINE)
+
+    def refuse(call: Callable[..., Any]) -> Callable[..., Any]:
+        def refusing(path: Any, *args: Any, **options: Any) -> Any:
+            if isinstance(path, str | Path) and closed in (Path(path), *Path(path).parents):
+                raise PermissionError(13, "Permission denied")
+            return call(path, *args, **options)
+
+        return refusing
+
+    path = write_lines(images, [{**GOOD, "image": "closed/red.png"}])
+    monkeypatch.setattr(os, "listdir", refuse(os.listdir))
+    monkeypatch.setattr(os, "scandir", refuse(os.scandir))
+    with pytest.raises(DataError, match=r"closed' can't be read \(Permission denied\)"):
+        read_data(closed)
+    monkeypatch.setattr(os, "open", refuse(os.open))
+    with pytest.raises(DataError, match=r"data.jsonl' can't be read \(Permission denied\)"):
+        read_data(closed / "data.jsonl")
+    monkeypatch.setattr(os, "stat", refuse(os.stat))
+    (found,) = problems(path)
+    assert "closed/red.png' can't be read (Permission denied)" in found
+    with pytest.raises(DataError, match=r"data.jsonl' can't be read \(Permission denied\)"):
+        read_data(closed / "data.jsonl")
