@@ -25,7 +25,7 @@ def command(
         typer.Option(
             "--quadruplets",
             metavar="DATA",
-            help="A JSONL file, a WebDataset shard (*.tar), or a folder of shards.",
+            help="A JSONL file, a WebDataset shard (*.tar), either also gzipped, or a folder of shards.",
         ),
     ],
     out: Annotated[

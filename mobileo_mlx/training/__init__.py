@@ -2,7 +2,7 @@
 
 A line of data becomes a loss in five steps, each a module:
 
-    data.py (jsonl.py, webdataset.py)  file           -> Sample (quadruplets.py), checked
+    data.py (jsonl.py, webdataset.py)  file           -> Sample (quadruplets.py), checked; gzipped.py unpacks
     sequences.py                       Sample         -> TokenSequence, ids and labels
     batches.py                         Samples        -> Batch, with latents, noise and noise levels
     trainable.py                       Batch          -> embeddings, hidden states, what the DiT reads

@@ -146,7 +146,8 @@ class Data:
 
     Attributes:
         samples: in the order of the files.
-        fingerprint: by which a resumed run knows that the data are the same.
+        fingerprint: by which a resumed run knows that the data are the same: prompts, questions, answers and what the
+            images' files hold, whatever their names.
         default_questions: samples without a question of their own, which got upstream's.
     """
 
