@@ -2,7 +2,8 @@
 
 A line of data becomes a loss in five steps, each a module:
 
-    data.py (jsonl.py, webdataset.py)  file           -> Sample (quadruplets.py), checked; gzipped.py unpacks
+    data.py (jsonl.py, webdataset.py)  file           -> Sample (quadruplets.py), checked
+    (tar_files.py, gzipped.py)
     sequences.py                       Sample         -> TokenSequence, ids and labels
     batches.py                         Samples        -> Batch, with latents, noise and noise levels
     trainable.py                       Batch          -> embeddings, hidden states, what the DiT reads

@@ -77,7 +77,7 @@ def _entries(path: Path, questions: bool, default_question: bool) -> Iterator[Sa
 
 
 def _check_image(image: ImageRef) -> tuple[str, str]:
-    """The SHA-256 of an image's file, which takes less time than decoding does, and why it can't be used; "" if it can."""
+    """The SHA-256 of an image's file, in less time than decoding takes, and why it can't be used."""
     digest = ""
     try:
         content = image.read()
