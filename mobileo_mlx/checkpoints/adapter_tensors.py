@@ -95,10 +95,14 @@ def parse_tensors(stored: Mapping[str, TensorInfo], config: PeftConfig | MlxLmCo
 
     Raises:
         CheckpointError: a layer has one part of its update and lacks another; the configuration has no valid rank or
-            alpha for it; or there are too many tensors.
+            alpha for it; there are too many tensors, or updates of embeddings.
     """
     if len(stored) > _MOST_TENSORS:
         raise CheckpointError(f"'{file}' has {len(stored):,} tensors, and {_MOST_TENSORS:,} are the limit.")
+    if embeddings := [key for key in stored if ".lora_embedding_" in key[:_LONGEST_NAME]]:
+        raise CheckpointError(
+            f"'{file}' has low-rank updates of embeddings ({format_names(embeddings)}), which can't be applied."
+        )
     found = AdapterTensors()
     parts: dict[str, dict[str, TensorInfo]] = {}
     split = _split_mlx_lm if isinstance(config, MlxLmConfig) else _split_peft

