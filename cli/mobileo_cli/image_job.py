@@ -124,11 +124,11 @@ def _named(image: Path, recorded: dict[str, Any], loading: dict[str, Any], given
     Raises:
         OptionError: that would be downloaded.
     """
-    from mobileo_mlx.checkpoints.hub import is_here
+    from mobileo_mlx.checkpoints import adapters, hub
     from mobileo_mlx.errors import OptionError
 
     words = []
-    for name in ("model", "adapter"):
+    for name, is_here in (("model", hub.is_here), ("adapter", adapters.is_here)):
         if name not in recorded or recorded[name] != loading.get(name) or given[name]:
             continue
         value = recorded[name]

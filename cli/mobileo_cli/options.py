@@ -251,35 +251,12 @@ def loading(values: Mapping[str, Any], recorded: Mapping[str, Any] | None = None
     if "adapter" in arguments:
         known.pop("adapter_scale", None)  # it was another adapter's
         arguments["adapter"] = [name for name in arguments["adapter"] if name]  # "": how a replay gets rid of one
-    elif "adapter" in known:
-        _check_recorded(known["adapter"])
     arguments = {**known, **arguments}
     if not arguments.get("adapter"):
         arguments.pop("adapter", None)
         if "adapter_scale" in arguments:
             raise OptionError("--adapter-scale is that of an adapter: give --adapter DIR, too.")
     return arguments
-
-
-def _check_recorded(adapters: str | list[Any]) -> None:
-    """Says which adapters an image's metadata name. They may be anybody's: nothing is downloaded for them.
-
-    Raises:
-        OptionError: one would have to be.
-    """
-    from mobileo_mlx.checkpoints.adapters import FILES
-    from mobileo_mlx.checkpoints.hub_adapters import cached, split_name
-    from mobileo_mlx.errors import OptionError
-    from mobileo_mlx.files import expand, kind_of
-
-    names = [str(name) for name in (adapters if isinstance(adapters, list) else [adapters])]
-    printing.note(f"note: as in the image's settings, with the adapter {', '.join(names)}.")
-    for name in names:
-        if kind_of(expand(name)) == "" and split_name(name) is not None and cached(name, FILES) is None:
-            raise OptionError(
-                f"the image was made with the adapter '{name}' on the hub, which is not cached: give --adapter {name} "
-                "to download it, or --adapter '' to do without."
-            )
 
 
 def load(model: str = DEFAULT_MODEL, **arguments: Any) -> MobileO:

@@ -135,7 +135,8 @@ class Adapter:
         """
         if not self.components and not self.unknown:
             raise CheckpointError(f"The adapter '{self.name}' changes nothing: there are no tensors in it.")
-        unknown, unfit, wrong, missing = list(self.unknown), [], [], []
+        unknown, missing = list(self.unknown), list[str]()
+        unfit, wrong = list[str](), list[str]()
         num_layers = checkpoint.config.llm.num_hidden_layers
         for component in sorted(self.components):
             module = build(component, checkpoint.config)
@@ -225,6 +226,12 @@ def open_adapters(
     return tuple(
         Adapter.open(name, scale=scale, progress=progress) for name, scale in zip(names, strengths, strict=True)
     )
+
+
+def is_here(name: str) -> bool:
+    """Whether `Adapter.open` does without a download: there is something of this name, or it is whole in the cache."""
+    on_hub = kind_of(expand(name)) == "" and hub_adapters.split_name(name) is not None
+    return not on_hub or hub_adapters.cached(name, FILES) is not None
 
 
 def recorded(adapters: Sequence[Adapter]) -> dict[str, Any]:
