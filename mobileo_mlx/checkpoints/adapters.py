@@ -10,7 +10,8 @@ what mlx-lm writes for the language model alone. `trained.safetensors` is ours: 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -39,6 +40,7 @@ STEPS = "step-*"  # folders of a training run, each of which holds the adapter o
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # What trainers leave beside an adapter, to go on from: it changes nothing in the model.
+_OF_A_STEP = re.compile(r"[0-9]+_adapters\.safetensors")  # mlx-lm's checkpoints
 _TRAINING_STATE = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_args.", "random_states", "sampler.")
 
 
@@ -91,10 +93,11 @@ class Adapter:
         location = str(path)
         if isinstance(folder, str) and kind_of(path) == "" and hub_adapters.split_name(folder) is not None:
             path, location = hub_adapters.fetch(folder, FILES, progress=progress), folder
-        config, tensors = None, AdapterTensors()
+        config, tensors, read = None, AdapterTensors(), [TRAINED_FILE]
         if _holds_updates(folder, path):
             config = read_config(path / CONFIG_FILE)
             file = path / (MLX_LM_FILE if isinstance(config, MlxLmConfig) else WEIGHTS_FILE)
+            read.append(file.name)
             stored = read_header(file)
             check_dtypes(file, stored)
             tensors = parse_tensors(stored, config, file)
@@ -107,7 +110,7 @@ class Adapter:
                 trained.setdefault(component, {})[name] = info
             else:
                 tensors.unknown.append(key)
-        notes = (*(config.notes if config is not None else ()), *_unread(path))
+        notes = (*(config.notes if config is not None else ()), *_unread(path, read))
         return cls(
             str(folder),
             path,
@@ -304,13 +307,17 @@ def _listed(path: Path) -> list[Path]:
         return []
 
 
-def _unread(path: Path) -> list[str]:
-    """Notes on files in an adapter's folder that may hold a part of the training, and are never read."""
-    names = [file.name for file in _listed(path) if file.suffix in _PICKLES and not file.name.startswith(".")]
-    names = [name for name in names if not name.startswith(_TRAINING_STATE)]
+def _unread(path: Path, read: Container[str]) -> list[str]:
+    """Notes on files in an adapter's folder that may hold a part of the training, and are not read.
+
+    Pickles never are: they can run any program.
+    """
+    names = [file.name for file in _listed(path) if file.suffix in (*_PICKLES, ".safetensors")]
+    names = [name for name in names if name not in read and not name.startswith((".", *_TRAINING_STATE))]
+    names = [name for name in names if not _OF_A_STEP.fullmatch(name)]
     if not names:
         return []
     return [
-        f"{format_names(names)} in '{path}' {'are pickles and are' if len(names) > 1 else 'is a pickle and is'} never "
-        f"read; if a part of what was trained is there, add it to {WEIGHTS_FILE} (see docs/adapters.md)."
+        f"{format_names(names)} in '{path}' {'are' if len(names) > 1 else 'is'} not read; if a part of what was "
+        f"trained is there, add it to {WEIGHTS_FILE} (see docs/adapters.md)."
     ]

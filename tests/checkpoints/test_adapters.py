@@ -248,10 +248,21 @@ def test_pickles_are_never_read_and_always_named(adapter: Path, changed, tiny_mo
     for name in ("non_lora_trainables.bin", "extra.pt"):
         (folder / name).write_bytes(b"no pickle")
     (note,) = Adapter.open(folder).notes
-    assert note.startswith(f"extra.pt, non_lora_trainables.bin in '{folder}' are pickles and are never read")
+    assert note.startswith(f"extra.pt, non_lora_trainables.bin in '{folder}' are not read")
     said: list[str] = []
     fuse(tiny_model, folder, folder.parent / "fused", note=said.append)
     assert said == [note]
+
+
+def test_other_tensors_beside_an_adapter_are_named(adapter: Path, changed) -> None:
+    folder = changed()
+    for name in ("optimizer.safetensors", "0000100_adapters.safetensors"):
+        shutil.copy(adapter / WEIGHTS_FILE, folder / name)
+    assert Adapter.open(folder).notes == ()
+    for name in (MLX_LM_FILE, "non_lora_trainables.safetensors"):
+        shutil.copy(adapter / WEIGHTS_FILE, folder / name)
+    (note,) = Adapter.open(folder).notes
+    assert note.startswith(f"adapters.safetensors, non_lora_trainables.safetensors in '{folder}' are not read")
 
 
 def test_the_documented_way_to_add_a_pickle(changed, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
