@@ -131,12 +131,12 @@ def _named(image: Path, recorded: dict[str, Any], loading: dict[str, Any], given
     for name, is_here in (("model", hub.is_here), ("adapter", adapters.is_here)):
         if name not in recorded or recorded[name] != loading.get(name) or given[name]:
             continue
-        value = recorded[name]
-        for one in value if isinstance(value, list) else [value]:
+        values = recorded[name] if isinstance(recorded[name], list) else [recorded[name]]
+        for one in values:
             if one != options.DEFAULT_MODEL and not is_here(one):
+                again = " ".join(f"--{name} {value}" for value in values)  # one alone would leave out the others
                 raise OptionError(
-                    f"'{image}' was made with '{one}', which is not on this machine: give --{name} {one} to "
-                    "download it."
+                    f"'{image}' was made with '{one}', which is not on this machine: give {again} to download it."
                 )
             words.append(f"{name} '{one}'")
     return f"as '{image}' says, it is made with the {' and the '.join(words)}" if words else ""

@@ -118,8 +118,10 @@ def test_theirs_in(
     targeted = {name.rpartition(".lora_A")[0] for name, _ in wrapped.named_modules() if name.endswith("lora_A.default")}
     targeted = {name.removeprefix("base_model.model.") for name in targeted}
     wrapped.save_pretrained(tmp_path)
-    config = Adapter.open(tmp_path).config
+    opened = Adapter.open(tmp_path)
+    config = opened.config
     assert config is not None
+    assert opened.notes == ()
     names = [name for name, module in theirs.named_modules() if type(module) is torch.nn.Linear or name in targeted]
     adapted = MobileO.load(tiny_model, adapter=tmp_path, dtype="float32")
     assert_same_weights(adapted, wrapped.merge_and_unload())
