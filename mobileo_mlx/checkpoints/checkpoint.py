@@ -257,16 +257,17 @@ def _open_upstream(name: str, location: str, path: Path, config: dict[str, Any],
     check_dtypes(path, _by_full_name(tensors))
     shapes = {key: info.shape for key, info in named.items()}
     source = str(path / "config.json")
-    generation = path / "generation_config.json"
+    beside = {
+        "dit": _diffusion(path, "transformer/config.json"),
+        "vae": _diffusion(path, "vae/config.json"),
+        "scheduler": _diffusion(path, "scheduler/scheduler_config.json"),
+        "generation_config": path / "generation_config.json",
+    }
+    files = {key: file for key, file in beside.items() if file is not None and is_file(file)}
+    values: dict[str, Any] = {key: read_json(file) for key, file in files.items()}
     try:
         described = MobileOConfig.from_upstream(
-            config,
-            shapes,
-            dit=_diffusion(path, "transformer/config.json"),
-            vae=_diffusion(path, "vae/config.json"),
-            scheduler=_diffusion(path, "scheduler/scheduler_config.json"),
-            generation_config=read_json(generation) if is_file(generation) else None,
-            source=source,
+            config, shapes, **values, source=source, sources={key: str(file) for key, file in files.items()}
         )
     except (KeyError, ValueError, IndexError, ArithmeticError) as error:
         # Widths are read from the tensors, so a missing or mis-shaped one can show here first.
@@ -277,12 +278,10 @@ def _open_upstream(name: str, location: str, path: Path, config: dict[str, Any],
     return Checkpoint(name, location, path, "upstream", described, "lm_head" not in tensors, {}, tensors)
 
 
-def _diffusion(path: Path, name: str) -> dict[str, Any] | None:
-    """A configuration of diffusers from the folder `diffusion` inside the model's folder or beside it."""
-    for folder in (path / "diffusion", path.parent / "diffusion"):
-        if is_file(folder / name):
-            return read_json(folder / name)
-    return None
+def _diffusion(path: Path, name: str) -> Path | None:
+    """A configuration of diffusers in the folder `diffusion` inside the model's folder or beside it."""
+    places = (path / "diffusion" / name, path.parent / "diffusion" / name)
+    return next((file for file in places if is_file(file)), None)
 
 
 def _check_blocks(path: Path, config: MobileOConfig, tensors: Mapping[str, Mapping[str, TensorInfo]]) -> None:

@@ -141,6 +141,7 @@ class MobileOConfig(Config):
         scheduler: Mapping[str, Any] | None = None,
         generation_config: Mapping[str, Any] | None = None,
         source: str = "config.json",
+        sources: Mapping[str, str] | None = None,
     ) -> MobileOConfig:
         """Puts the configuration together from what upstream's checkpoint has.
 
@@ -151,10 +152,13 @@ class MobileOConfig(Config):
                 the repository that the checkpoint names.
             generation_config: for the tokens that end an answer.
             source: the file, for errors.
+            sources: those of `dit`, `vae`, `scheduler` and `generation_config`, by these names.
 
         Raises:
-            ConfigError: a key is missing, or the DiT's configuration is neither there nor known.
+            ConfigError: a key is missing, or a value makes no sense; or the DiT's configuration is neither there nor
+                known.
         """
+        sources = {name: name for name in ("dit", "vae", "scheduler", "generation_config")} | dict(sources or {})
         by_component: dict[str, dict[str, tuple[int, ...]]] = {name: {} for name in COMPONENTS}
         for name, shape in shapes.items():
             if (found := component_of(name)) is not None:
@@ -166,9 +170,9 @@ class MobileOConfig(Config):
         tower = fastvithd.config_from_shapes(vision) if vision else FastViTHDConfig()
         states = main.vlm_num_layers or 4
         connector = by_component["diffusion_connector"]
-        dit_config = _dit_config(main, dit, source)
-        schedule = _SchedulerConfig.from_dict(scheduler or {}, "the configuration of the scheduler")
-        ends = _GenerationConfig.from_dict(generation_config or {}, "generation_config.json").eos_token_id
+        dit_config = _dit_config(main, source) if dit is None else SanaConfig.from_dict(dit, sources["dit"])
+        schedule = _SchedulerConfig.from_dict(scheduler or {}, sources["scheduler"])
+        ends = _GenerationConfig.from_dict(generation_config or {}, sources["generation_config"]).eos_token_id
         result = cls(
             vision_tower=tower,
             mm_projector=(
@@ -190,7 +194,7 @@ class MobileOConfig(Config):
                 else MCPConfig(llm.hidden_size, output_dim=dit_config.caption_channels, num_layers=states)
             ),
             dit=dit_config,
-            vae=DCAEConfig.from_dict(vae or {}, "the configuration of the VAE"),
+            vae=DCAEConfig.from_dict(vae or {}, sources["vae"]),
             image_size=_image_size(main, source),
             eos_token_ids=_token_ids(main.eos_token_id if ends is None else ends),
             flow_shift=3.0 if schedule.flow_shift is None else schedule.flow_shift,
@@ -222,9 +226,7 @@ class _SchedulerConfig(Config):
     num_train_timesteps: Timesteps = 1000
 
 
-def _dit_config(config: _UpstreamConfig, dit: Mapping[str, Any] | None, source: str) -> SanaConfig:
-    if dit is not None:
-        return SanaConfig.from_dict(dit, "the configuration of the DiT")
+def _dit_config(config: _UpstreamConfig, source: str) -> SanaConfig:
     repository = config.diffusion_name_or_path or ""
     published = _PUBLISHED_DITS.get(repository.rstrip("/").rsplit("/", 1)[-1])
     if published is None:
