@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import reprlib
 import sys
 import types
@@ -91,8 +92,8 @@ class Config:
 
 
 def shown(value: Any) -> str:
-    """A value for a message, shortened; any size of it is shown at once."""
-    return reprlib.repr(value)
+    """A value of JSON for a message, shortened, whatever its size."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else reprlib.repr(value)
 
 
 @functools.cache

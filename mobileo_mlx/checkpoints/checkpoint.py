@@ -287,12 +287,12 @@ def _diffusion(path: Path, name: str) -> Path | None:
 def _check_blocks(path: Path, config: MobileOConfig, tensors: Mapping[str, Mapping[str, TensorInfo]]) -> None:
     """Before anything is built: how many blocks there are, the tensors' names say too."""
     for component, infos in tensors.items():
-        for start, (key, count) in block_counts(component, config).items():
+        for start, (said, count) in block_counts(component, config).items():
             found = len({name[len(start) :].partition(".")[0] for name in infos if name.startswith(start)})
             if found != count:
                 raise ConfigError(
-                    f"'{path}' has a configuration of {component} with {key} = {count}, and the tensors of {found} "
-                    f"in {start}*; get the model again."
+                    f"'{path}' has a configuration of {component} with {said}, and tensors of {found} blocks "
+                    f"{start}* instead of {count}; get the model again."
                 )
 
 

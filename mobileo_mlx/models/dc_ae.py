@@ -87,7 +87,7 @@ class DCAEConfig(Config):
         return ""
 
     def blocks(self, part: str) -> dict[str, tuple[str, int]]:
-        """The key and the number of blocks of each stage, by the start of their tensors' names.
+        """The start of the tensors' names of each stage, with what decides on its number of blocks, and that.
 
         Args:
             part: "encoder" or "decoder".
@@ -96,7 +96,7 @@ class DCAEConfig(Config):
         counts = getattr(self, key)
         # Between two stages the one that is larger has a step that changes the size.
         return {
-            f"{lists}.{i}.": (f"{key}[{i}]", count + (count > 0 and i + 1 < len(counts)))
+            f"{lists}.{i}.": (f"{key}[{i}] = {count}", count + (count > 0 and i + 1 < len(counts)))
             for i, count in enumerate(counts)
         }
 

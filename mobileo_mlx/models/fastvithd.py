@@ -85,11 +85,11 @@ class FastViTHDConfig(Config):
         return ""
 
     def blocks(self) -> dict[str, tuple[str, int]]:
-        """The key and the number of blocks of each stage, by the start of their tensors' names."""
+        """The start of the tensors' names of each stage, with what decides on its number of blocks, and that."""
         found, position = {}, 0
         for i, count in enumerate(self.layers):
             position += (i > 0) + (self.pos_embs[i] is not None)  # what stands before the stage
-            found[f"network.{position}."] = (f"layers[{i}]", count)
+            found[f"network.{position}."] = (f"layers[{i}] = {count}", count)
             position += 1
         return found
 

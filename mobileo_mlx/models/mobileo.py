@@ -250,18 +250,28 @@ def _token_ids(value: int | tuple[int, ...] | None) -> tuple[int, ...]:
 
 
 def block_counts(component: str, config: MobileOConfig) -> dict[str, tuple[str, int]]:
-    """How many blocks the lists of a component have: key and number, by the start of their tensors' names."""
+    """How many blocks each list of a component has.
+
+    Returns:
+        by the start of their tensors' names: what decides on the number, as "num_layers = 3", and the number.
+    """
     if component == "vision_tower":
         return config.vision_tower.blocks()
     if component.startswith("vae_"):
         return config.vae.blocks(component.removeprefix("vae_"))
-    return {
-        "llm": {"layers.": ("num_hidden_layers", config.llm.num_hidden_layers)},
-        "diffusion_connector": {
-            "sequence_refiners.": ("num_refinement_blocks", config.diffusion_connector.num_refinement_blocks)
-        },
-        "dit": {"transformer_blocks.": ("num_layers", config.dit.num_layers)},
-    }.get(component, {})
+    lists = {
+        "llm": ("layers.", "num_hidden_layers", config.llm.num_hidden_layers),
+        "diffusion_connector": (
+            "sequence_refiners.",
+            "num_refinement_blocks",
+            config.diffusion_connector.num_refinement_blocks,
+        ),
+        "dit": ("transformer_blocks.", "num_layers", config.dit.num_layers),
+    }
+    if component not in lists:
+        return {}
+    start, key, count = lists[component]
+    return {start: (f"{key} = {count}", count)}
 
 
 def component_of(name: str) -> tuple[str, str] | None:
