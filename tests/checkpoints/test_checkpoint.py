@@ -5,17 +5,20 @@ import struct
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from PIL import Image
+from safetensors.numpy import save_file
 from upstream import write_upstream
 
 import mobileo_mlx.checkpoints.checkpoint as checkpoint_module
+import mobileo_mlx.checkpoints.tensor_files as tensor_files
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
-from mobileo_mlx.checkpoints.convert import convert
+from mobileo_mlx.checkpoints.convert import convert, describe
 from mobileo_mlx.checkpoints.load import load_component
 from mobileo_mlx.checkpoints.random_model import write_random_model
-from mobileo_mlx.checkpoints.tensor_files import write_tensors
+from mobileo_mlx.checkpoints.tensor_files import read_header, write_tensors
 from mobileo_mlx.errors import CheckpointError, ConfigError
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.pipeline import MobileO
@@ -372,6 +375,32 @@ def test_an_unusual_dtype_is_refused(copy):
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
     with pytest.raises(CheckpointError, match=r"lm_head\.weight \(I8\)"):
         Checkpoint.open(copy)
+
+
+def test_a_model_in_float64_is_the_same_in_float32(ours, copy, monkeypatch):
+    for path in copy.glob("*.safetensors"):
+        wide = {name: np.array(array).astype(np.float64) for name, array in mx.load(str(path)).items()}
+        save_file(wide, path)
+    info = describe(copy)
+    assert {part.dtype for part in info.components} == {"float32"}
+    assert info.nbytes == 2 * describe(ours).nbytes
+    assert_same(Checkpoint.open(copy), Checkpoint.open(ours))
+    # Comparing names and shapes reads none of it.
+    monkeypatch.setattr(tensor_files, "_read_at_once", None)
+    Checkpoint.open(copy).check(*COMPONENTS)
+
+
+def test_a_network_in_float8_computes(copy):
+    header, path = {}, copy / "lm_head.safetensors"
+    shape = read_header(path)["weight"].shape
+    codes = np.arange(shape[0] * shape[1], dtype=np.uint32).astype(np.uint8) % 127  # none is NaN
+    header["weight"] = {"dtype": "F8_E4M3", "shape": list(shape), "data_offsets": [0, codes.nbytes]}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + codes.tobytes())
+    checkpoint = Checkpoint.open(copy)
+    assert checkpoint.stored_dtype("lm_head") == mx.bfloat16
+    weight = load_component(checkpoint, "lm_head", dtype=mx.float32).weight
+    assert mx.array_equal(weight, mx.from_fp8(mx.array(codes), mx.float32).reshape(shape))
 
 
 def test_a_truncated_file_is_found_on_opening(copy):
