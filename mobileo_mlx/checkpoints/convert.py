@@ -15,6 +15,7 @@ import mlx.core as mx
 
 from ..atomic import atomic_folder, check_output_folder
 from ..errors import NotFiniteError, OptionError
+from ..files import is_file
 from ..models.mobileo import COMPONENTS, MobileOConfig
 from ..ops.finite import is_finite
 from .adapters import Adapter, notes_of, open_adapters
@@ -113,7 +114,7 @@ def _weights(name: str, info: TensorInfo, infos: Mapping[str, TensorInfo], spec:
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+    return any(is_file(folder / name) for name in TOKENIZER_FILES)
 
 
 def convert(
