@@ -96,6 +96,18 @@ def out_bytes(data: bytes) -> None:
         raise
 
 
+def out_bytes(data: bytes) -> None:
+    """Writes a file to standard output, as `out` does a text."""
+    global output_failed
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+    except OSError:
+        output_failed = True
+        raise
+
+
 def note(text: str) -> None:
     """Writes one line to standard error; line breaks inside of `text` (a file's odd name) become spaces."""
     _message("note", text, text)
