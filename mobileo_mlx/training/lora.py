@@ -21,9 +21,9 @@ from ..atomic import atomic_write
 from ..checkpoints.adapters import CONFIG_FILE, LARGEST_SCALE, TRAINED_FILE, WEIGHTS_FILE, Adapter
 from ..checkpoints.modules import get_submodule, set_submodule
 from ..checkpoints.peft_names import Factor
-from ..checkpoints.tensor_files import read_tensors, write_tensors
+from ..checkpoints.tensor_files import write_tensors
 from ..errors import OptionError, format_names, format_number
-from ..models.mobileo import MobileOConfig, sanitize
+from ..models.mobileo import MobileOConfig
 from .model_arrays import Arrays, ModelArrays
 
 LLM_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -163,10 +163,7 @@ def start_from(
     full = {
         f"{component}.{name}": array
         for component in adapter.full.keys() | adapter.trained.keys()
-        for name, array in {
-            **sanitize(component, read_tensors(adapter.full.get(component, {})), model_config),
-            **read_tensors(adapter.trained.get(component, {})),
-        }.items()
+        for name, array in adapter.replacements(component, model_config).items()
     }
     layers = {(component, path): layer for component in modules for path, layer in _lora_layers(modules[component])}
     places = {f"{component}.{name}": (layer, leaf) for component, name, layer, leaf in _trained(modules)}
@@ -180,8 +177,8 @@ def start_from(
             f"the adapter '{adapter.name}' changes what this run does not train ({format_names(others)}); choose "
             "--train, --dit and --vision as it was trained."
         )
-    found = sorted({(update.rank, update.scale * update.rank) for update in updates.values()})
-    if config is not None and found and found != [(config.rank, config.alpha)]:
+    found = sorted({(update.rank, float(f"{update.scale * update.rank:.6g}")) for update in updates.values()})
+    if config is not None and found and found != [(config.rank, float(f"{config.alpha:.6g}"))]:
         has = " or ".join(f"rank {rank} and alpha {alpha:g}" for rank, alpha in found[:4])
         raise OptionError(
             f"the adapter '{adapter.name}' has {has}, and this run rank {config.rank} and alpha {config.alpha:g}; "

@@ -220,6 +220,8 @@ def holds_run(folder: Path) -> bool:
     Raises:
         OutputError: the folder can't be read.
     """
+    if not is_folder(folder, error=OutputError):
+        return False
     return bool(kind_of(folder / METRICS_FILE, error=OutputError) or checkpoints(folder))
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mobileo_mlx import locks
+
 from .conftest import COMMAND, Result, Run
 
 # Kills its own process when the nth file of a checkpoint is half written.
@@ -162,6 +164,43 @@ def test_a_signal_writes_a_checkpoint(
     assert (work / "out" / "adapter_model.safetensors").exists()
 
 
+# Sends a second Ctrl-C to its own process in the middle of a step.
+INTERRUPTED_TWICE = """
+import os, signal, sys
+from mobileo_mlx.training.loop import TrainingLoop
+mean, count = TrainingLoop._mean_gradient, [0]
+def interrupt(*arguments):
+    count[0] += 1
+    if count[0] == 4:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    return mean(*arguments)
+TrainingLoop._mean_gradient = interrupt
+from mobileo_cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_second_ctrl_c_leaves_the_adapter(arguments: list[str], work: Path, environment: dict[str, str]) -> None:
+    again = [*arguments, "--out", "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_TWICE, *again], cwd=work, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.splitlines()[-1] == "mobileo-mlx: interrupted"
+    assert [step for step, _, _ in losses(work / "out")] == [1, 2, 3]
+    assert (work / "out" / "adapter_model.safetensors").exists()
+
+
+def test_nohup_is_obeyed(arguments: list[str], work: Path, environment: dict[str, str]) -> None:
+    nohup = ["nohup", str(COMMAND), *arguments, "--out", "out"]
+    process = subprocess.Popen(nohup, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    when(lambda: len(losses(work / "out")) >= 2, process)
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=60)[0] == b"out\n"
+    assert len(losses(work / "out")) == 6
+
+
 @pytest.mark.parametrize("plotting", [True, False])
 def test_progress_and_pictures(
     arguments: list[str], here: Callable[..., Result], work: Path, plotting: bool, monkeypatch: pytest.MonkeyPatch
@@ -217,6 +256,23 @@ def test_every_bad_line_is_listed(data: Path, tiny_model: Path, here: Callable[.
         ("--steps 0", "steps 0 makes no sense"),
         ("--batch-size 4 --accumulate 3", "can't be divided into 3 parts"),
         ("--rank 0", "the rank of an adapter is 0"),
+        ("--rank 1000000000", "has to be 1 to 4096"),
+        ("--alpha inf", "the alpha of an adapter is inf"),
+        ("--alpha 1e300", "the alpha of an adapter is 1e+300"),
+        ("--alpha nan", "the alpha of an adapter is nan"),
+        ("--learning-rate inf", "learning_rate inf makes no sense"),
+        ("--learning-rate nan", "learning_rate nan makes no sense"),
+        ("--learning-rate 1e300", "learning_rate 1e+300 makes no sense"),
+        ("--learning-rate 0", "learning_rate 0.0 makes no sense"),
+        (f"--steps {10**100}", "steps with so many digits makes no sense"),
+        (f"--save-every {10**100}", "save_every with so many digits makes no sense"),
+        (f"--epochs {10**12}", "epochs 1000000000000 makes no sense"),
+        (f"--batch-size {10**9}", "batch_size 1000000000 makes no sense"),
+        (f"--seed {10**100}", "seed with so many digits is out of range"),
+        ("--warmup nan", "warmup nan makes no sense"),
+        ("--flow-shift nan", "flow_shift nan makes no sense"),
+        ("--adapter missing", "'missing' holds no adapter"),
+        ("--adapter .", "'.' holds no adapter"),
         ("--dropout 1", "the dropout of an adapter is 1"),
         ("--cond-dropout 2", "it is a share"),
         ("--layout upstream --cond-dropout 0.1", "neither flow_shift nor cond_dropout"),
@@ -227,6 +283,10 @@ def test_every_bad_line_is_listed(data: Path, tiny_model: Path, here: Callable[.
         ("--model missing", "missing"),
         ("--out missing/out", "there is no folder"),
         ("--out taken", "exists already and is not empty"),
+        (f"--out {'a' * 300}", "can't be read (File name too long)"),
+        ("--out ~nobody-here/out", "there is no folder"),
+        ("--out taken/a.txt", "is a file"),
+        ("--out taken/a.txt/out", "there is no folder"),
         ("--out ran", "holds a run already; continue it with --resume"),
         ("--out taken --resume", "exists already and is not empty"),
     ],
@@ -252,6 +312,60 @@ def test_a_run_goes_on_with_the_same_division(arguments: list[str], here: Callab
         "belongs to a run with other settings (accumulate 1 there, 2 here); continue with those, or choose another "
         "folder."
     )
+
+
+def test_a_home_folder_is_expanded(
+    arguments: list[str], here: Callable[..., Result], work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(work))
+    done = here(*arguments, "--steps", "1", "--out", "~/out")
+    assert (done.status, done.out) == (0, f"{work / 'out'}\n")
+    assert [path.name for path in work.iterdir()] == ["out"]
+    done = here(*arguments, "--steps", "1", "--adapter", "~/out/step-0000001", "--out", "~/second")
+    assert done.status == 0
+
+
+def test_more_steps(arguments: list[str], here: Callable[..., Result], work: Path) -> None:
+    assert here(*arguments, "--steps", "1", "--out", "out").status == 0
+    done = here(*arguments, "--steps", "2", "--out", "out", "--resume")
+    assert done.status == 0
+    assert "going on after step 1 of 2; from step 1 on the learning rate rises and falls once more" in done.err
+    done = here(*arguments, "--steps", "1", "--out", "out", "--resume")
+    assert done.status == 2
+    assert done.err.splitlines()[-1].endswith(
+        "error: --steps 1 is less than the 2 steps of this run; choose as many or more."
+    )
+
+
+def test_a_file_system_without_locks(
+    arguments: list[str], here: Callable[..., Result], work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", none)
+    done = here(*arguments, "--steps", "1", "--out", "out")
+    assert (done.status, done.out) == (0, "out\n")
+    assert "'out' is on a file system without locks: take care that no other run writes there" in done.err.splitlines()
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o000, 0o444])
+def test_a_folder_of_somebody_else(arguments: list[str], work: Path, environment: dict[str, str], mode: int) -> None:
+    (work / "out").mkdir()
+    (work / "out" / "metrics.jsonl").write_text("")
+    try:
+        os.chown(work / "out", 65534, 65534)
+        (work / "out").chmod(mode)
+        # Without the rights that let root pass.
+        closed = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", str(COMMAND), *arguments]
+        done = subprocess.run(
+            [*closed, "--out", "out", "--resume"], cwd=work, env=environment, capture_output=True, text=True
+        )
+    except (PermissionError, FileNotFoundError) as error:
+        pytest.skip(f"nobody else's folder can be made here, or no rights be dropped: {error}")
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert re.match(r"mobileo-mlx: error: .*'out(/\S+)?'.* (can't be|is not) ", done.stderr.splitlines()[-1])
+    assert "Traceback" not in done.stderr
 
 
 def test_out_is_needed(arguments: list[str], here: Callable[..., Result]) -> None:
@@ -289,7 +403,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_checkpoint(
     done = here(*arguments, "--save-every", "1", "--out", disk / "out")
     assert (done.status, done.out) == (2, "")
     last = done.err.splitlines()[-1]
-    assert "can't be written: the disk is full; free some space, or choose another disk." in last
+    assert "can't be written: the disk is full; free some space, or choose another disk" in last
     kept = [path.name for path in (disk / "out").glob("step-*")]
     assert len(kept) >= 1
     assert not list((disk / "out").glob(".mobileo-unfinished-*"))
