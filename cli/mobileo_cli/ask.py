@@ -26,7 +26,7 @@ def command(
 
     The answer is printed as it comes.
     """
-    from mobileo_mlx.errors import NotFiniteError, OptionError
+    from mobileo_mlx.errors import OptionError
     from mobileo_mlx.generation_options import AnswerOptions
 
     *files, question = arguments
@@ -42,16 +42,9 @@ def command(
     loading = options.loading(given)
     images = [inputs.read_image(file) for file in files]
     loaded = options.load(**loading, keep_loaded=False)
-    last, said = None, False
-    try:
+    last = None
+    with printing.Answer() as answer:
         for last in loaded.stream_ask(images, text, **answering):
-            if last.text:
-                printing.out(last.text, end="")
-                said = True
-    except NotFiniteError:
-        if said:
-            printing.out("")
-        raise
-    printing.out("")
+            answer.add(last.text)
     if given["verbose"] and last is not None:
         printing.details(last.timings, last.peak_memory, last.cache_memory)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import image_job, output_paths, printing
+from . import image_job, output_paths, printing, signals
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mobileo_mlx import MobileO
+    from mobileo_mlx.errors import MobileOError
 
 HELP = """\
 Type a message to get an answer.
@@ -43,11 +45,12 @@ class Session:
         self.verbose = verbose
         self.chat = model.chat()
         self.transcript: list[dict[str, Any]] = []
+        self._saved = 0  # entries of it
         self.pending: list[tuple[str, Image]] = []
         self.last_image: tuple[str, Image] | None = None
 
     def handle(self, line: str) -> bool:
-        """Does what a line says; a user's mistake is printed, and the chat goes on.
+        """Does what a line says; a user's mistake is printed, and what the system refuses, and the chat goes on.
 
         Returns:
             False when the chat is to end.
@@ -55,21 +58,30 @@ class Session:
         from mobileo_mlx.errors import MobileOError
 
         try:
-            line = line.strip()
+            line = line.strip().removeprefix("\ufeff")  # what Windows writes may begin with a byte order mark
             name, _, argument = line.partition(" ")
             if name in ("/quit", "/exit"):
                 return False
-            if not line:
-                return True
             if line.startswith("/"):
                 self._command(name, argument.strip())
-            else:
+            elif line:
                 self._answer(line)
         except MobileOError as error:
             printing.note(f"error: {error}")
+        except OSError as error:
+            if printing.output_failed:
+                raise
+            printing.note(f"error: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}.")
+        except signals.Ended:
+            raise
         except KeyboardInterrupt:
             printing.note("stopped")
         return True
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether anything was said since the conversation was saved."""
+        return len(self.transcript) > self._saved
 
     def _command(self, name: str, argument: str) -> None:
         from mobileo_mlx.errors import OptionError
@@ -84,47 +96,46 @@ class Session:
         if name in alone:
             alone[name]()
         elif name not in with_argument:
-            raise OptionError(f"there is no command {name}; /help lists them.")
+            # A file that was dropped on the terminal looks like a command, too.
+            typed = f"{name} {argument}".strip()
+            hint = f"to show an image, type /image {typed}" if "/" in name[1:] or "." in name else "/help lists them"
+            raise OptionError(f"there is no command {name}; {hint}.")
         elif not argument:
             raise OptionError(f"{name} needs something after it; see /help.")
         else:
             with_argument[name](argument)
 
     def _answer(self, text: str) -> None:
-        from mobileo_mlx.errors import NotFiniteError
-
+        _check_not_dropped(text)
         images = [image for _, image in self.pending]
         said, last = "", None
         try:
             stream = self.chat.stream(text, images=images, **self.answering)
             # Closing tells the library at once that no more is wanted, and it keeps what was said.
-            with contextlib.closing(stream):
+            with printing.Answer() as answer, contextlib.closing(stream):
                 for last in stream:
                     said += last.text
-                    printing.out(last.text, end="")
-            printing.out("")
-        except KeyboardInterrupt:
-            printing.out("")
-            printing.note("stopped")
-        except NotFiniteError:  # the library forgets the turn, and so does the transcript
-            if said:
-                printing.out("")
+                    answer.add(last.text)
+        except signals.Ended:
             raise
+        except KeyboardInterrupt:
+            printing.note("stopped")
         if last is None:  # stopped before the first token: the library forgets the turn, and so does the transcript
             return
         self._record("user", text, [name for name, _ in self.pending])
-        self._record("assistant", said)
+        self._record("assistant", said.strip())
         self.pending = []
         if self.verbose and last.finish_reason:
             printing.details(last.timings, last.peak_memory, last.cache_memory)
 
     def _attach(self, argument: str) -> None:
+        from mobileo_mlx.errors import ImageError
         from mobileo_mlx.images import load_image
 
-        file = _path(argument)
+        file = _path(argument, ImageError)
         image = load_image(file)
-        self.pending.append((str(file), image))
-        self.last_image = (str(file), image)
+        self.pending.append((file, image))
+        self.last_image = (file, image)
         printing.note(f"attached {file}, {image.width}x{image.height}; it goes with your next message")
 
     def _generate(self, prompt: str) -> None:
@@ -151,23 +162,26 @@ class Session:
 
     def _save(self, argument: str) -> None:
         from mobileo_mlx.atomic import atomic_write
-        from mobileo_mlx.errors import OptionError
+        from mobileo_mlx.errors import OptionError, OutputError
 
-        wished = _path(argument)
+        wished = Path(_path(argument, OutputError))
         suffix = wished.suffix.lower()
         if suffix not in (".json", ".md"):
             raise OptionError(f"{wished}: end the name with .json or .md.")
         text = json.dumps(self.transcript, indent=2, ensure_ascii=False) + "\n"
         if suffix == ".md":
-            text = _markdown(self.transcript)
-        file = output_paths.free(wished)
-        with atomic_write(file) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        printing.out(str(file))
+            text = printing.visible(_markdown(self.transcript))  # people may look at it in a terminal
+
+        def write(file: Path) -> None:
+            with atomic_write(file) as temporary:
+                temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+        printing.out(str(output_paths.write_free(wished, write)))
+        self._saved = len(self.transcript)
 
     def _clear(self) -> None:
         self.chat.clear()
-        self.transcript, self.pending, self.last_image = [], [], None
+        self.transcript, self.pending, self.last_image, self._saved = [], [], None, 0
 
     def _help(self) -> None:
         printing.out(HELP)
@@ -176,16 +190,36 @@ class Session:
         self.transcript.append({"role": role, "content": content, "images": images or []})
 
 
-def _path(argument: str) -> Path:
-    """A file as typed, or as a terminal writes one that is dropped there: quoted, or with escaped blanks."""
-    file = Path(argument).expanduser()
-    if file.exists():
-        return file
-    try:
-        words = shlex.split(argument)
-    except ValueError:
-        return file
-    return Path(words[0]).expanduser() if len(words) == 1 else file
+def _path(argument: str, error: type[MobileOError]) -> str:
+    """A file as typed, or as a terminal writes one that is dropped there: quoted, or with escaped blanks.
+
+    Raises:
+        ImageError, or what `error` is: the system does not say what there is, as for a name that is too long.
+    """
+    from mobileo_mlx.files import expand, kind_of
+
+    if not kind_of(expand(argument), error=error):
+        with contextlib.suppress(ValueError):  # a quotation mark of which there is only one
+            words = shlex.split(argument)
+            argument = words[0] if len(words) == 1 else argument
+    return str(expand(argument)) if argument.startswith("~") else argument  # a URL has two slashes that `Path` joins
+
+
+def _check_not_dropped(text: str) -> None:
+    """Tells a message from the name of a file that was dropped on the terminal, which is quoted.
+
+    Raises:
+        OptionError: it is such a name.
+    """
+    from mobileo_mlx.errors import MobileOError, OptionError
+    from mobileo_mlx.files import is_file
+
+    dropped = False
+    if text[0] in "'\"":
+        with contextlib.suppress(MobileOError):  # the system does not say what there is: nothing that was dropped
+            dropped = os.path.isabs(name := _path(text, MobileOError)) and is_file(name)
+    if dropped:
+        raise OptionError(f"to show an image, type /image before its name: /image {text}")
 
 
 def _markdown(transcript: list[dict[str, Any]]) -> str:

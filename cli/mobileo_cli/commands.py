@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,15 +20,23 @@ NAME = "mobileo-mlx"
 Command = Callable[..., None]
 
 
-def _with_fast_blas(command: Command) -> Command:
-    """The command, which loads a fast BLAS before it imports MLX. `--help` does neither."""
+def _prepared(command: Command) -> Command:
+    """The command with what all have in common; `--help` needs none of it.
+
+    A fast BLAS is loaded before it imports MLX. In every path ~ stands for the user's folder: a shell sees to that only
+    where it begins a word, and not in --out=~/x.
+    """
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> None:
         from mobileo_mlx import blas
+        from mobileo_mlx.files import expand
 
         blas.preload()
-        command(*arguments, **options)
+        command(
+            *arguments,
+            **{name: expand(value) if isinstance(value, Path) else value for name, value in options.items()},
+        )
 
     return run
 
@@ -63,7 +72,7 @@ program = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 for module in (generate, edit, ask, chat, finetune, convert, fuse, info, random_model, doctor):
-    program.command(module.NAME, cls=_Command)(_with_fast_blas(module.command))
+    program.command(module.NAME, cls=_Command)(_prepared(module.command))
 
 
 @program.callback(invoke_without_command=True)

@@ -245,6 +245,38 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
     return "\n".join(lines)
 
 
+class Answer:
+    """An answer that is printed as it comes, without the blanks at its two ends, as the library's `Answer.text`.
+
+    As a context it ends the line at its end; where nothing was said and an error ends it, there is no line.
+
+    Attributes:
+        said: whether anything was printed.
+    """
+
+    def __init__(self) -> None:
+        self.said = False
+        self._blanks = ""  # they may be the answer's end
+
+    def __enter__(self) -> Answer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if (self.said or error is None) and not output_failed:
+            out("")
+
+    def add(self, text: str) -> None:
+        """Prints the next piece."""
+        text = self._blanks + text if self.said else text.lstrip()
+        shown = text.rstrip()
+        self._blanks = text[len(shown) :]
+        if shown:
+            out(shown, end="")
+            self.said = True
+
+
 class Progress:
     """A bar with the time left, drawn over itself on standard error; see `set_progress` and `draws_bars`."""
 
