@@ -144,10 +144,11 @@ class Chat:
 
     def _new_ids(self, text: str, images: int) -> list[int]:
         """What the model has not read yet: the rest of the last answer, its end, and this turn."""
-        tokenizer = self._parts.tokenizer
+        tokenizer, context = self._parts.tokenizer, self._parts.config.llm.max_position_embeddings
         if not self.messages:
-            return encode_prompt(tokenizer, first_turn(text, images=images, system_prompt=self._system_prompt))
-        ids = encode_prompt(tokenizer, next_turn(text, images=images))
+            turn = first_turn(text, images=images, system_prompt=self._system_prompt)
+            return encode_prompt(tokenizer, turn, context=context)
+        ids = encode_prompt(tokenizer, next_turn(text, images=images), context=context)
         unread = self._answer[self._cache[0].offset - self._answer_start :]
         if self._answer[-1] == tokenizer.token_id(IM_END):
             return unread + ids[1:]  # the answer ends as `next_turn` begins

@@ -228,7 +228,8 @@ class MobileO:
         check_text(question, "question")
         loaded = load_images(images)
         self.parts.require("answer", *(["vision"] if loaded else []))
-        ids = encode_prompt(self.tokenizer, ask_prompt(question, len(loaded)))
+        context = self.config.llm.max_position_embeddings
+        ids = encode_prompt(self.tokenizer, ask_prompt(question, len(loaded)), context=context)
         cache = empty_cache(self.config.llm.num_hidden_layers)
         return self.parts.in_turns(stream_answer(self.parts, ids, loaded, cache, settings))
 
@@ -332,9 +333,9 @@ class MobileO:
 
     def _prompt_ids(self, task: str, text: str) -> list[int]:
         template = edit_prompt if task == "edit" else generate_prompt
-        ids = encode_prompt(self.tokenizer, template(text))
-        positions = len(ids) + (self.config.image_tokens - 1 if task == "edit" else 0)
         context = self.config.llm.max_position_embeddings
+        ids = encode_prompt(self.tokenizer, template(text), context=context)
+        positions = len(ids) + (self.config.image_tokens - 1 if task == "edit" else 0)
         if positions > context:
             raise PromptError(
                 f"The prompt takes {positions} positions and the model's context has {context}; shorten it."

@@ -80,12 +80,24 @@ def edit_prompt(instruction: str) -> str:
     return first_turn(EDIT_PREFIX + instruction, images=1)
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, prompt: str, *, context: int | None = None) -> list[int]:
     """Token ids of a prompt, `IMAGE_TOKEN_INDEX` for each literal `<image>` in it.
 
     The pieces between images are encoded apart from each other, as in the original. There `<image>` is a token
     of the vocabulary too, but a prompt never becomes it.
+
+    Args:
+        tokenizer: encodes.
+        prompt: with the conversation's format around it.
+        context: positions of the model, where a prompt that is far beyond them is to be refused before it is encoded.
+
+    Raises:
+        PromptError: it is.
     """
+    if context is not None and len(prompt) > context and (fewest := tokenizer.fewest_tokens(prompt)) > context:
+        raise PromptError(
+            f"The prompt takes {fewest} positions at least and the model's context has {context}; shorten it."
+        )
     first, *others = (tokenizer.encode(piece) for piece in prompt.split(IMAGE_TOKEN))
     ids = list(first)
     for piece in others:

@@ -9,32 +9,18 @@ from __future__ import annotations
 import codecs
 import functools
 import re
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .atomic import atomic_write
 from .errors import CheckpointError
-from .files import read_json
+from .tokenizer_files import END_OF_TEXT as END_OF_TEXT
+from .tokenizer_files import IM_END, IM_START, byte_values, read_tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
-
-END_OF_TEXT = "<|endoftext|>"  # padding
-IM_START = "<|im_start|>"
-IM_END = "<|im_end|>"  # ends every turn, answers included
-
-# How Qwen2 cuts text into words before the merges: contractions, letters, single digits, punctuation, space.
-# This is part of the tokenizer's definition, as the vocabulary is.
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-    r"|[^\r\n\p{L}\p{N}]?\p{L}+"
-    r"|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+"
-    r"|\s+(?!\S)"
-    r"|\s+"
-)
 
 
 class Tokenizer:
@@ -54,34 +40,33 @@ class Tokenizer:
         self._control = self._special | {i for i, s in self._added.items() if re.fullmatch(r"<\|.*\|>", s)}
 
     @classmethod
-    def load(cls, folder: str | Path) -> Tokenizer:
+    def load(cls, folder: str | Path, *, rows: int | None = None) -> Tokenizer:
         """Reads `tokenizer.json`, or where there is none `vocab.json` and `merges.txt`.
 
         With the latter, added tokens come from `tokenizer_config.json` and `added_tokens.json`; where neither
         lists any, `<|endoftext|>`, `<|im_start|>` and `<|im_end|>` follow the vocabulary.
 
+        Args:
+            folder: of the files.
+            rows: of the model's embedding, where it is known: an id beyond would be read from outside of it.
+
         Raises:
-            CheckpointError: a file is missing or malformed, or the tokenizer lacks a single byte,
-                `<|im_start|>` or `<|im_end|>`; the file is named.
+            CheckpointError: a file is missing or malformed, describes another kind of tokenizer, or has more tokens
+                than the model; or the tokenizer lacks a single byte, `<|im_start|>` or `<|im_end|>`. The file is named.
         """
-        folder = Path(folder)
-        path = folder / "tokenizer.json"
-        if path.exists():
-            tokenizer = cls(_read_tokenizer_json(path))
-        else:
-            path = folder / "vocab.json"
-            if not (path.exists() and (folder / "merges.txt").exists()):
-                raise CheckpointError(
-                    f"'{folder}' has no tokenizer: it needs tokenizer.json, or vocab.json with merges.txt; "
-                    "copy the model's own files there."
-                )
-            tokenizer = cls(_build(folder))
+        backend, path = read_tokenizer(Path(folder))
+        tokenizer = cls(backend)
         # Without a token for each byte some text would vanish; without the other two there are no turns.
-        needed = (*_byte_values(), IM_START, IM_END)
+        needed = (*byte_values(), IM_START, IM_END)
         absent = [token for token in needed if tokenizer.token_id(token) is None]
         if absent:
             raise CheckpointError(
                 f"'{path}' has no token {absent[0]}, so it is not the tokenizer of a Mobile-O model; "
+                "copy the model's own files there."
+            )
+        if rows is not None and tokenizer.vocab_size > rows:
+            raise CheckpointError(
+                f"The tokenizer in '{folder}' has {tokenizer.vocab_size} tokens, and the model's vocabulary {rows}; "
                 "copy the model's own files there."
             )
         return tokenizer
@@ -99,6 +84,20 @@ class Tokenizer:
         """Token ids of `text`; nothing is added before or after."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
+    def fewest_tokens(self, text: str) -> int:
+        """How many tokens `text` has at least. Encoding, which counts them, takes 200 times the text's memory."""
+        if any(token.lstrip or token.rstrip for token in self._backend.get_added_tokens_decoder().values()):
+            text = "".join(text.split())  # such a token takes any number of blanks beside it
+        return -(-len(unicodedata.normalize("NFC", text).encode()) // self._longest)
+
+    @functools.cached_property
+    def _longest(self) -> int:
+        """Bytes that one token stands for at most."""
+        # In a byte-level vocabulary a letter is a byte. An added token stands for itself, or for its NFC.
+        added = (form for text in self._added.values() for form in (text, unicodedata.normalize("NFC", text)))
+        vocabulary = self._backend.get_vocab(with_added_tokens=False)
+        return max(*map(len, vocabulary), *(len(form.encode()) for form in added), 1)
+
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD, ids without a token become nothing.
 
@@ -115,7 +114,7 @@ class Tokenizer:
         if token in self._added:
             return self._added[token].encode()
         text = self._backend.id_to_token(token) if token >= 0 else None
-        return bytes(map(_byte_values().__getitem__, text)) if text is not None else b""
+        return bytes(map(byte_values().__getitem__, text)) if text is not None else b""
 
     def is_control(self, token: int) -> bool:
         """Whether a token directs the conversation and is not part of what is said."""
@@ -160,86 +159,3 @@ class StreamingDecoder:
         The decoder is then as new.
         """
         return self._utf8.decode(b"", final=True)
-
-
-@functools.cache
-def _byte_values() -> dict[str, int]:
-    """The byte that each letter of a byte-level vocabulary stands for.
-
-    Printable characters of Latin-1 stand for themselves; the other bytes, in order, for U+0100 and following.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = sorted(set(range(256)) - set(printable))
-    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
-
-
-def _read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
-    import tokenizers
-
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # The library raises bare exceptions for every kind of bad file.
-        raise CheckpointError(f"'{path}' can't be read as a tokenizer ({error}); download it again.") from error
-
-
-def _build(folder: Path) -> tokenizers.Tokenizer:
-    """Qwen2's tokenizer from `vocab.json`, `merges.txt` and what says which tokens were added."""
-    import tokenizers
-    from tokenizers import decoders, models, normalizers, pre_tokenizers
-
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    try:
-        model = models.BPE.from_file(str(vocab), str(merges))
-    except Exception as error:  # As above; the library does not say which of the two files it was.
-        raise CheckpointError(
-            f"'{vocab}' and 'merges.txt' beside it can't be read as a tokenizer ({error}); download them again."
-        ) from error
-    backend = tokenizers.Tokenizer(model)
-    backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(_WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    wanted, special = _added_tokens(folder, first=backend.get_vocab_size())
-    for i in sorted(wanted):
-        token = tokenizers.AddedToken(wanted[i], special=wanted[i] in special, normalized=False)
-        backend.add_tokens([token])
-        if backend.token_to_id(wanted[i]) != i:
-            raise CheckpointError(
-                f"The added token {wanted[i]} of '{folder}' has the id {i}, but {backend.token_to_id(wanted[i])} "
-                "is the next after vocab.json; use the tokenizer files that came with the model."
-            )
-    return backend
-
-
-def _added_tokens(folder: Path, first: int) -> tuple[dict[int, str], set[str]]:
-    """Added tokens by id, and the texts of those that are special."""
-    config, listed = (_read_optional(folder / name) for name in ("tokenizer_config.json", "added_tokens.json"))
-    added = {token: i for i, token in enumerate((END_OF_TEXT, IM_START, IM_END), first)}
-    declared = config.get("added_tokens_decoder") or {}
-    try:
-        if listed or declared:
-            added = {str(token): int(i) for token, i in listed.items()}
-            added |= {str(entry["content"]): int(i) for i, entry in declared.items()}
-        special = {_content(config[name]) for name in ("bos_token", "eos_token", "pad_token") if config.get(name)}
-        special |= {_content(token) for token in config.get("additional_special_tokens") or ()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"The added tokens in '{folder}' (added_tokens.json, tokenizer_config.json) are malformed; "
-            "download the two files again."
-        ) from error
-    # A token can be added without being special. The original's `<|im_start|>` is such a one.
-    return {i: token for token, i in added.items()}, special or set(added)
-
-
-def _content(token: str | Mapping[str, Any]) -> str:
-    """Configurations write a token as its text, or as an object that holds it."""
-    return token if isinstance(token, str) else token["content"]
-
-
-def _read_optional(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; an empty one when there is no such file."""
-    return read_json(path) if path.exists() else {}

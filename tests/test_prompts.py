@@ -109,3 +109,14 @@ def test_a_continued_chat_has_the_ids_of_the_whole_conversation(reference):
     parts = [prompts.first_turn("One."), "Two.", prompts.next_turn("Three?", images=1)]
     ids = [i for part in parts for i in prompts.encode_prompt(tokenizer, part)]
     assert ids == prompts.encode_prompt(tokenizer, "".join(parts))
+
+
+def test_a_prompt_far_beyond_the_context_is_not_encoded(reference, monkeypatch):
+    tokenizer = Tokenizer.load(reference / "qwen2-tokenizer")
+    text = "a cat " * 100
+    ids = prompts.encode_prompt(tokenizer, text)
+    assert prompts.encode_prompt(tokenizer, text, context=len(ids)) == ids
+    assert prompts.encode_prompt(tokenizer, text, context=5) == ids  # 600 bytes, and the longest token has 128
+    monkeypatch.setattr(Tokenizer, "encode", lambda *arguments: pytest.fail("it was encoded"))
+    with pytest.raises(PromptError, match="takes 5 positions at least and the model's context has 4; shorten it"):
+        prompts.encode_prompt(tokenizer, text, context=4)

@@ -1,5 +1,6 @@
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -156,16 +157,38 @@ def damage(folder: Path, **files: str) -> Path:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"tokenizer_json": '{"version"'}, r"tokenizer\.json' can't be read as a tokenizer"),
-        ({"vocab_json": '{"a":'}, r"vocab\.json' and 'merges\.txt' beside it can't be read"),
-        (
-            {"merges_txt": "#version: 0.2\nnot in vocabulary\n"},
-            r"vocab\.json' and 'merges\.txt' beside it can't be read",
+        ({"tokenizer_json": '{"version"'}, r"tokenizer\.json' is not JSON"),
+        ({"tokenizer_json": "{}"}, r"tokenizer\.json' holds no BPE model, so it is not the tokenizer of a Mobile-O"),
+        ({"tokenizer_json": "[" * 100_000}, r"tokenizer\.json' nests too deeply"),
+        ({"vocab_json": '{"a":'}, r"vocab\.json' is not JSON"),
+        ({"vocab_json": r'{"\ud800": 0}'}, r"vocab\.json' holds half a surrogate pair"),
+        ({"vocab_json": '{"日": 0}'}, r"vocab\.json' has tokens with '日', which stands for no byte"),
+        ({"merges_txt": "#version: 0.2\nnot in vocabulary\n"}, r"merges of '.*vocab\.json' are not pairs"),
+        ({"merges_txt": "#version: 0.2\nq zz\n"}, r"merges of '.*vocab\.json' do not fit its vocabulary"),
+        *(
+            ({"vocab_json": vocab}, r"vocab\.json' has no vocabulary with ids from 0 on without a gap")
+            for vocab in (
+                '{"a": -1}',
+                '{"a": 1}',
+                '{"a": 0, "b": 0}',
+                '{"a": 0, "b": 18446744073709551616}',
+                '{"a": 0.0}',
+                '{"a": true, "b": 0}',
+                '{"a": [0]}',
+                '{"a": "0"}',
+            )
         ),
         ({"vocab_json": '{"a": 0}', "merges_txt": "#version: 0.2\n"}, r"vocab\.json' has no token "),
         ({"added_tokens_json": '{"<|im_end|>": 262}'}, r"vocab\.json' has no token <\|im_start\|>"),
         ({"added_tokens_json": '{"<|im_end|>": 999}'}, r"<\|im_end\|> of '.*' has the id 999, but 262 is the next"),
         ({"added_tokens_json": '{"<|im_end|>": "x"}'}, r"added tokens in '.*' .* are malformed"),
+        ({"added_tokens_json": '{"<|im_end|>": -1}'}, r"<\|im_end\|> of '.*' has the id -1, but"),
+        ({"added_tokens_json": '{"<|im_end|>": 1e9}'}, r"added tokens in '.*' .* are malformed"),
+        ({"added_tokens_json": '{"<|im_end|>": 262, "<|im_start|>": 262}'}, r"added tokens in '.*' .* are malformed"),
+        ({"added_tokens_json": r'{"\udc00": 262}'}, r"added_tokens\.json' holds half a surrogate pair"),
+        ({"tokenizer_config_json": '{"eos_token": 5}'}, r"added tokens in '.*' .* are malformed"),
+        ({"tokenizer_config_json": '{"eos_token": {"content": [1]}}'}, r"added tokens in '.*' .* are malformed"),
+        ({"tokenizer_config_json": '{"additional_special_tokens": 1}'}, r"added tokens in '.*' .* are malformed"),
         ({"added_tokens_json": "[1]"}, r"added_tokens\.json' does not hold a JSON object"),
         ({"tokenizer_config_json": "{"}, r"tokenizer_config\.json' is not JSON"),
         ({"tokenizer_config_json": '{"added_tokens_decoder": {"1": {}}}'}, r"added tokens in '.*' .* are malformed"),
@@ -174,6 +197,130 @@ def damage(folder: Path, **files: str) -> Path:
 def test_damaged_files_are_named(tmp_path, files, message):
     with pytest.raises(CheckpointError, match=message):
         Tokenizer.load(damage(write_vocabulary(tmp_path), **files))
+
+
+def tokenizer_json(**changes: object) -> dict:
+    """What `tokenizers` writes for Qwen2's pipeline over single bytes."""
+    vocab = {token: i for i, token in enumerate(BYTES)}
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": 256 + i, "content": token, "special": True, "normalized": False} for i, token in enumerate(SPECIALS)
+        ],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "dropout": None, "vocab": vocab, "merges": []},
+    }
+    for path, value in changes.items():
+        *keys, last = path.split("__")
+        inside: dict = content
+        for key in keys:
+            inside = inside[key]
+        inside[last] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"normalizer": None},
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}]}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}},
+        {"model__continuing_subword_prefix": "", "model__end_of_word_suffix": "", "model__byte_fallback": False},
+        {"model__merges": []},
+        {"truncation": {"max_length": 2}, "padding": {"length": 9}, "post_processor": {"type": "anything"}},
+    ],
+)
+def test_what_a_tokenizer_json_may_say(tmp_path, changes):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(**changes)))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("a <|im_end|>é")) == "a <|im_end|>é"
+    assert tokenizer.encode("<|im_end|>") == [258]
+    assert tokenizer.decode([258], skip_special=True) == ""
+
+
+BLANK = {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}}
+EVIL = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": None}, "holds no BPE model"),
+        ({"model__type": "Unigram"}, "holds no BPE model"),
+        ({"model__dropout": 0.5}, "sets dropout"),
+        # `tokenizers` itself panics here.
+        ({"model__continuing_subword_prefix": r"\p{L}+"}, "sets continuing_subword_prefix"),
+        ({"model__vocab": []}, "ids from 0 on"),
+        ({"model__vocab": {}}, "has the id 256, but 0 is the next"),
+        ({"model__merges": [["a"]]}, "are not pairs"),
+        ({"model__merges": [["a", 1]]}, "are not pairs"),
+        ({"model__merges": ["a b"]}, "do not fit"),
+        ({"normalizer": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}}, "changes text"),
+        ({"normalizer": {"type": "Sequence", "normalizers": 3}, "pre_tokenizer": None}, "cuts text"),
+        ({"normalizer": 5}, "changes text"),
+        (BLANK, "cuts text"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [EVIL]}}, "cuts text into other words than Qwen2's"),
+        ({"pre_tokenizer": []}, "cuts text"),
+        ({"added_tokens": {}}, "has no token <|im_start|>"),
+        ({"added_tokens": "x"}, "malformed added tokens"),
+        ({"added_tokens": [{"id": 256, "content": IM_END, "lstrip": 1}]}, "malformed added tokens"),
+        ({"added_tokens": [{"id": True, "content": IM_END}]}, "malformed added tokens"),
+        ({"added_tokens": [{"id": 2**63, "content": IM_END}]}, "has the id 9223372036854775808, but 256 is the next"),
+        ({"added_tokens": [{"id": 256, "content": ""}]}, "has the id 256, but None is the next"),
+        ({"added_tokens": [{"id": 256 + i, "content": str(i)} for i in range(10_001)]}, "lists 10001 added tokens"),
+    ],
+)
+def test_other_tokenizers_are_refused(tmp_path, changes, message):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(**changes)))
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        Tokenizer.load(tmp_path)
+
+
+def test_panics_are_errors(tmp_path, monkeypatch):
+    """None is known with what is handed to `tokenizers`; they are no `Exception`."""
+
+    class PanicException(BaseException):
+        pass
+
+    def panic(*arguments):
+        raise PanicException("index out of range")
+
+    monkeypatch.setattr("tokenizers.models.BPE", panic)
+    with pytest.raises(CheckpointError, match=r"vocab\.json' do not fit its vocabulary \(index out of range\)"):
+        Tokenizer.load(write_vocabulary(tmp_path))
+
+
+def test_a_tokenizer_of_a_larger_model(tmp_path):
+    folder = write_vocabulary(tmp_path)
+    assert Tokenizer.load(folder, rows=SIZE + 3).vocab_size == SIZE + 3
+    with pytest.raises(CheckpointError, match=f"has {SIZE + 3} tokens, and the model's vocabulary {SIZE + 2}"):
+        Tokenizer.load(folder, rows=SIZE + 2)
+
+
+def test_a_bound_of_the_number_of_tokens(tokenizer):
+    # The longest token is <|endoftext|>, of 13 bytes.
+    assert [tokenizer.fewest_tokens(text) for text in ("", "a" * 13, "a" * 14, "日" * 13)] == [0, 1, 2, 3]
+    random.seed(1)
+    pieces = [*SPECIALS, " cat", "  ", "e\u0301", "\u1100\u1161\u11a8", "\u0958", "\u1fef", "12", "日本", "\r\n"]
+    for _ in range(200):
+        text = "".join(random.choices(pieces, k=random.randint(0, 60)))
+        assert tokenizer.fewest_tokens(text) <= len(tokenizer.encode(text))
+    assert tokenizer.fewest_tokens("<|endoftext|>" * 1000) == len(tokenizer.encode("<|endoftext|>" * 1000))
+
+
+def test_a_bound_where_tokens_take_the_blanks_beside_them(tmp_path):
+    listed = [{"id": 256 + i, "content": token, "rstrip": True, "lstrip": True} for i, token in enumerate(SPECIALS)]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(added_tokens=listed)))
+    tokenizer = Tokenizer.load(tmp_path)
+    text = f"{' ' * 1000}{IM_END}{' ' * 1000}"
+    assert len(tokenizer.encode(text)) == 1
+    assert tokenizer.fewest_tokens(text) == 1
 
 
 def test_missing_files_are_named(tmp_path):

@@ -124,11 +124,11 @@ class Checkpoint:
         """The tokenizer.
 
         Raises:
-            CheckpointError: its files are missing or malformed.
+            CheckpointError: its files are missing or malformed, or it is that of another model.
         """
         from ..tokenizer import Tokenizer
 
-        return Tokenizer.load(self.path)
+        return Tokenizer.load(self.path, rows=self.config.llm.vocab_size)
 
     def _where(self, component: str) -> str:
         return f"{component}.safetensors" if self.layout == "mobileo-mlx" else f"tensors of {component}"
