@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 STDIN = "-"
-MAX_TEXT = 2**22  # bytes; what fits into the context of a model has some hundred thousand
+MAX_TEXT = 2**20  # bytes; what fits into the context of a model has some hundred thousand
 
 
 def read_text(argument: str | None, file: Path | None, *, name: str) -> str | None:

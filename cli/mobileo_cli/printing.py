@@ -25,6 +25,8 @@ output_failed = False  # True once standard output could not be written, which t
 progress_mode = "auto"
 _PROGRESS_MODES = ("auto", "json", "none")
 
+_MAX_MESSAGE = 4000  # characters
+
 # Control characters (C0, DEL, C1), those that turn the direction of writing, and halves of surrogate pairs.
 _HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -125,9 +127,14 @@ def failure(text: str, *, event: str = "error") -> None:
 
 def _message(event: str, text: str, line: str) -> None:
     if progress_mode == "json":
-        _event(event, message=" ".join(text.split()))
+        _event(event, message=_shortened(" ".join(text.split())))
     else:
-        _write_message(visible(" ".join(line.split())) + "\n")
+        _write_message(_shortened(visible(" ".join(line.split()))) + "\n")
+
+
+def _shortened(text: str) -> str:
+    """Without its middle where a message repeats something endless that was typed or read."""
+    return text if len(text) <= _MAX_MESSAGE else f"{text[: _MAX_MESSAGE // 2]} ... {text[-_MAX_MESSAGE // 2 :]}"
 
 
 def _event(event: str, **fields: Any) -> None:

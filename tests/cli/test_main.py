@@ -126,6 +126,17 @@ def test_text_that_the_terminal_cannot_show(command: Run, photo: Path, tiny_mode
     assert done.returncode == 0, done.stderr
 
 
+def test_python_m(work: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "mobileo_mlx", *arguments], cwd=work, capture_output=True, text=True
+        )
+
+    assert run("generate", "--help").stdout.startswith("Usage: mobileo-mlx generate ")
+    refused = run("paint")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+
+
 def test_closed_streams(tiny_model: Path, work: Path) -> None:
     """As `<&-` and `>&-` of a shell leave them."""
     line = f"exec '{COMMAND}' generate 'a cat' -m '{tiny_model}' --steps 1 -o cat.png <&- >&- 2>&-"

@@ -48,6 +48,16 @@ def test_notes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "'a b.png' is damaged.\n"
 
 
+def test_endless_messages_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    printing.failure(f"--seed {'9' * 1_000_000}: choose a smaller number.")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mobileo-mlx: error: --seed 999")
+    assert line.endswith("999: choose a smaller number.")
+    assert len(line) == 4005
+    printing.note("a" * 4000)
+    assert capsys.readouterr().err == "a" * 4000 + "\n"
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
