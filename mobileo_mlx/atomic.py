@@ -163,10 +163,7 @@ def _remove_if_abandoned(path: str) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             if lock(descriptor):
-                if os.path.isdir(path):
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    os.unlink(path)
+                _remove(Path(path))
         finally:
             os.close(descriptor)
 
@@ -181,12 +178,12 @@ def _create(parent: Path, suffix: str, *, folder: bool) -> tuple[Path, int]:
     """A new temporary file or folder, and a descriptor of it that holds its lock."""
     while True:
         path = parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}{suffix}"
-        if folder:
-            path.mkdir()
-            flags = os.O_RDONLY | os.O_DIRECTORY
-        else:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         try:
+            if folder:
+                path.mkdir()
+                flags = os.O_RDONLY | os.O_DIRECTORY
+            else:
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
             descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
             # Before it was locked another process may have taken it for abandoned.
             if lock(descriptor) is not False and os.path.samestat(os.fstat(descriptor), os.stat(path)):
@@ -195,6 +192,16 @@ def _create(parent: Path, suffix: str, *, folder: bool) -> tuple[Path, int]:
         except FileNotFoundError:
             if not parent.is_dir():
                 raise
+        except KeyboardInterrupt:  # nobody else knows the name yet
+            _remove(path)
+            raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _claim(temporary: Path, target: Path, path: str | Path) -> None:

@@ -289,3 +289,15 @@ def test_names_that_hold_a_nul():
     for check in (check_output, check_output_folder):
         with pytest.raises(OutputError, match="null"):
             check("a\0b")
+
+
+@pytest.mark.parametrize("write", [lambda path: atomic_write(path), lambda path: atomic_folder(path)])
+def test_an_interruption_before_anything_is_written(tmp_path, monkeypatch, write):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(atomic, "lock", interrupt)
+    with pytest.raises(KeyboardInterrupt), write(tmp_path / "new.x"):
+        pass
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []

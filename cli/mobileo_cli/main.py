@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         printing.make_streams_lenient()
         if arguments is None:  # this is the program, and not a part of another one
             sys.excepthook = printing.show_bug
+            signals.repeat_what_was_lost()
         with signals.raising():
             return _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt as interruption:

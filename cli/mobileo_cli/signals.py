@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # `kill`, `timeout` and a shutdown; a terminal that was closed
 
@@ -28,23 +31,49 @@ def interruption(number: int) -> KeyboardInterrupt:
     return KeyboardInterrupt() if number == signal.SIGINT else Ended(number)
 
 
+_ending = False  # after the first signal of `ENDING`
+
+
 @contextmanager
 def raising() -> Iterator[None]:
     """Lets the signals of `ENDING` raise `Ended`, the first of them alone; those that are ignored (nohup) stay so."""
     taken = [number for number in ENDING if _is_main_thread() and signal.getsignal(number) == signal.SIG_DFL]
-
-    def end(number: int, frame: FrameType | None) -> None:
-        for each in taken:  # a terminal that closes may say so several times
-            signal.signal(each, signal.SIG_IGN)
-        raise Ended(number)
-
     for each in taken:
-        signal.signal(each, end)
+        signal.signal(each, _end)
     try:
         yield
     finally:
         for each in taken:
             signal.signal(each, signal.SIG_DFL)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    global _ending
+    if not _ending:  # a terminal that closes, or a shutdown, may say so several times
+        _ending = True
+        raise Ended(number)
+
+
+def repeat_what_was_lost() -> None:
+    """Lets an interruption that Python could not raise come again.
+
+    Where it comes in a callback, as there are many during imports, it is reported and ignored. For
+    `sys.unraisablehook`, in the process of the command alone.
+    """
+
+    def hook(lost: Any) -> None:
+        global _ending
+        if isinstance(lost.exc_value, KeyboardInterrupt):
+            _ending = False
+            number = getattr(lost.exc_value, "number", signal.SIGINT)
+            # A moment later, when the main thread has left the callback.
+            again = threading.Timer(0.01, _thread.interrupt_main, (number,))
+            again.daemon = True
+            again.start()
+        else:
+            sys.__unraisablehook__(lost)
+
+    sys.unraisablehook = hook
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
@@ -174,7 +175,11 @@ def _cache() -> Path:
 
 
 def _weights_size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with contextlib.suppress(OSError):  # a link into a cache from which somebody removed files
+            total += file.stat().st_size
+    return total
 
 
 def _chip() -> str:

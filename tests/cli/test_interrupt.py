@@ -109,6 +109,38 @@ def test_a_second_signal(work: Path, first: str, second: str, status: int, clean
     assert ("here" in done.stderr, list(work.iterdir()) == []) == (cleaned, cleaned)
 
 
+# A callback in which Python can't raise anything is interrupted.
+LOST = """
+import gc, os, signal, sys, time
+from mobileo_cli import info
+from mobileo_cli.main import main
+from mobileo_mlx.checkpoints import convert
+
+class Watched:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+        sum(range(100))
+
+def describe(*arguments, **options):
+    Watched()
+    limit = time.monotonic() + 30
+    while time.monotonic() < limit:
+        pass
+    raise KeyError("it was lost")
+
+convert.describe = describe
+sys.argv = ["mobileo-mlx", "info", "tiny"]
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_an_interruption_is_not_lost(work: Path, number: signal.Signals) -> None:
+    code = LOST.format(name=number.name)
+    done = subprocess.run([sys.executable, "-c", code], cwd=work, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == ENDS[number]
+
+
 def test_nohup_goes_on(tiny_model: Path, work: Path, environment: dict[str, str]) -> None:
     """A process that was told to ignore that its terminal goes away does so."""
     process = subprocess.Popen(

@@ -60,6 +60,13 @@ def test_cached_models_are_found_whole_or_not(cache: Path, tiny_model: Path) -> 
     assert (second.state, second.nbytes) == ("incomplete", 7_655_755_432)
 
 
+def test_a_cached_file_whose_content_was_removed(cache: Path, tiny_model: Path) -> None:
+    put(tiny_model, cache, "Amshaker/Mobile-O-0.5B")
+    folder = cache / "models--Amshaker--Mobile-O-0.5B" / "snapshots" / "abc"
+    (folder / "unused.safetensors").symlink_to(cache / "nowhere")
+    assert machine.models()[1].nbytes == sum(file.stat().st_size for file in tiny_model.glob("*.safetensors"))
+
+
 def test_a_download_without_its_tokenizer_is_incomplete(cache: Path, tiny_model: Path) -> None:
     put(tiny_model, cache, "some/model", without="tokenizer.json")
     state, folder = hub.cached_state("some/model", cache)
