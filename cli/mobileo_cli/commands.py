@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import ask, chat, convert, doctor, edit, finetune, fuse, generate, info, printing, random_model
+from . import ask, chat, convert, doctor, edit, finetune, fuse, generate, info, printing, random_model, signals
 
 NAME = "mobileo-mlx"
 
@@ -33,6 +33,8 @@ def _prepared(command: Command) -> Command:
         from mobileo_mlx.files import expand
 
         blas.preload()
+        with signals.deferred():
+            import mlx.core  # noqa: F401 - its start swallows Ctrl-C
         command(
             *arguments,
             **{name: expand(value) if isinstance(value, Path) else value for name, value in options.items()},

@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _discard_output()
         return _fail(f"standard output can't be written: {error.strerror}.")
     except Exception as error:
+        if (lost := signals.cause_of(error)) is not None:
+            return _interrupted(lost, is_program=arguments is None)
         sentence = _users_mistake(error)
         if sentence is None:
             raise

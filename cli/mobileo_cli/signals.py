@@ -76,6 +76,22 @@ def repeat_what_was_lost() -> None:
     sys.unraisablehook = hook
 
 
+def cause_of(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interruption that was turned into another error: in the middle of an import Python does so."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Raises an interruption that comes meanwhile at the end: code in C may not stand it, as while a library starts."""
+    with noted(lambda: None) as numbers:
+        yield
+    if numbers:
+        raise interruption(numbers[0])
+
+
 @contextmanager
 def noted(say: Callable[[], None]) -> Iterator[list[int]]:
     """Lets the first Ctrl-C, or signal of `ENDING`, only be noted; the second one raises what `interruption` gives.
@@ -95,7 +111,8 @@ def noted(say: Callable[[], None]) -> Iterator[list[int]]:
         with suppress(RuntimeError):  # the signal came in the middle of a write to the same stream
             say()
 
-    taken = [number for number in (signal.SIGINT, *ENDING) if signal.getsignal(number) != signal.SIG_IGN]
+    heard = (signal.SIGINT, *ENDING) if _is_main_thread() else ()
+    taken = [number for number in heard if signal.getsignal(number) != signal.SIG_IGN]
     before = [signal.signal(number, note) for number in taken]
     try:
         yield numbers
