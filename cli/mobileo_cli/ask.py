@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ def command(
             help="One or several images, then the question; - reads an image from standard input.",
         ),
     ],
+    as_json: options.Json = False,
     **given: Any,
 ) -> None:
     """Ask a question about images.
@@ -42,6 +44,9 @@ def command(
     loading = options.loading(given)
     images = [inputs.read_image(file) for file in files]
     loaded = options.load(**loading, keep_loaded=False)
+    if as_json:
+        printing.report(dataclasses.asdict(loaded.ask(images, text, **answering)))
+        return
     last = None
     with printing.Answer() as answer:
         for last in loaded.stream_ask(images, text, **answering):

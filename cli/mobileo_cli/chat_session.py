@@ -154,9 +154,9 @@ class Session:
         self, command: str, prompt: str, start: Callable[[int], image_job.Stream], source: dict[str, str]
     ) -> None:
         job = image_job.plan_one(prompt, model=self.model.checkpoint.name, source=source, verbose=self.verbose)
-        for file, image in image_job.run(job, self.model, start):
+        for file, result in image_job.run(job, self.model, start):
             printing.out(str(file))
-            self.last_image = (str(file), image)
+            self.last_image = (str(file), result.images[0])
             self._record("user", f"{command} {prompt}")
             self._record("assistant", "", [str(file)])
 

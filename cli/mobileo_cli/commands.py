@@ -13,7 +13,22 @@ from typing import Annotated, Any
 
 import typer
 
-from . import ask, chat, convert, doctor, edit, finetune, fuse, generate, info, printing, random_model, signals
+from . import (
+    ask,
+    capabilities,
+    chat,
+    convert,
+    doctor,
+    edit,
+    finetune,
+    fuse,
+    generate,
+    info,
+    options,
+    printing,
+    random_model,
+    signals,
+)
 
 NAME = "mobileo-mlx"
 
@@ -21,23 +36,25 @@ Command = Callable[..., None]
 
 
 def _prepared(command: Command) -> Command:
-    """The command with what all have in common; `--help` needs none of it.
+    """The command with what all have in common, `--progress`; `--help` needs none of the rest.
 
     A fast BLAS is loaded before it imports MLX. In every path ~ stands for the user's folder: a shell sees to that only
     where it begins a word, and not in --out=~/x.
     """
 
+    @options.takes(options.progress())
     @functools.wraps(command)
-    def run(*arguments: Any, **options: Any) -> None:
+    def run(*arguments: Any, progress: str | None = None, **given: Any) -> None:
         from mobileo_mlx import blas
         from mobileo_mlx.files import expand
 
+        printing.set_progress(progress)
         blas.preload()
         with signals.deferred():
             import mlx.core  # noqa: F401 - its start swallows Ctrl-C
         command(
             *arguments,
-            **{name: expand(value) if isinstance(value, Path) else value for name, value in options.items()},
+            **{name: expand(value) if isinstance(value, Path) else value for name, value in given.items()},
         )
 
     return run
@@ -73,7 +90,7 @@ program = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for module in (generate, edit, ask, chat, finetune, convert, fuse, info, random_model, doctor):
+for module in (generate, edit, ask, chat, finetune, convert, fuse, info, random_model, doctor, capabilities):
     program.command(module.NAME, cls=_Command)(_prepared(module.command))
 
 

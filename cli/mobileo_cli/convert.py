@@ -27,6 +27,7 @@ def command(
     quantize: options.Quantize = None,
     precision: options.Precision = None,
     preset: options.Preset = None,
+    as_json: options.Json = False,
 ) -> None:
     """Write a checkpoint in our layout.
 
@@ -49,4 +50,7 @@ def command(
         )
     if not written.tokenizer:
         printing.note(f"note: '{source}' has no tokenizer; add its tokenizer.json to '{target}' before you use it.")
-    printing.out(str(target))
+    if as_json:
+        printing.report(written.to_json())
+    else:
+        printing.out(str(target))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import doctor_verify, printing
+from . import doctor_verify, options, printing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +19,7 @@ NAME = "doctor"
 
 
 def command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: options.Json = False,
     verify: Annotated[
         bool,
         typer.Option(
@@ -66,7 +65,7 @@ def command(
         found = _examine(as_json)
         healthy = found["healthy"]
     if as_json:
-        printing.out(json.dumps(_finite(found), indent=2))
+        printing.report(found)
     if not healthy:
         raise typer.Exit(1)
 
@@ -240,12 +239,3 @@ def _reset(as_json: bool) -> bool:
     if not as_json:
         printing.out("what was found out about devices is forgotten." if known else "nothing was stored.")
     return known
-
-
-def _finite(value: Any) -> Any:
-    """With null for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not abs(value) < float("inf") else value

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options, printing, signals
 
 if TYPE_CHECKING:
+    from mobileo_mlx.training.loop import StepReport
     from mobileo_mlx.training.options import Options
     from mobileo_mlx.training.trainer import Event, FinetuneRun
 
@@ -144,6 +145,7 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the data, show what the model will read, and stop.")
     ] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Teach the model from samples.
 
@@ -193,7 +195,8 @@ def command(
         check_new(out)
     run = _prepare(quadruplets, model or options.DEFAULT_MODEL, chosen)
     if dry_run:
-        _describe(run)
+        if leading():
+            _describe(run, as_json)
         return
     assert out is not None
     if leading():
@@ -206,7 +209,9 @@ def command(
                 log.show(event)
     if stopped:
         raise signals.interruption(stopped[0])
-    if leading():
+    if leading() and as_json:
+        printing.report({"adapter": str(out), **log.last})
+    elif leading():
         printing.out(str(out))
 
 
@@ -240,10 +245,26 @@ def _prepare(data: Path, model: str, chosen: Options) -> FinetuneRun:
             raise
 
 
-def _describe(run: FinetuneRun) -> None:
+def _describe(run: FinetuneRun, as_json: bool) -> None:
     """What `--dry-run` prints: counts, and what the model reads."""
     data, stage = run.data, run.options.stage
     held_out = len(run.held_out)
+    if as_json:
+        printing.report(
+            {
+                "samples": len(data.samples),
+                "edits": data.edits,
+                "questions": data.questions,
+                "default_questions": data.default_questions,
+                "held_out": held_out,
+                "steps": run.steps,
+                "batch_size": stage.batch_size,
+                "stage": stage.name,
+                "layout": run.options.layout,
+                "previews": [{"title": title, "text": text} for title, text in run.previews()],
+            }
+        )
+        return
     printing.out(
         f"{len(data.samples)} samples: {len(data.samples) - data.edits} drawings, {data.edits} edits, "
         f"{data.questions} questions; {held_out} held out"
@@ -266,24 +287,35 @@ class _Log:
     def __init__(self, run: FinetuneRun) -> None:
         self._batch_size = run.options.stage.batch_size
         self._last = -math.inf
+        self.last: dict[str, Any] = {}  # what was heard last, for --json
 
     def show(self, event: Event) -> None:
         from mobileo_mlx.training.trainer import Evaluated, Finished, Notice, SamplesFailed, SamplesWritten
 
         if isinstance(event, Evaluated):
+            self.last["held_out"] = event.metrics
             printing.note(f"step {event.step}: held out {_numbers(event.metrics)}")
         elif isinstance(event, SamplesWritten):
+            self.last["samples"] = str(event.path)
             printing.note(f"step {event.step}: pictures and answers in {event.path}")
         elif isinstance(event, SamplesFailed):
             printing.note(f"step {event.step}: no pictures and answers: {event.reason}")
         elif isinstance(event, Notice):
             printing.note(event.text)
         elif isinstance(event, Finished):
+            self.last |= {"step": event.step, "steps": event.steps}
             if event.step < event.steps:
                 printing.note(f"stopped at step {event.step} of {event.steps}; --resume continues")
             if event.plot is None:
                 printing.note("metrics.jsonl has the losses; for a plot of them, pip install 'mobileo-mlx[bench]'")
-        elif event.step == event.steps or time.monotonic() >= self._last + 1:
+        else:
+            self.last |= {"loss": event.loss, "metrics": event.metrics}
+            self._show_step(event)
+
+    def _show_step(self, event: StepReport) -> None:
+        if printing.step(event.step, event.steps, "training", loss=event.loss, metrics=event.metrics):
+            return
+        if event.step == event.steps or time.monotonic() >= self._last + 1:
             self._last = time.monotonic()
             left = (event.steps - event.step) * self._batch_size / event.samples_per_second
             printing.note(

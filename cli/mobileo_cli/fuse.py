@@ -31,6 +31,7 @@ def command(
             "[default: as in the model]",
         ),
     ] = None,
+    as_json: options.Json = False,
 ) -> None:
     """Merge adapters into a model.
 
@@ -39,7 +40,7 @@ def command(
     from mobileo_mlx.checkpoints.convert import fuse
 
     with printing.Progress() as progress:
-        fuse(
+        written = fuse(
             model,
             adapter,
             target,
@@ -48,4 +49,7 @@ def command(
             note=lambda sentence: printing.note(f"note: {sentence}"),
             download_progress=printing.draws_bars(),
         )
-    printing.out(str(target))
+    if as_json:
+        printing.report(written.to_json())
+    else:
+        printing.out(str(target))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import image_job, inputs, options, output_paths, printing
+from . import image_job, inputs, options
 
 NAME = "generate"
 
@@ -29,6 +29,4 @@ def command(
     def start(seed: int) -> image_job.Stream:
         return model.stream_generate(job.prompt, seed=seed, **job.options)
 
-    for path, _ in image_job.run(job, model, start):
-        if path != output_paths.STDOUT:
-            printing.out(str(path))
+    image_job.draw(job, model, start)

@@ -34,6 +34,7 @@ class Job:
         metadata: write the settings into the image's file.
         source: what the metadata say about the image that is edited.
         replayed: the metadata of the image that the settings come from, if there is one.
+        as_json: print one JSON object instead of paths.
         named: what that image, and no option, says is to be loaded, for a note.
         verbose: print timings and peak memory.
     """
@@ -50,6 +51,7 @@ class Job:
     replayed: dict[str, Any] = field(default_factory=dict)
     named: str = ""
     verbose: bool = False
+    as_json: bool = False
 
 
 def source_of(image: Image, name: str) -> dict[str, str]:
@@ -99,6 +101,8 @@ def plan(task: Task, text: str | None, given: dict[str, Any], *, text_name: str)
     loading["keep_loaded"] = len(seeds) > 1 if given["keep_loaded"] is None else given["keep_loaded"]
     overwrite = bool(given["overwrite"])
     paths = output_paths.plan(given["output"], prompt=text, model=loading["model"], seeds=seeds, overwrite=overwrite)
+    if given["as_json"] and output_paths.STDOUT in paths:
+        raise OptionError("--json and --output - both write to standard output; name a file for the image.")
     _check_room(paths, text, chosen.get("negative_prompt", ""), metadata=not given["no_metadata"])
     if previews is not None:
         previews = expand(previews)
@@ -115,6 +119,7 @@ def plan(task: Task, text: str | None, given: dict[str, Any], *, text_name: str)
         replayed=recorded.metadata if recorded is not None else {},
         named=named,
         verbose=bool(given["verbose"]),
+        as_json=given["as_json"],
     )
 
 
@@ -170,7 +175,29 @@ def plan_one(prompt: str, *, model: str, source: dict[str, str], verbose: bool =
     return Job(prompt, seeds, paths, source=source, verbose=verbose)
 
 
-def run(job: Job, model: MobileO, start: Callable[[int], Stream]) -> Iterator[tuple[Path, Image]]:
+def draw(job: Job, model: MobileO, start: Callable[[int], Stream]) -> None:
+    """Draws and saves all images, and prints where they are: each at once, or all in one JSON object."""
+    drawn = []
+    for path, result in run(job, model, start):
+        if job.as_json:
+            drawn.append(
+                {
+                    "path": str(path),
+                    "width": result.width,
+                    "height": result.height,
+                    "seed": result.seeds[0],
+                    "settings": {**result.metadata(0), **job.source},
+                    "seconds": result.timings,
+                    "peak_memory": result.peak_memory,
+                }
+            )
+        elif path != output_paths.STDOUT:
+            printing.out(str(path))
+    if job.as_json:
+        printing.report({"images": drawn})
+
+
+def run(job: Job, model: MobileO, start: Callable[[int], Stream]) -> Iterator[tuple[Path, GenerationResult]]:
     """Draws and saves one image after the other, so that the finished ones stay when it is stopped.
 
     Args:
@@ -179,7 +206,7 @@ def run(job: Job, model: MobileO, start: Callable[[int], Stream]) -> Iterator[tu
         start: the library's stream of steps for one seed.
 
     Yields:
-        the path and the image, once it is saved.
+        the path and the result, once it is saved.
     """
     from mobileo_mlx.image_settings import encode, save_image
 
@@ -206,7 +233,7 @@ def run(job: Job, model: MobileO, start: Callable[[int], Stream]) -> Iterator[tu
         printing.note(f"{label}: {result.width}x{result.height}, {result.steps} steps, {total}")
         if job.verbose:
             printing.details(result.timings, result.peak_memory, result.cache_memory)
-        yield path, image
+        yield path, result
         if previews is not None:
             previews.finish()
 

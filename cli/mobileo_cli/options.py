@@ -64,6 +64,18 @@ Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show timings per phase and peak memory on standard error.")
 ]
 
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object; all that is said besides goes to standard error.")
+]
+Progress = Annotated[
+    str | None,
+    typer.Option(
+        "--progress",
+        metavar="HOW",
+        help="auto: a bar, in a terminal; json: a JSON object a line on standard error; none. [default: auto]",
+    ),
+]
+
 
 class Loading(TypedDict, total=False):
     """How a model is loaded. All of it goes to `MobileO.load`, but for `preset`, the old spelling."""
@@ -185,6 +197,7 @@ def drawing(task: Task) -> Parameters:
         *group(Loading),
         _keep_loaded("staged for one image"),
         _parameter("verbose", Verbose),
+        _parameter("as_json", Json, False),
     ]
 
 
@@ -206,8 +219,13 @@ def _keep_loaded(default: str) -> inspect.Parameter:
     return _parameter("keep_loaded", Annotated[bool | None, typer.Option("--keep-loaded/--staged", help=text)])
 
 
-def _parameter(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+def progress() -> Parameters:
+    """How progress is shown."""
+    return [_parameter("progress", Progress)]
+
+
+def _parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _annotation(option: Option) -> Any:

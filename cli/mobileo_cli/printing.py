@@ -53,6 +53,23 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, default=str).replace("\x7f", "\\u007f")
 
 
+def report(value: Any) -> None:
+    """Writes one JSON object to standard output, for other programs; null stands for numbers that JSON does not have.
+
+    Raises:
+        OSError: as `out`.
+    """
+    out(json_text(_finite(value), indent=2))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inside) for key, inside in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inside) for inside in value]
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value
+
+
 def make_streams_lenient() -> None:
     """Lets names and text that the terminal's encoding can't show pass, rather than fail on them.
 
@@ -80,18 +97,6 @@ def out(text: str, end: str = "\n") -> None:
     global output_failed
     try:
         sys.stdout.write(visible(text) + end)
-        sys.stdout.flush()
-    except OSError:
-        output_failed = True
-        raise
-
-
-def out_bytes(data: bytes) -> None:
-    """Writes a file to standard output, as `out` does a text."""
-    global output_failed
-    try:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(data)
         sys.stdout.flush()
     except OSError:
         output_failed = True
@@ -139,6 +144,13 @@ def _shortened(text: str) -> str:
 
 def _event(event: str, **fields: Any) -> None:
     _write_message(json_text({"event": event, **fields}) + "\n")
+
+
+def step(done: int, total: int, label: str, **more: Any) -> bool:
+    """Says as JSON, where progress is shown so, that a part is finished, and returns whether it was."""
+    if progress_mode == "json":
+        _event("step", done=done, total=total, label=label, **more)
+    return progress_mode == "json"
 
 
 def _write_message(text: str) -> None:
@@ -312,8 +324,7 @@ class Progress:
     def update(self, done: int, total: int) -> None:
         """Shows that `done` of `total` parts are finished."""
         now = time.monotonic()
-        if progress_mode == "json":
-            _event("step", done=done, total=total, label=self.label)
+        step(done, total, self.label)
         if self._first is None or done < self._first[0]:
             # The first part also loads the model: the speed is measured from its end.
             self._first = (done, now)

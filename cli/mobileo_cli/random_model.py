@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import printing
+from . import options, printing
 
 NAME = "random-model"
 
@@ -15,6 +15,7 @@ NAME = "random-model"
 def command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The new folder; must not exist.")],
     seed: Annotated[int, typer.Option("--seed", metavar="SEED", help="Seed of the weights.")] = 0,
+    as_json: options.Json = False,
 ) -> None:
     """Write a small untrained model.
 
@@ -23,4 +24,9 @@ def command(
     from mobileo_mlx.checkpoints.random_model import write_random_model
 
     write_random_model(folder, seed=seed)
-    printing.out(str(folder))
+    if as_json:
+        from mobileo_mlx.checkpoints.convert import describe
+
+        printing.report(describe(folder).to_json())
+    else:
+        printing.out(str(folder))

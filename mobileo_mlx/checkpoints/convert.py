@@ -6,10 +6,12 @@ have our names and MLX's order of dimensions, so that loading is the identity, a
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -61,6 +63,11 @@ class ModelInfo:
     @property
     def nbytes(self) -> int:
         return sum(component.nbytes for component in self.components)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        totals = {"parameters": self.parameters, "nbytes": self.nbytes}
+        return {**dataclasses.asdict(self), "path": str(self.path), **totals}
 
 
 def describe(model: str | Path | Checkpoint, *, progress: bool = False) -> ModelInfo:

@@ -1,0 +1,59 @@
+"""What this program can do, as JSON can hold it: for programs that offer its options to people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ._version import __version__
+from .generation_options import OPTIONS, SPEEDS, AnswerOptions
+from .image_settings import FORMATS
+from .options import Option, declared
+
+
+def capabilities() -> dict[str, Any]:
+    """The tasks with their options, and the names that options take; derived from where each is declared.
+
+    Returns:
+        "version"; "tasks": by name a list of options, each with "name", "type", "help", and where there are any
+        "default", "choices", "minimum" or "exclusive_minimum", "maximum", "metavar" and "repeatable"; "speeds": the
+        options that each stands for; "precisions": bits by component; "dtypes"; "components"; "image_formats".
+    """
+    from .checkpoints import precision
+    from .checkpoints.quantize import PRECISIONS
+    from .models.mobileo import COMPONENTS
+
+    tasks = {**{str(task): options for task, options in OPTIONS.items()}, "answer": AnswerOptions}
+    return {
+        "version": __version__,
+        "tasks": {task: [_describe(option) for option in _of(options).values()] for task, options in tasks.items()},
+        "speeds": SPEEDS,
+        "precisions": {name: dict(bits) for name, bits in PRECISIONS.items()},
+        "dtypes": list(precision.DTYPES),
+        "components": list(COMPONENTS),
+        "image_formats": list(dict.fromkeys(FORMATS.values())),
+    }
+
+
+def _of(options: type) -> Mapping[str, Option]:
+    """Without those that are no values in JSON, and old spellings."""
+    return {name: option for name, option in declared(options).items() if option.kind is not None and name != "preset"}
+
+
+def _describe(option: Option) -> dict[str, Any]:
+    kinds: dict[type | None, str] = {int: "integer", float: "number", str: "string", list: "array"}
+    found: dict[str, Any] = {"name": option.name, "type": kinds[option.kind], "help": option.help}
+    optional = {
+        "default": option.default,
+        "default_help": option.default_help or None,
+        "metavar": option.metavar,
+        "choices": list(option.choices) or None,
+        "exclusive_minimum" if option.above else "minimum": _finite(option.low),
+        "maximum": _finite(option.high),
+        "repeatable": option.several or None,
+    }
+    return found | {name: value for name, value in optional.items() if value is not None}
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) != float("inf") else None
