@@ -1,0 +1,423 @@
+"""The places where something from outside enters, each as a function that uses an input as a user's program would.
+
+An entry gets a `Room` and an input. It raises a MobileOError for what is refused; what else may become of an input is
+told by `outcome.fault`. Hypothesis is not needed here.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .outcome import Broken, check_output, command
+
+Entry = Callable[["Room", Any], None]
+ENTRIES: dict[str, Entry] = {}
+
+SIDE = 64  # of what is drawn, in pixels: two latents
+QUADRUPLET = {"prompt": "a red square", "image": "photo.png", "question": "what is it?", "answer": "red"}
+
+
+def entry(name: str) -> Callable[[Entry], Entry]:
+    def register(function: Entry) -> Entry:
+        ENTRIES[name] = function
+        return function
+
+    return register
+
+
+class Room:
+    """Whole files that inputs are put among, and a folder for the input at hand.
+
+    Args:
+        folder: a new one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.materials, self.folder = folder / "materials", folder / "input"
+        self.materials.mkdir()
+        self.folder.mkdir()
+
+    @contextmanager
+    def cleared(self) -> Iterator[None]:
+        """Inside, the working directory is `folder`, which holds nothing but a photo."""
+        before, cache = Path.cwd(), os.environ.get("MOBILEO_CACHE")
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+        (self.folder / "photo.png").write_bytes(self.photo)
+        os.chdir(self.folder)
+        os.environ["MOBILEO_CACHE"] = str(self.folder / "cache")
+        try:
+            yield
+        finally:
+            os.chdir(before)
+            os.environ.pop("MOBILEO_CACHE")
+            if cache is not None:
+                os.environ["MOBILEO_CACHE"] = cache
+
+    def put(self, path: str, data: bytes) -> Path:
+        """Writes a file into the folder."""
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # it may be a link to the materials
+        target.write_bytes(data)
+        return target
+
+    def copy(self, material: Path, changed: Mapping[str, bytes | None]) -> Path:
+        """A copy of a folder, by hard links, with some files changed, or removed where there is None."""
+        target = self.folder / material.name
+        for path in material.rglob("*"):
+            if path.is_file():
+                link = target / path.relative_to(material)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                os.link(path, link)
+        for name, data in changed.items():
+            if data is None:
+                (target / name).unlink(missing_ok=True)
+            else:
+                self.put(f"{material.name}/{name}", data)
+        return target
+
+    @cached_property
+    def photo(self) -> bytes:
+        from PIL import Image
+
+        stream = io.BytesIO()
+        Image.radial_gradient("L").resize((24, 16)).convert("RGB").save(stream, "PNG")
+        return stream.getvalue()
+
+    @cached_property
+    def model(self) -> Path:
+        from mobileo_mlx.checkpoints.random_model import write_random_model
+
+        write_random_model(self.materials / "model")
+        return self.materials / "model"
+
+    @cached_property
+    def quantized(self) -> Path:
+        from mobileo_mlx.checkpoints.convert import convert
+        from mobileo_mlx.checkpoints.quantize import parse_quantize
+
+        convert(str(self.model), self.materials / "quantized", quantize=parse_quantize("llm=4,lm_head=8"))
+        return self.materials / "quantized"
+
+    @cached_property
+    def upstream(self) -> Path:
+        """In upstream's layout, in two files; the second one is small."""
+        import mlx.core as mx
+        from upstream import write_upstream
+
+        folder = write_upstream(self.materials / "upstream", self.model)
+        single = folder / "model.safetensors"
+        tensors = mx.load(str(single))
+        first, second = (f"model-{number:05d}-of-00002.safetensors" for number in (1, 2))
+        parts: dict[str, dict[str, mx.array]] = {first: {}, second: {}}
+        for name, tensor in tensors.items():
+            parts[second if "mm_projector" in name else first][name] = tensor
+        for name, part in parts.items():
+            mx.save_safetensors(str(folder / name), part)
+        single.unlink()
+        weight_map = {key: name for name, part in parts.items() for key in part}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [395, 396], "pad_token_id": 395}))
+        return folder
+
+    @cached_property
+    def tokenizer_files(self) -> Path:
+        """The model with vocab.json and merges.txt in the place of tokenizer.json."""
+        folder = self.materials / "tokenizer-files"
+        shutil.copytree(self.model, folder)
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        (folder / "tokenizer.json").unlink()
+        (folder / "vocab.json").write_text(json.dumps(tokenizer["model"]["vocab"]))
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in tokenizer["model"]["merges"]]
+        (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{pair}\n" for pair in merges))
+        added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+        decoder = {str(i): {"content": text, "special": True} for text, i in added.items()}
+        config = {
+            "added_tokens_decoder": decoder,
+            "eos_token": "<|im_end|>",
+            "additional_special_tokens": ["<|im_start|>"],
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        (folder / "added_tokens.json").write_text(json.dumps(added))
+        return folder
+
+    @cached_property
+    def adapter(self) -> Path:
+        """PEFT's files and `trained.safetensors`."""
+        from random_adapter import write_random_adapter
+
+        from mobileo_mlx.training.lora import LoRAConfig
+
+        folder = self.materials / "adapter"
+        write_random_adapter(folder, self.model, LoRAConfig(rank=2, alpha=4), full=["mm_projector"])
+        return folder
+
+    @cached_property
+    def run(self) -> Path:
+        """The folder of a training that was stopped after two steps of four, with a checkpoint of them."""
+        folder = self.materials / "run"
+        self.train(folder, steps=2)
+        return folder
+
+    def train(self, folder: Path, *, steps: int, resume: bool = False) -> None:
+        """Trains for so many steps of four."""
+        from mobileo_mlx.training.options import Options
+        from mobileo_mlx.training.stages import stage_named
+        from mobileo_mlx.training.trainer import FinetuneRun
+
+        data = self.materials / "data.jsonl"
+        if not data.exists():
+            (self.materials / "photo.png").write_bytes(self.photo)
+            data.write_text(4 * (json.dumps(QUADRUPLET) + "\n"))
+        stage = stage_named("lora").adjusted(batch_size=1)
+        options = Options(stage=stage, rank=2, steps=4, held_out=0.0, save_every=2, sample_every=100)
+        done: list[object] = []
+        for event in FinetuneRun.prepare(data, self.model, options).start(
+            folder, resume=resume, stop=lambda: len(done) + 1 >= steps
+        ):
+            done.append(event)
+
+    @cached_property
+    def drawing(self) -> bytes:
+        """A PNG file with our metadata."""
+        file = self.materials / "drawing.png"
+        options = ["--steps", 1, "--size", f"{SIDE}x{SIDE}", "--seed", 1]
+        command("generate", "a cat", "-m", self.model, *options, "-o", file, statuses=(0,))
+        return file.read_bytes()
+
+
+def use(model: Path, *, adapter: Path | None = None, draw: bool = True) -> None:
+    """Asks and draws once with a model."""
+    from mobileo_mlx import MobileO
+
+    loaded = MobileO.load(model, dtype="float32", adapter=adapter)
+    loaded.ask("photo.png", "What?", max_tokens=1)
+    if draw:
+        loaded.generate("a cat", steps=1, width=SIDE, height=SIDE)
+
+
+@entry("json")
+def _json(room: Room, data: bytes) -> None:
+    from mobileo_mlx.files import JSONError, parse_json
+
+    try:
+        parse_json(data)
+    except JSONError as error:
+        if "\n" in str(error) or len(str(error)) > 300:
+            raise Broken(f"not a clause: {error}"[:400]) from error
+
+
+@entry("config")
+def _config(room: Room, data: bytes) -> None:
+    folder = room.copy(room.model, {"config.json": data})
+    command("info", folder)
+    use(folder)
+
+
+@entry("config-quantized")
+def _config_quantized(room: Room, data: bytes) -> None:
+    folder = room.copy(room.quantized, {"config.json": data})
+    command("info", folder)
+    use(folder)
+
+
+@entry("config-upstream")
+def _config_upstream(room: Room, change: tuple[str, bytes]) -> None:
+    folder = room.copy(room.upstream, dict([change]))
+    command("info", folder)
+    use(folder)
+
+
+@entry("index")
+def _index(room: Room, data: bytes) -> None:
+    folder = room.copy(room.upstream, {"model.safetensors.index.json": data})
+    command("info", folder)
+    use(folder)
+
+
+@entry("weights")
+def _weights(room: Room, data: bytes) -> None:
+    folder = room.copy(room.model, {"mm_projector.safetensors": data})
+    command("info", folder)
+    use(folder, draw=False)
+    command("convert", folder, room.folder / "converted", "--quantize", "mm_projector=8")
+
+
+@entry("weights-upstream")
+def _weights_upstream(room: Room, data: bytes) -> None:
+    folder = room.copy(room.upstream, {"model-00002-of-00002.safetensors": data})
+    command("info", folder)
+    use(folder, draw=False)
+
+
+@entry("adapter")
+def _adapter(room: Room, change: tuple[str, bytes | None]) -> None:
+    folder = room.copy(room.adapter, dict([change]))
+    use(room.model, adapter=folder)
+    command("fuse", room.model, folder, room.folder / "fused")
+
+
+@entry("tokenizer")
+def _tokenizer(room: Room, data: bytes) -> None:
+    folder = room.copy(room.model, {"tokenizer.json": data})
+    _use_tokenizer(folder)
+
+
+@entry("tokenizer-files")
+def _tokenizer_files(room: Room, change: tuple[str, bytes]) -> None:
+    folder = room.copy(room.tokenizer_files, dict([change]))
+    _use_tokenizer(folder)
+
+
+def _use_tokenizer(folder: Path) -> None:
+    from mobileo_mlx.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.decode(range(-1, tokenizer.vocab_size + 3))
+    ids = tokenizer.encode("A cat, 12 dogs: <|im_start|> é😀\n")
+    stream = tokenizer.stream()
+    for token in ids:
+        stream.add(token)
+    use(folder, draw=False)
+
+
+@entry("lines")
+def _lines(room: Room, data: bytes) -> None:
+    _dry_run(room, room.put("data.jsonl", data))
+
+
+@entry("shard")
+def _shard(room: Room, data: bytes) -> None:
+    _dry_run(room, room.put("shard.tar", data))
+
+
+@entry("qna")
+def _qna(room: Room, text: str) -> None:
+    members = shard_members(room.photo)
+    members["000/1.qna.txt"] = text.encode("utf-8", "surrogatepass")
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    _dry_run(room, room.put("shard.tar", stream.getvalue()))
+
+
+def shard_members(photo: bytes) -> dict[str, bytes]:
+    """The files of two samples in upstream's shards."""
+    edit = {
+        "gen_prompt.txt": b"make it red",
+        "gen_image.png": photo,
+        "und_image.png": photo,
+        "category.txt": b"text_and_image_to_image",
+    }
+    plain = {"gen_prompt.txt": b"a red square", "gen_image.png": photo, "und_image.png": photo}
+    qna = b"Q: what is it? A: red\nQ: how many? A: one\n"
+    return {
+        **{f"000/1.{name}": data for name, data in {**plain, "qna.txt": qna}.items()},
+        **{f"000/2.{name}": data for name, data in {**edit, "qna.txt": qna}.items()},
+    }
+
+
+def _dry_run(room: Room, data: Path) -> None:
+    command("finetune", "--quadruplets", data, "-m", room.model, "--dry-run", "--held-out", 0)
+
+
+@entry("image")
+def _image(room: Room, data: bytes) -> None:
+    from mobileo_mlx.images import cover_crop, load_image, preprocess, read_metadata
+
+    file = room.put("image", data)
+    image = load_image(file)
+    if image.mode != "RGB":
+        raise Broken(f"the mode is {image.mode}")
+    preprocess(image, SIDE)
+    cover_crop(image, SIDE, 32)
+    load_image(data)
+    read_metadata(file)
+
+
+@entry("replay")
+def _replay(room: Room, file: tuple[str, bytes]) -> None:
+    """`--from-image`, up to the drawing, and the drawing where it is short."""
+    name, data = file
+    path = room.put(name, data)
+    command("info", path)
+    command("generate", "--from-image", path, "-m", "no-such-model")  # all is checked before a model is looked for
+    command(
+        "generate", "--from-image", path, "-m", room.model, "--steps", 1, "--size", f"{SIDE}x{SIDE}", "-o", "new.png"
+    )
+
+
+@entry("run-state")
+def _run_state(room: Room, change: tuple[str, bytes | None]) -> None:
+    room.train(room.copy(room.run, dict([change])), steps=1, resume=True)
+
+
+@entry("device-settings")
+def _device_settings(room: Room, data: bytes) -> None:
+    from mobileo_mlx.ops import device_settings
+
+    room.put("cache/device.json", data)
+    device_settings.forget()
+    try:
+        use(room.model)
+        device_settings.save(device_settings.current())
+    finally:
+        device_settings.forget()
+
+
+@entry("options")
+def _options(room: Room, arguments: list[str]) -> None:
+    """A command line whose model or data are missing, so that nothing but options is looked at."""
+    command(*arguments)
+
+
+@entry("precisions")
+def _precisions(room: Room, text: str) -> None:
+    """What is read of an option once a model is there."""
+    for option in ("--quantize", "--precision"):
+        command("convert", room.model, room.folder / "converted", f"{option}={text}")
+        shutil.rmtree(room.folder / "converted", ignore_errors=True)
+    command("ask", "photo.png", "x", "-m", room.model, f"--dtype={text}", f"--quantize={text}", "--max-tokens", 1)
+
+
+@entry("chat")
+def _chat(room: Room, lines: list[str]) -> None:
+    """Lines that are typed. The chat must outlive all of them but /quit."""
+    typed = "\n".join([*(line.replace("\n", " ") for line in lines), "/save end.json"])
+    command("chat", "-m", room.model, "--max-tokens", 2, stdin=typed.encode("utf-8", "surrogateescape"), statuses=(0,))
+    words = {line.strip().partition(" ")[0] for line in lines}
+    if not {"/quit", "/exit"} & words and not list(room.folder.glob("end*.json")):
+        raise Broken("the chat ended before its last line")
+
+
+@entry("prompt")
+def _prompt(room: Room, data: bytes) -> None:
+    """Text from a file, from standard input, and in the call of a function."""
+    from mobileo_mlx import MobileO
+
+    drawn = ["-m", room.model, "--steps", 1, "--size", f"{SIDE}x{SIDE}"]
+    command("generate", "--prompt-file", room.put("prompt.txt", data), *drawn)
+    command("generate", "-", *drawn, stdin=data)
+    for path in room.folder.glob("*.png"):
+        check_output("a file's name", path.name)
+    text = data.decode("utf-8", "surrogateescape")
+    MobileO.load(room.model).ask("photo.png", text, max_tokens=1)
+
+
+@entry("picture")
+def _picture(room: Room, data: bytes) -> None:
+    """An image on standard input."""
+    command("ask", "-", "What?", "-m", room.model, "--max-tokens", 1, stdin=data)

@@ -1,0 +1,441 @@
+"""Inputs for each entry: strategies that begin with what is right, and change it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+from PIL import Image
+
+from .entries import QUADRUPLET, Room, shard_members
+from .mutations import (
+    ESCAPE,
+    TEXTS,
+    Pairs,
+    damaged,
+    dump,
+    hostile,
+    jpeg_bytes,
+    json_bytes,
+    parse,
+    png_bytes,
+    png_chunks,
+    riff_bytes,
+    safetensors_bytes,
+    tar_bytes,
+    write_png,
+)
+
+Strategy = st.SearchStrategy[Any]
+INPUTS: dict[str, Callable[[Room], Strategy]] = {}
+
+
+def inputs(name: str) -> Callable[[Callable[[Room], Strategy]], Callable[[Room], Strategy]]:
+    def register(function: Callable[[Room], Strategy]) -> Callable[[Room], Strategy]:
+        INPUTS[name] = function
+        return function
+
+    return register
+
+
+def _changed_json(folder: Path, *names: str) -> Strategy:
+    """One of the files of a folder, changed: its name and its bytes."""
+    return st.one_of(*(st.tuples(st.just(name), json_bytes((folder / name).read_bytes())) for name in names))
+
+
+@inputs("json")
+def _json(room: Room) -> Strategy:
+    return json_bytes({"a": [1, 2.5, "x", None, {"b": {}}], "c": -1e-5, "d": "\u00e9\U0001f600"})
+
+
+@inputs("config")
+def _config(room: Room) -> Strategy:
+    return json_bytes((room.model / "config.json").read_bytes())
+
+
+@inputs("config-quantized")
+def _config_quantized(room: Room) -> Strategy:
+    whole = parse((room.quantized / "config.json").read_bytes())
+    keys = [key for key, _ in whole]
+    place = keys.index("quantization")
+    block = json_bytes(dump(whole[place][1]))
+
+    def around(data: bytes) -> bytes:
+        rest = b",".join(
+            dump(key).encode() + b":" + dump(value).encode() for key, value in whole if key != "quantization"
+        )
+        return b'{"quantization":' + data + b"," + rest + b"}"
+
+    return block.map(around)
+
+
+@inputs("config-upstream")
+def _config_upstream(room: Room) -> Strategy:
+    parts = ("transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+    names = ("config.json", "generation_config.json", *(f"diffusion/{part}" for part in parts))
+    return _changed_json(room.upstream, *names)
+
+
+@inputs("index")
+def _index(room: Room) -> Strategy:
+    return json_bytes((room.upstream / "model.safetensors.index.json").read_bytes())
+
+
+@inputs("weights")
+def _weights(room: Room) -> Strategy:
+    return safetensors_bytes((room.model / "mm_projector.safetensors").read_bytes())
+
+
+@inputs("weights-upstream")
+def _weights_upstream(room: Room) -> Strategy:
+    data = (room.upstream / "model-00002-of-00002.safetensors").read_bytes()
+    names = ("model.mm_projector.0.weight", "model.norm.weight", "lm_head.weight", "model.mm_projector.0.lora_A.weight")
+    return safetensors_bytes(data, names=names)
+
+
+@inputs("adapter")
+def _adapter(room: Room) -> Strategy:
+    tensors = [
+        st.tuples(st.just(name), safetensors_bytes((room.adapter / name).read_bytes()))
+        for name in ("adapter_model.safetensors", "trained.safetensors")
+    ]
+    config = (room.adapter / "adapter_config.json").read_bytes()
+    patterns = st.dictionaries(
+        st.one_of(st.sampled_from(TEXTS), st.text("abq_proj.*+()|^$\\d[]{}1,", max_size=20)), hostile, max_size=3
+    )
+    more = st.fixed_dictionaries(
+        {},
+        optional={
+            "rank_pattern": patterns,
+            "alpha_pattern": patterns,
+            "r": hostile,
+            "lora_alpha": hostile,
+            "target_modules": st.one_of(hostile, st.lists(hostile, max_size=3)),
+            "use_dora": hostile,
+            "use_rslora": hostile,
+            "modules_to_save": hostile,
+            "layers_to_transform": hostile,
+            "bias": hostile,
+        },
+    )
+    known = dict(parse(config))
+    changed = more.map(lambda values: _encode(dump(_pairs({**known, **values}))))
+    configs = st.one_of(json_bytes(config), changed)
+    return st.one_of(*tensors, st.tuples(st.just("adapter_config.json"), configs))
+
+
+def _pairs(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Pairs((key, _pairs(inside)) for key, inside in value.items())
+    return value
+
+
+@inputs("tokenizer")
+def _tokenizer(room: Room) -> Strategy:
+    return json_bytes((room.model / "tokenizer.json").read_bytes())
+
+
+@inputs("tokenizer-files")
+def _tokenizer_files(room: Room) -> Strategy:
+    folder = room.tokenizer_files
+    merges = (folder / "merges.txt").read_bytes()
+    lines = st.lists(st.one_of(st.sampled_from(merges.splitlines()), st.sampled_from(TEXTS).map(_encode)), max_size=300)
+    return st.one_of(
+        _changed_json(folder, "vocab.json", "tokenizer_config.json", "added_tokens.json"),
+        st.tuples(st.just("merges.txt"), st.one_of(damaged(merges), lines.map(b"\n".join))),
+    )
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+@inputs("lines")
+def _lines(room: Room) -> Strategy:
+    several = {
+        "prompt": "x",
+        "image": "photo.png",
+        "qa": [{"question": "a", "answer": "b"}, {"question": "c", "answer": "d"}],
+    }
+    line = st.one_of(
+        json_bytes(QUADRUPLET), json_bytes({**QUADRUPLET, "source_image": "photo.png"}), json_bytes(several)
+    )
+    return st.lists(line, min_size=1, max_size=4).map(b"\n".join)
+
+
+@inputs("shard")
+def _shard(room: Room) -> Strategy:
+    return tar_bytes(list(shard_members(room.photo).items()))
+
+
+@inputs("qna")
+def _qna(room: Room) -> Strategy:
+    piece = st.sampled_from(
+        (
+            "Q:",
+            "A:",
+            "Q: what?",
+            "A: one",
+            " ",
+            "\n",
+            "\r\n",
+            "\t",
+            "q:",
+            "Q",
+            ":",
+            "x",
+            ESCAPE,
+            "\u2028",
+            "\xa0",
+            "\ufeff",
+        )
+    )
+    text = st.lists(st.one_of(piece, st.text(max_size=5)), max_size=30).map("".join)
+    long = st.tuples(piece, piece, st.sampled_from((1, 100, 200_000))).map(lambda parts: parts[0] + parts[1] * parts[2])
+    return st.one_of(text, st.tuples(text, long, text).map("".join))
+
+
+def _encoded(kind: str, mode: str = "RGB", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.radial_gradient("L").resize((40, 24)).convert(mode).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@inputs("image")
+def _image(room: Room) -> Strategy:
+    pngs = [_encoded("PNG", mode) for mode in ("RGB", "RGBA", "L", "P", "1", "LA")]
+    others = [
+        _encoded("GIF"),
+        _encoded("TIFF"),
+        _encoded("BMP"),
+        _encoded("PPM"),
+        _encoded("TIFF", compression="tiff_lzw"),
+    ]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return st.one_of(
+        *map(png_bytes, pngs),
+        jpeg_bytes(_encoded("JPEG", exif=exif)),
+        jpeg_bytes(_encoded("JPEG", "CMYK")),
+        riff_bytes(_encoded("WEBP")),
+        riff_bytes(_encoded("WEBP", "RGBA", lossless=True)),
+        st.sampled_from(others).flatmap(damaged),
+        st.sampled_from(others + pngs).flatmap(lambda data: damaged(data[:64]).map(lambda start: start + data[64:])),
+    )
+
+
+@inputs("picture")
+def _picture(room: Room) -> Strategy:
+    return st.one_of(png_bytes(room.photo), damaged(room.photo), st.binary(max_size=64))
+
+
+@inputs("replay")
+def _replay(room: Room) -> Strategy:
+    chunks = png_chunks(room.drawing)
+    place = next(i for i, (kind, data) in enumerate(chunks) if kind == b"iTXt" and data.startswith(b"mobileo-mlx\0"))
+    start, text = chunks[place][1].split(b"\0\0\0\0\0", 1)
+
+    def replaced(data: bytes) -> tuple[str, bytes]:
+        return "old.png", write_png([*chunks[:place], (b"iTXt", start + b"\0\0\0\0\0" + data), *chunks[place + 1 :]])
+
+    return st.one_of(json_bytes(text).map(replaced), st.tuples(st.just("old.png"), png_bytes(room.drawing)))
+
+
+@inputs("run-state")
+def _run_state(room: Room) -> Strategy:
+    step = next(room.run.glob("step-*"))
+    files = [path.relative_to(room.run) for path in step.iterdir()]
+    tensors = [str(path) for path in files if path.suffix == ".safetensors"]
+    state = str(step.relative_to(room.run) / "state.json")
+    metrics = (room.run / "metrics.jsonl").read_bytes().splitlines()
+    line = json_bytes(metrics[0])
+    return st.one_of(
+        _changed_json(room.run, state),
+        *(st.tuples(st.just(name), safetensors_bytes((room.run / name).read_bytes())) for name in tensors),
+        st.tuples(st.just("metrics.jsonl"), st.lists(line, max_size=3).map(b"\n".join)),
+        st.tuples(st.sampled_from([state, *tensors]), st.none()),
+    )
+
+
+@inputs("device-settings")
+def _device_settings(room: Room) -> Strategy:
+    from mobileo_mlx.ops import device_settings
+
+    precision = {"dit": "bfloat16", "llm": "float16", "vae_decoder": "float32"}
+    entry = {"precision": precision, "forms": {"conv 3x3 float32": "winograd"}}
+    return json_bytes({"format": 1, "devices": {device_settings.device_key(): entry}})
+
+
+_SIZES = ["512x512", "64x64", "0x0", "1e9x1", "4096x4096", "99999999999x1", "x", "512", "٥١٢x512", "-32x32", "512×512"]
+_INTERVALS = ["0.3,0.95", "0,1", "nan,1", "inf:inf", "1,0", ",", "0.1,0.2,0.3", "1e999,0", "-1,2", "0x1,1"]
+_NUMBERS = [
+    "0",
+    "1",
+    "-1",
+    "1e999",
+    "nan",
+    "inf",
+    "-inf",
+    "1e400",
+    "1_0",
+    "0x10",
+    "٣",
+    "2**64",
+    "18446744073709551616",
+    "1.5",
+    "1e-320",
+] + ["9" * 400]
+_NAMES = [
+    "{seed}.png",
+    "{prompt}",
+    "{seed:999999999}",
+    "{seed:0999}.png",
+    "{seed!r}",
+    "{seed.__class__}",
+    "{0}",
+    "{",
+    "}}{{",
+    "{}",
+    "{prompt:.5}",
+    "{seed:>^10}",
+    "{index:b}{model:s}",
+    "{seed:{index}}",
+    "no/such/folder/a.png",
+    "/",
+    "~",
+    "~root/",
+    "-",
+    "a.jpg",
+    "a.JPEG",
+    "a.webp",
+    "a.gif",
+    ".png",
+    "..",
+    "a.png/",
+    "/dev/null",
+    "/proc/x",
+] + ["a" * 300, "a\0b.png", "\ud800.png"]
+_DRAWING = [
+    "--size",
+    "--seed",
+    "--steps",
+    "--guidance-scale",
+    "--guidance-interval",
+    "--scheduler",
+    "--flow-shift",
+    "-n",
+    "-o",
+    "--negative-prompt",
+    "--speed",
+    "--dtype",
+    "--quantize",
+    "--precision",
+    "--adapter",
+    "--adapter-scale",
+    "--previews",
+    "--prompt-file",
+    "--from-image",
+    "-m",
+    "--preset",
+]
+_ANSWERING = [
+    "--max-tokens",
+    "--temperature",
+    "--top-p",
+    "--repetition-penalty",
+    "--seed",
+    "--dtype",
+    "--quantize",
+    "--adapter",
+]
+_TRAINING = [
+    "--steps",
+    "--epochs",
+    "--batch-size",
+    "--accumulate",
+    "--learning-rate",
+    "--warmup",
+    "--rank",
+    "--alpha",
+    "--dropout",
+    "--cond-dropout",
+    "--seed",
+    "--flow-shift",
+    "--held-out",
+    "--sample-every",
+    "--save-every",
+    "--dtype",
+    "--train",
+    "--layout",
+    "--llm",
+    "--dit",
+    "--vision",
+    "--out",
+]
+
+
+@inputs("options")
+def _options(room: Room) -> Strategy:
+    texts = st.one_of(*map(st.sampled_from, (_SIZES, _INTERVALS, _NAMES, _NUMBERS, TEXTS)), st.text(max_size=10))
+    value = texts.map(lambda text: _encode(text).decode("utf-8", "surrogateescape"))  # as Python reads a command line
+
+    def options(names: list[str]) -> Strategy:
+        pairs = st.lists(st.tuples(st.sampled_from(names), value), min_size=1, max_size=2)
+        return pairs.map(lambda chosen: [word for pair in chosen for word in pair])
+
+    missing = ["-m", "no-such-model"]
+    images = st.sampled_from((["photo.png"], [], ["-"], ["photo.png"] * 3))
+    commands = st.sampled_from((["info"], ["convert"], ["fuse"], ["edit", *missing], ["ask", *missing]))
+    return st.one_of(
+        options(_DRAWING).map(lambda chosen: ["generate", "a cat", *missing, *chosen]),
+        st.tuples(images, options(_ANSWERING)).map(lambda given: ["ask", *given[0], "What?", *missing, *given[1]]),
+        options(_TRAINING).map(
+            lambda chosen: ["finetune", "--quadruplets", "none.jsonl", *missing, "--out", "new", *chosen]
+        ),
+        st.tuples(commands, st.lists(value, max_size=3)).map(lambda given: [*given[0], *given[1]]),
+    )
+
+
+@inputs("precisions")
+def _precisions(room: Room) -> Strategy:
+    words = (
+        "llm dit vae all lm_head vae_decoder 4 8 3 16 float16 bfloat16 float32 = , : small full balanced none -1 ٤ 4.0"
+    )
+    word = st.sampled_from([*words.split(), " ", "9" * 30])
+    return st.one_of(
+        st.lists(word, max_size=6).map("".join),
+        st.tuples(word, st.just("="), word).map("".join),
+        st.sampled_from([text for text in TEXTS if text.isprintable()]),
+    )
+
+
+@inputs("chat")
+def _chat(room: Room) -> Strategy:
+    odd = "'photo.png' pho\\to.png \" ' \\ . ~ ~nobody/x end.json a.md $HOME/a.json /dev/stdin /dev/fd/0 photo.png"
+    path = st.sampled_from((*_NAMES, *TEXTS, *odd.split()))
+    word = st.sampled_from(
+        [
+            *["/image", "/save", "/generate", "/edit", "/clear", "/help", "/quit", "/", "//", "/IMAGE", "hello"],
+            "/\x1b",
+            "\x1b[2J",
+        ]
+    )
+    line = st.one_of(
+        st.tuples(word, path).map(" ".join),
+        st.sampled_from(("/image photo.png", "/generate a cat", "/edit it", "what?")),
+        path,
+        st.text(max_size=20),
+    )
+    typed = line.map(lambda text: _encode(text).decode("utf-8", "surrogateescape"))
+    return st.lists(typed, min_size=1, max_size=5)
+
+
+@inputs("prompt")
+def _prompt(room: Room) -> Strategy:
+    tokens = ["<|im_start|>", "<|im_end|>", "<image>", "[IMG]", "<|endoftext|>", "{}", "%s", "\ufeff"]
+    piece = st.sampled_from((*TEXTS, *tokens, "e\u0301" * 50, "word " * 300))
+    text = st.lists(st.one_of(piece, st.text(max_size=20)), max_size=5).map("".join).map(_encode)
+    return st.one_of(text, st.binary(max_size=40), st.just(b"a" * 3_000_000), st.just(b" " * 3_000_000))
