@@ -11,23 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from .entries import QUADRUPLET, Room, shard_members
-from .mutations import (
-    ESCAPE,
-    TEXTS,
-    Pairs,
-    damaged,
-    dump,
-    hostile,
-    jpeg_bytes,
-    json_bytes,
-    parse,
-    png_bytes,
-    png_chunks,
-    riff_bytes,
-    safetensors_bytes,
-    tar_bytes,
-    write_png,
-)
+from .mutations import ESCAPE, TEXTS, Pairs, damaged, dump, hostile, json_bytes, parse
+from .pictures import jpeg_bytes, png_bytes, png_chunks, riff_bytes, write_png
+from .tars import tar_bytes
+from .tensors import safetensors_bytes
 
 Strategy = st.SearchStrategy[Any]
 INPUTS: dict[str, Callable[[Room], Strategy]] = {}
@@ -269,112 +256,37 @@ def _device_settings(room: Room) -> Strategy:
     return json_bytes({"format": 1, "devices": {device_settings.device_key(): entry}})
 
 
-_SIZES = ["512x512", "64x64", "0x0", "1e9x1", "4096x4096", "99999999999x1", "x", "512", "٥١٢x512", "-32x32", "512×512"]
-_INTERVALS = ["0.3,0.95", "0,1", "nan,1", "inf:inf", "1,0", ",", "0.1,0.2,0.3", "1e999,0", "-1,2", "0x1,1"]
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_SIZES = _words("512x512 64x64 0x0 1e9x1 4096x4096 99999999999x1 x 512 ٥١٢x512 -32x32 512×512")
+_INTERVALS = _words("0.3,0.95 0,1 nan,1 inf:inf 1,0 , 0.1,0.2,0.3 1e999,0 -1,2 0x1,1")
 _NUMBERS = [
-    "0",
-    "1",
-    "-1",
-    "1e999",
-    "nan",
-    "inf",
-    "-inf",
-    "1e400",
-    "1_0",
-    "0x10",
-    "٣",
-    "2**64",
-    "18446744073709551616",
-    "1.5",
-    "1e-320",
-] + ["9" * 400]
+    *_words("0 1 -1 1e999 nan inf -inf 1e400 1_0 0x10 ٣ 2**64 18446744073709551616 1.5 1e-320"),
+    "9" * 400,
+]
 _NAMES = [
-    "{seed}.png",
-    "{prompt}",
-    "{seed:999999999}",
-    "{seed:0999}.png",
-    "{seed!r}",
-    "{seed.__class__}",
-    "{0}",
-    "{",
-    "}}{{",
-    "{}",
-    "{prompt:.5}",
-    "{seed:>^10}",
-    "{index:b}{model:s}",
-    "{seed:{index}}",
-    "no/such/folder/a.png",
-    "/",
-    "~",
-    "~root/",
-    "-",
-    "a.jpg",
-    "a.JPEG",
-    "a.webp",
-    "a.gif",
-    ".png",
-    "..",
-    "a.png/",
-    "/dev/null",
-    "/proc/x",
-] + ["a" * 300, "a\0b.png", "\ud800.png"]
-_DRAWING = [
-    "--size",
-    "--seed",
-    "--steps",
-    "--guidance-scale",
-    "--guidance-interval",
-    "--scheduler",
-    "--flow-shift",
-    "-n",
-    "-o",
-    "--negative-prompt",
-    "--speed",
-    "--dtype",
-    "--quantize",
-    "--precision",
-    "--adapter",
-    "--adapter-scale",
-    "--previews",
-    "--prompt-file",
-    "--from-image",
-    "-m",
-    "--preset",
+    *_words(
+        "{seed}.png {prompt} {seed:999999999} {seed:0999}.png {seed!r} {seed.__class__} {0} { }}{{ {} {prompt:.5} "
+        "{seed:>^10} {index:b}{model:s} {seed:{index}} no/such/folder/a.png / ~ ~root/ - a.jpg a.JPEG a.webp a.gif "
+        ".png .. a.png/ /dev/null /proc/x"
+    ),
+    "a" * 300,
+    "a\0b.png",
+    "\ud800.png",
 ]
-_ANSWERING = [
-    "--max-tokens",
-    "--temperature",
-    "--top-p",
-    "--repetition-penalty",
-    "--seed",
-    "--dtype",
-    "--quantize",
-    "--adapter",
-]
-_TRAINING = [
-    "--steps",
-    "--epochs",
-    "--batch-size",
-    "--accumulate",
-    "--learning-rate",
-    "--warmup",
-    "--rank",
-    "--alpha",
-    "--dropout",
-    "--cond-dropout",
-    "--seed",
-    "--flow-shift",
-    "--held-out",
-    "--sample-every",
-    "--save-every",
-    "--dtype",
-    "--train",
-    "--layout",
-    "--llm",
-    "--dit",
-    "--vision",
-    "--out",
-]
+_DRAWING = _words(
+    "--size --seed --steps --guidance-scale --guidance-interval --scheduler --flow-shift -n -o --negative-prompt "
+    "--speed --dtype --quantize --precision --adapter --adapter-scale --previews --prompt-file --from-image -m "
+    "--preset"
+)
+_ANSWERING = _words("--max-tokens --temperature --top-p --repetition-penalty --seed --dtype --quantize --adapter")
+_TRAINING = _words(
+    "--steps --epochs --batch-size --accumulate --learning-rate --warmup --rank --alpha --dropout --cond-dropout "
+    "--seed --flow-shift --held-out --sample-every --save-every --dtype --train --layout --llm --dit --vision "
+    "--out"
+)
 
 
 @inputs("options")
