@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 from hypothesis import strategies as st
@@ -92,17 +93,17 @@ def change(draw: Draw, holder: list[Any]) -> None:
     put = (lambda value: (parent[index][0], value)) if isinstance(parent, Pairs) else (lambda value: value)
     kind = draw(st.integers(0, 9))
     if kind <= 3:
-        parent[index] = put(draw(hostile))
+        parent[index] = put(deepcopy(draw(hostile)))
     elif kind <= 5:
-        parent[index] = put(draw(_near(child)))
+        parent[index] = put(deepcopy(draw(_near(child))))
     elif parent is holder:
-        parent[0] = draw(hostile)
+        parent[0] = deepcopy(draw(hostile))
     elif kind == 6:
         del parent[index]
     elif kind == 7 and isinstance(parent, Pairs):
         parent[index] = (draw(st.sampled_from(TEXTS)), child)
     elif kind == 8:
-        parent.insert(index, put(draw(hostile)))  # in an object the same key twice
+        parent.insert(index, put(deepcopy(draw(hostile))))  # in an object the same key twice
     else:
         other = draw(st.integers(0, len(parent) - 1))
         parent[index], parent[other] = parent[other], parent[index]

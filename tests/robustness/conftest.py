@@ -10,8 +10,6 @@ from random_adapter import write_random_adapter
 
 from .places import Place, environment
 
-COMMANDS = ("generate", "convert", "fuse", "finetune")
-
 
 @pytest.fixture(scope="session")
 def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -41,6 +39,7 @@ def arguments(tiny_model: Path, adapter: Path, quadruplets: Path) -> dict[str, l
     training = ["--steps", "6", "--batch-size", "2", "--save-every", "2", "--sample-every", "2", "--held-out", "0.25"]
     return {
         "generate": ["generate", "a cat", *drawing, *several],
+        "edit": ["edit", str(quadruplets.with_name("0.png")), "redder", *drawing, "--seed", "1", "-o", "edited"],
         "convert": ["convert", str(tiny_model), "new", "--quantize", "llm=8"],
         "fuse": ["fuse", str(tiny_model), str(adapter), "new"],
         "finetune": [
@@ -48,17 +47,20 @@ def arguments(tiny_model: Path, adapter: Path, quadruplets: Path) -> dict[str, l
             "--rank", "2",
         ],
         "random-model": ["random-model", "new"],
+        "chat": ["chat", "-m", str(tiny_model), "--max-tokens", "2"],
     }  # fmt: skip
 
 
 @pytest.fixture
 def place(tmp_path: Path, arguments: dict[str, list[str]]) -> Callable[..., Place]:
-    """Makes a new place for a command."""
+    """Makes a place for a command, in a new folder or a given one."""
     made: list[Place] = []
 
-    def make(command: str) -> Place:
-        target = "" if command in ("generate", "finetune") else "new"
-        made.append(Place(tmp_path / f"{command}-{len(made)}", arguments[command], environment(tmp_path), target))
+    def make(command: str, folder: Path | None = None) -> Place:
+        target = "new" if command in ("convert", "fuse", "random-model") else ""
+        stdin = "Hello\n" * 20 + "/save talk.json\n" if command == "chat" else ""
+        folder = folder or tmp_path / f"{command}-{len(made)}"
+        made.append(Place(folder, arguments[command], environment(tmp_path), target, stdin))
         return made[-1]
 
     return make

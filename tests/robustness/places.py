@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,20 @@ class Place:
         arguments: the command.
         environment: of the processes.
         target: the folder that the command makes, and refuses to make twice; "" where there is none.
+        stdin: what is typed.
+        changes: how many the last undisturbed run made; see `dying.py`.
     """
 
     folder: Path
     arguments: list[str]
     environment: dict[str, str]
     target: str = ""
+    stdin: str = ""
     changes: int = field(default=0, init=False)
 
-    def run(self) -> subprocess.CompletedProcess[str]:
-        """The command, undisturbed; counts its changes."""
-        done = self._process(0, 0.0, 0)
+    def run(self, before: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
+        """The command, undisturbed; counts its changes. `before` is called in its process."""
+        done = self._process(0, 0.0, 0, before)
         self.changes = int(self._count_file.read_text())
         return done
 
@@ -46,9 +50,11 @@ class Place:
 
     @property
     def _count_file(self) -> Path:
-        return self.folder.with_name(self.folder.name + ".count")
+        return self.folder.with_name(f"{self.folder.name}.count")
 
-    def _process(self, change: int, delay: float, number: int) -> subprocess.CompletedProcess[str]:
+    def _process(
+        self, change: int, delay: float, number: int, before: Callable[[], None] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         self.folder.mkdir(exist_ok=True)
         head = [sys.executable, str(DYING), str(self.folder), str(change), str(delay), str(number)]
         return subprocess.run(
@@ -59,6 +65,8 @@ class Place:
             text=True,
             errors="replace",
             timeout=300,
+            input=self.stdin,
+            preexec_fn=before,
         )
 
     def unfinished(self) -> list[str]:
