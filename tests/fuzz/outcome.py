@@ -13,6 +13,8 @@ from pathlib import Path
 
 from mobileo_mlx.errors import MobileOError
 
+from .limits import TooSlow
+
 _LONGEST = 8000  # characters of a message; one lists up to 20 names of each kind
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _REPR = re.compile(r" object at 0x[0-9a-f]+>|<class '")
@@ -31,11 +33,11 @@ def fault(use: Callable[[], object]) -> str:
             use()
         except MobileOError as error:
             return message_fault(str(error))
-        except (KeyboardInterrupt, GeneratorExit):
+        except (KeyboardInterrupt, TooSlow):
             raise
         except BaseException as error:  # tokenizers' panics are no Exception
-            if type(error).__module__.startswith("fuzz."):
-                return f"{type(error).__name__}: {error}"
+            if isinstance(error, Broken):
+                return f"Broken: {error}"
             return f"{type(error).__name__} in {_place(error)}: {str(error)[:200]}"
     shown = [w for w in warned if not issubclass(w.category, DeprecationWarning | ResourceWarning)]
     return f"warns: {shown[0].message}"[:300] if shown else ""

@@ -13,12 +13,14 @@ import hypothesis
 import pytest
 from hypothesis import HealthCheck, settings
 
-from .entries import ENTRIES, Room
+from .entries import ENTRIES, Room, use
 from .inputs import INPUTS
+from .limits import limited
 from .outcome import fault
 
 TESTS = Path(__file__).parents[1]
 ALL = 20_000
+PATIENCE = 60  # seconds: only a hang is stopped here; the long run looks at time
 QUICK = {"run-state": 4, "chat": 6, "options": 40, "image": 40, "json": 60, "tokenizer": 8, "tokenizer-files": 8}
 # Shares of the long run; 1 where nothing is said.
 SHARES = {"json": 2, "config": 2, "options": 2, "image": 3, "run-state": 0.4, "chat": 0.7}
@@ -46,9 +48,11 @@ def test_a_few(room: Room, name: str) -> None:
     )
     @hypothesis.given(INPUTS[name](room))
     def probe(value: Any) -> None:
-        with room.cleared():
+        with room.cleared(), limited(PATIENCE):
             assert not (problem := fault(lambda: ENTRIES[name](room, value))), problem
 
+    with room.cleared():
+        use(room.model)  # imports and builds what the first use builds, before memory is limited
     probe()
 
 
