@@ -188,12 +188,15 @@ class Room:
             done.append(event)
 
     @cached_property
-    def drawing(self) -> bytes:
-        """A PNG file with our metadata."""
-        file = self.materials / "drawing.png"
+    def drawings(self) -> dict[str, bytes]:
+        """Drawings with our settings in them, by their names, one of each format."""
         options = ["--steps", 1, "--size", f"{SIDE}x{SIDE}", "--seed", 1]
-        command("generate", "a cat", "-m", self.model, *options, "-o", file, statuses=(0,))
-        return file.read_bytes()
+        found = {}
+        for name in ("old.png", "old.jpg", "old.webp"):
+            file = self.materials / name
+            command("generate", "a cat", "-m", self.model, *options, "-o", file, statuses=(0,))
+            found[name] = file.read_bytes()
+        return found
 
 
 def use(model: Path, *, adapter: Path | None = None, draw: bool = True) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import html
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,17 @@ from PIL import Image
 
 from .entries import QUADRUPLET, Room, shard_members
 from .mutations import ESCAPE, TEXTS, Pairs, damaged, dump, hostile, json_bytes, parse
-from .pictures import jpeg_bytes, png_bytes, png_chunks, riff_bytes, write_png
+from .pictures import (
+    jpeg_bytes,
+    jpeg_parts,
+    png_bytes,
+    png_chunks,
+    riff_bytes,
+    riff_chunks,
+    write_jpeg,
+    write_png,
+    write_riff,
+)
 from .tars import tar_bytes
 from .tensors import safetensors_bytes
 
@@ -150,7 +163,11 @@ def _lines(room: Room) -> Strategy:
     line = st.one_of(
         json_bytes(QUADRUPLET), json_bytes({**QUADRUPLET, "source_image": "photo.png"}), json_bytes(several)
     )
-    return st.lists(line, min_size=1, max_size=4).map(b"\n".join)
+    several_lines = st.lists(line, min_size=1, max_size=4)
+    text = several_lines.map(b"\n".join)
+    packed = text.map(gzip.compress)
+    array = several_lines.map(lambda lines: b"[" + b",".join(lines) + b"]")
+    return st.one_of(text, text, array, packed, packed.flatmap(damaged))
 
 
 @inputs("shard")
@@ -221,14 +238,36 @@ def _picture(room: Room) -> Strategy:
 
 @inputs("replay")
 def _replay(room: Room) -> Strategy:
-    chunks = png_chunks(room.drawing)
-    place = next(i for i, (kind, data) in enumerate(chunks) if kind == b"iTXt" and data.startswith(b"mobileo-mlx\0"))
-    start, text = chunks[place][1].split(b"\0\0\0\0\0", 1)
+    drawings = room.drawings
+    chunks = png_chunks(drawings["old.png"])
+    place = next(i for i, (_, data) in enumerate(chunks) if data.startswith(b"mobileo-mlx\0"))
+    kind, chunk = chunks[place]
+    text = chunk[chunk.rindex(b"\0") + 1 :]
+    segments, tail = jpeg_parts(drawings["old.jpg"])
+    parts = riff_chunks(drawings["old.webp"])
 
-    def replaced(data: bytes) -> tuple[str, bytes]:
-        return "old.png", write_png([*chunks[:place], (b"iTXt", start + b"\0\0\0\0\0" + data), *chunks[place + 1 :]])
+    def with_settings(name: str, data: bytes) -> tuple[str, bytes]:
+        if name == "old.png":
+            return name, write_png([*chunks[:place], (kind, chunk.removesuffix(text) + data), *chunks[place + 1 :]])
+        quoted = html.escape(data.decode("utf-8", "replace")).encode()
 
-    return st.one_of(json_bytes(text).map(replaced), st.tuples(st.just("old.png"), png_bytes(room.drawing)))
+        def packet(content: bytes) -> bytes:
+            return _SETTINGS.sub(lambda match: match[1] + quoted + b'"', content)
+
+        if name == "old.jpg":
+            return name, write_jpeg([(marker, packet(content)) for marker, content in segments], tail)
+        return name, write_riff([(k, packet(content)) for k, content in parts])
+
+    changed = st.tuples(st.sampled_from(sorted(drawings)), json_bytes(text)).map(lambda given: with_settings(*given))
+    damages = {"old.png": png_bytes, "old.jpg": jpeg_bytes, "old.webp": riff_bytes}
+    return st.one_of(
+        changed,
+        changed,
+        *(st.tuples(st.just(name), change(drawings[name])) for name, change in damages.items()),
+    )
+
+
+_SETTINGS = re.compile(rb'(mobileo:settings=")[^"]*"')
 
 
 @inputs("run-state")

@@ -21,6 +21,9 @@ _REPR = re.compile(r" object at 0x[0-9a-f]+>|<class '")
 _OURS = ("mobileo_mlx", "mobileo_cli")
 
 
+ended: list[int] = []  # exit statuses of the commands that were run
+
+
 class Broken(Exception):
     """Raised where a command did not end as promised."""
 
@@ -73,6 +76,7 @@ def command(*arguments: object, stdin: bytes = b"", statuses: tuple[int, ...] = 
             status = main([str(argument) for argument in arguments])
     finally:
         sys.stdin = before
+    ended.append(status)
     said, noted = (stream.buffer.getvalue().decode("utf-8", "replace") for stream in (out, err))  # type: ignore[attr-defined]
     if status not in statuses:
         raise Broken(f"exit status {status}: {noted[-300:]}")

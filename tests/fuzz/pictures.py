@@ -95,21 +95,33 @@ _BLOCKS = (  # of metadata
 )
 
 
+def jpeg_parts(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
+    """The segments of a JPEG file by their markers, and all from the first scan on."""
+    segments, place = [], 2
+    while data[place : place + 1] == b"\xff" and data[place + 1] != 0xDA:
+        size = int.from_bytes(data[place + 2 : place + 4], "big")
+        segments.append((data[place + 1], data[place + 4 : place + 2 + size]))
+        place += 2 + size
+    return segments, data[place:]
+
+
+def write_jpeg(segments: Sequence[tuple[int, bytes]], tail: bytes) -> bytes:
+    file = b"\xff\xd8"
+    for marker, data in segments:
+        file += bytes((0xFF, marker)) + struct.pack(">H", min(len(data) + 2, 65535)) + data
+    return file + tail
+
+
 @st.composite
 def jpeg_bytes(draw: Draw, base: bytes) -> bytes:
     """A JPEG file whose segments are changed."""
-    segments, place = [], 2
-    while base[place : place + 1] == b"\xff" and base[place + 1] != 0xDA:
-        size = int.from_bytes(base[place + 2 : place + 4], "big")
-        segments.append((base[place + 1], base[place + 4 : place + 2 + size]))
-        place += 2 + size
-    tail = base[place:]
+    segments, tail = jpeg_parts(base)
     for _ in range(draw(st.integers(1, 2))):
         index = draw(st.integers(0, len(segments) - 1))
         marker, data = segments[index]
         change = draw(st.integers(0, 4))
         if change == 0:
-            segments[index] = (marker, draw(damaged(data))[:65533])
+            segments[index] = (marker, draw(damaged(data)))
         elif change == 1:
             segments.insert(0, (draw(st.sampled_from((0xE1, 0xE2, 0xED, 0xFE))), draw(st.sampled_from(_BLOCKS))))
         elif change == 2:
@@ -118,20 +130,27 @@ def jpeg_bytes(draw: Draw, base: bytes) -> bytes:
             segments.insert(index, (marker, data))
         else:
             tail = draw(damaged(tail))
-    file = b"\xff\xd8"
-    for marker, data in segments:
-        file += bytes((0xFF, marker)) + struct.pack(">H", len(data) + 2) + data
-    return file + tail
+    return write_jpeg(segments, tail)
+
+
+def riff_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    chunks, place = [], 12
+    while place + 8 <= len(data):
+        size = int.from_bytes(data[place + 4 : place + 8], "little")
+        chunks.append((data[place : place + 4], data[place + 8 : place + 8 + size]))
+        place += 8 + size + size % 2
+    return chunks
+
+
+def write_riff(chunks: Sequence[tuple[bytes, bytes]], size: int | None = None) -> bytes:
+    body = b"WEBP" + b"".join(k + struct.pack("<I", len(d)) + d + b"\0" * (len(d) % 2) for k, d in chunks)
+    return b"RIFF" + struct.pack("<I", len(body) if size is None else size) + body
 
 
 @st.composite
 def riff_bytes(draw: Draw, base: bytes) -> bytes:
     """A WebP file whose chunks are changed."""
-    chunks, place = [], 12
-    while place + 8 <= len(base):
-        size = int.from_bytes(base[place + 4 : place + 8], "little")
-        chunks.append((base[place : place + 4], base[place + 8 : place + 8 + size]))
-        place += 8 + size + size % 2
+    chunks = riff_chunks(base)
     index = draw(st.integers(0, len(chunks) - 1))
     kind, data = chunks[index]
     change = draw(st.integers(0, 3))
@@ -142,13 +161,8 @@ def riff_bytes(draw: Draw, base: bytes) -> bytes:
         canvas = b"".join(side.to_bytes(3, "little") for side in sides)
         chunks.insert(0, (b"VP8X", bytes((draw(st.integers(0, 255)), 0, 0, 0)) + canvas))
     elif change == 2:
-        chunks.append(
-            (
-                draw(st.sampled_from((b"EXIF", b"XMP ", b"ICCP", b"ALPH", b"ANIM", b"ANMF"))),
-                draw(st.binary(max_size=40)),
-            )
-        )
+        kinds = st.sampled_from((b"EXIF", b"XMP ", b"ICCP", b"ALPH", b"ANIM", b"ANMF"))
+        chunks.append((draw(kinds), draw(st.binary(max_size=40))))
     else:
         chunks[index] = (draw(st.sampled_from((b"VP8 ", b"VP8L", b"VP8X", b"abcd"))), data)
-    body = b"WEBP" + b"".join(k + struct.pack("<I", len(d)) + d + b"\0" * (len(d) % 2) for k, d in chunks)
-    return b"RIFF" + struct.pack("<I", draw(st.sampled_from((len(body), 0, 2**32 - 1)))) + body
+    return write_riff(chunks, draw(st.sampled_from((None, 0, 2**32 - 1))))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,10 @@ import hypothesis
 import pytest
 from hypothesis import HealthCheck, settings
 
-from .entries import ENTRIES, Room, use
+from .entries import ENTRIES, QUADRUPLET, Room, shard_members, use
 from .inputs import INPUTS
 from .limits import limited
-from .outcome import fault
+from .outcome import ended, fault
 
 TESTS = Path(__file__).parents[1]
 ALL = 20_000
@@ -35,6 +38,54 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Room:
 
 def test_each_entry_has_inputs() -> None:
     assert ENTRIES.keys() == INPUTS.keys()
+
+
+def whole_inputs(room: Room) -> list[tuple[str, Any]]:
+    """Of entries that use models, what they take as it is: without this all could be refused for one silly reason."""
+    shard = io.BytesIO()
+    with tarfile.open(fileobj=shard, mode="w") as tar:
+        for name, data in shard_members(room.photo).items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    files: list[tuple[str, Path, str, bool]] = [
+        ("config", room.model, "config.json", False),
+        ("config-quantized", room.quantized, "config.json", False),
+        ("config-upstream", room.upstream, "diffusion/vae/config.json", True),
+        ("index", room.upstream, "model.safetensors.index.json", False),
+        ("weights", room.model, "mm_projector.safetensors", False),
+        ("weights-upstream", room.upstream, "model-00002-of-00002.safetensors", False),
+        ("adapter", room.adapter, "adapter_config.json", True),
+        ("tokenizer", room.model, "tokenizer.json", False),
+        ("tokenizer-files", room.tokenizer_files, "vocab.json", True),
+        ("run-state", room.run, "metrics.jsonl", True),
+    ]
+    return [
+        *(
+            (entry, (name, data) if named else data)
+            for entry, folder, name, named in files
+            for data in [(folder / name).read_bytes()]
+        ),
+        *(("replay", drawing) for drawing in room.drawings.items()),
+        ("lines", json.dumps(QUADRUPLET).encode()),
+        ("lines", gzip.compress(json.dumps(QUADRUPLET).encode())),
+        ("shard", shard.getvalue()),
+        ("qna", "Q: what?\nA: this"),
+        ("picture", room.photo),
+        ("precisions", "llm=8"),
+        ("prompt", b"a cat"),
+        ("chat", ["/image photo.png", "what?", "/generate a cat", "/edit it", "/save a.md"]),
+    ]
+
+
+def test_what_is_whole_is_used(room: Room) -> None:
+    for name, value in whole_inputs(room):
+        ended.clear()
+        with room.cleared():
+            ENTRIES[name](room, value)
+            drawn = (room.folder / "new.png").exists()
+        assert ended.count(2) == (name in ("replay", "precisions")), name  # which name a missing model, no precision
+        assert drawn == (name == "replay")
 
 
 @pytest.mark.parametrize("name", ENTRIES)
