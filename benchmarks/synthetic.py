@@ -82,8 +82,8 @@ class SyntheticCheckpoint(Checkpoint):
             write_random_model(Path(folder) / "tiny")
             return Tokenizer.load(Path(folder) / "tiny")
 
-    def _read(self, component: str) -> tuple[Weights, dict[str, tuple[int, ...]]]:
-        return (self.read or (lambda name: random_weights(name, self.config)))(component), {}
+    def _read(self, component: str) -> Weights:
+        return (self.read or (lambda name: random_weights(name, self.config)))(component)
 
 
 class ResidentParts(Parts):

@@ -7,7 +7,7 @@ the tensors already in MLX's layout (written by `mobileo_mlx.checkpoints.convert
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -101,10 +101,11 @@ class Checkpoint:
         """
         for component in components:
             if component not in self._problems:
-                there = component in self._tensors
-                self._problems[component] = (
-                    self._build(component, placeholders)[2] if there else [("absent", self._where(component))]
-                )
+                if component in self._tensors:
+                    problems = self._build(component, placeholders(self.tensors(component)))[2]
+                else:
+                    problems = [("absent", self._where(component))]
+                self._problems[component] = problems
         self._raise_problems([problem for component in components for problem in self._problems[component]])
 
     @preserve_rng_state()
@@ -115,7 +116,7 @@ class Checkpoint:
             CheckpointError: the component is not there, or its tensors are not those that the configuration asks
                 for; all that are missing, unexpected or of another shape are listed.
         """
-        module, weights, problems = self._build(component, read_tensors)
+        module, weights, problems = self._build(component, self._read(component))
         self._raise_problems(problems)
         module.load_weights(list(weights.items()))
         return module
@@ -133,14 +134,18 @@ class Checkpoint:
     def _where(self, component: str) -> str:
         return f"{component}.safetensors" if self.layout == "mobileo-mlx" else f"tensors of {component}"
 
+    def _read(self, component: str) -> dict[str, mx.array]:
+        """The tensors as they are stored, not read yet."""
+        return read_tensors(self.tensors(component))
+
     def _build(
-        self, component: str, read: Callable[[dict[str, TensorInfo]], dict[str, mx.array]]
+        self, component: str, stored: dict[str, mx.array]
     ) -> tuple[nn.Module, dict[str, mx.array], list[tuple[str, str]]]:
         """A component's network, its weights with our names and in our layout, and what does not fit.
 
         A problem is its kind and the name of what has it.
         """
-        weights, odd = self._laid_out(component, read(self.tensors(component)))
+        weights, odd = self._laid_out(component, stored)
         module = build(component, self.config)
         if component in self.quantization:
             module = quantized_skeleton(module, weights, self.quantization[component])
