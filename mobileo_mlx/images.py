@@ -85,8 +85,9 @@ def load_images(sources: ImageSource | Sequence[ImageSource]) -> list[Image.Imag
 def preprocess(image: Image.Image, size: int) -> mx.array:
     """What the vision tower sees: padded to a square with black, bicubic resize, no normalisation.
 
-    The square of a long and narrow image would take many times its memory. Where it is large, the two passes of the
-    resize, along rows and along columns, are made one after the other, and each pads some rows at a time.
+    The square of a long and narrow image would take many times its memory. Where it is large, the image is resized
+    along its longer side first, which needs no padding, and then along the other one, some rows at a time: the same
+    up to a rounding between the two.
 
     Args:
         image: RGB.
@@ -100,10 +101,14 @@ def preprocess(image: Image.Image, size: int) -> mx.array:
     side = max(image.size)
     if side * side <= _LARGEST_SQUARE:
         return _to_unit(pad_to_square(image).resize((size, size), Image.Resampling.BICUBIC))
-    rows, left = _pad_and_resize_rows(image, side, size)
-    columns, top = _pad_and_resize_rows(rows.transpose(Image.Transpose.TRANSPOSE), side, size)
     square = Image.new("RGB", (size, size))
-    square.paste(columns.transpose(Image.Transpose.TRANSPOSE), (left, top))
+    if image.height > image.width:
+        rows, left = _pad_and_resize_rows(image.resize((image.width, size), Image.Resampling.BICUBIC), side, size)
+        square.paste(rows, (left, 0))
+    else:
+        small = image.resize((size, image.height), Image.Resampling.BICUBIC)
+        columns, top = _pad_and_resize_rows(small.transpose(Image.Transpose.TRANSPOSE), side, size)
+        square.paste(columns.transpose(Image.Transpose.TRANSPOSE), (0, top))
     return _to_unit(square)
 
 
@@ -238,7 +243,7 @@ def _orientation(image: Image.Image, file: ImageFile) -> int:
 
 def _to_rgb(image: Image.Image, profile: bytes | None, background: str | None) -> Image.Image:
     """Any mode to RGB with 8 bits, in sRGB, laid over a background; see `load_image`."""
-    from PIL import Image
+    from PIL import ImageChops
 
     alpha = None
     if image.mode == "F" or image.mode.startswith("I"):
@@ -246,15 +251,16 @@ def _to_rgb(image: Image.Image, profile: bytes | None, background: str | None) -
     else:
         if image.mode in ("La", "RGBa"):  # multiplied by alpha already
             image = image.convert("LA" if image.mode == "La" else "RGBA")
-        color = image.convert(_COLORS.get(image.mode, "RGB"))
+        target = _COLORS.get(image.mode, "RGB")
+        color = image if image.mode == target else image.convert(target)
         if image.has_transparency_data and background is not None:
-            alpha = image.convert("RGBA").getchannel("A")
+            alpha = (image if image.mode in ("LA", "RGBA") else image.convert("RGBA")).getchannel("A")
     rgb = to_srgb(color, profile)
     if background is None or alpha is None or alpha.getextrema() == (255, 255):
         return rgb
-    laid = Image.new("RGB", rgb.size, background)
-    laid.paste(rgb, mask=alpha)
-    return laid
+    rgb = image.copy() if rgb is image else rgb
+    rgb.paste(background, (0, 0, *rgb.size), ImageChops.invert(alpha))
+    return rgb
 
 
 def _from_deep(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
