@@ -70,7 +70,7 @@ class Chat:
 
         Args:
             text: the user's turn.
-            images: shown before the text, in order; each a path, the bytes of a file, or a Pillow image.
+            images: shown before the text, in order; one, or a list of several, each as in `MobileO.edit`.
             options: see `mobileo_mlx.generation_options.AnswerOptions`.
 
         Raises:

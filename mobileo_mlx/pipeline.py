@@ -179,7 +179,7 @@ class MobileO:
         (nearly noise); only the steps below that level are run.
 
         Args:
-            image: a path, the bytes of a file, or a Pillow image.
+            image: a path, the bytes of a file, an open file, a Pillow image, or an array of pixels.
             instruction: what to change.
             options: see `mobileo_mlx.generation_options.EditOptions`.
 
@@ -217,7 +217,7 @@ class MobileO:
         """Answers a question about one image or several, yielding each token.
 
         Args:
-            images: each a path, the bytes of a file, or a Pillow image.
+            images: one, or a list of several; each as in `edit`.
             question: in words.
             options: see `mobileo_mlx.generation_options.AnswerOptions`.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +53,25 @@ def read_image(argument: str) -> Image:
     """
     from mobileo_mlx.images import load_image
 
-    if argument == STDIN:
-        return load_image(sys.stdin.buffer, name="the image on standard input")
-    return load_image(argument)
+    with _quiet_libraries():
+        if argument == STDIN:
+            return load_image(sys.stdin.buffer, name="the image on standard input")
+        return load_image(argument)
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keeps from standard error what libtiff writes there of damaged files; the one sentence that counts is ours."""
+    try:
+        sys.stderr.flush()
+        shown = os.dup(2)
+    except (OSError, ValueError):  # it is closed
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(shown, 2)
+        os.close(shown)

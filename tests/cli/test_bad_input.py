@@ -74,6 +74,16 @@ def test_folder_instead_of_an_image(refused: Refused, tiny_model: Path) -> None:
     assert "is a folder" in refused("ask", tiny_model, "What is this?", "-m", tiny_model)
 
 
+def test_a_damaged_tiff_gets_one_sentence(refused: Refused, tiny_model: Path, photo: Path, work: Path) -> None:
+    """Of which libtiff would write lines of its own."""
+    with Image.open(photo) as image:
+        image.save(work / "broken.tif", compression="tiff_lzw")
+    data = bytearray((work / "broken.tif").read_bytes())
+    data[8:200] = b"\xff" * 192
+    (work / "broken.tif").write_bytes(data)
+    assert "broken.tif" in refused("ask", "broken.tif", "What is this?", "-m", tiny_model)
+
+
 def test_one_broken_image_among_good_ones(refused: Refused, tiny_model: Path, photo: Path, broken) -> None:
     assert "cut.jpg" in refused("ask", photo, broken("truncated"), "Which?", "-m", tiny_model)
 
