@@ -139,7 +139,7 @@ def _described(kind: Any) -> str:
     if origin is Annotated:
         limits = parts[1]
         number = "an odd number" if limits.odd else _described(parts[0])
-        return f"{number} from {limits.low} to {limits.high}"
+        return f"{number} from {limits.low:.12g} to {limits.high:.12g}"
     if origin is Literal:
         return " or ".join(repr(part) for part in parts)
     if origin is tuple:
