@@ -35,10 +35,10 @@ def command(
     ] = None,
     model: options.Model = None,
     adapter: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--adapter",
-            metavar="DIR",
+            metavar="ADAPTER",
             help="Start from an adapter, or from a checkpoint of a run, which holds one; with its rank and alpha.",
         ),
     ] = None,
