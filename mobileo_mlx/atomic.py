@@ -181,20 +181,24 @@ def _create(parent: Path, suffix: str, *, folder: bool) -> tuple[Path, int]:
         try:
             if folder:
                 path.mkdir()
-                flags = os.O_RDONLY | os.O_DIRECTORY
             else:
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-            descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
-            # Before it was locked another process may have taken it for abandoned.
-            if lock(descriptor) is not False and os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return path, descriptor
-            os.close(descriptor)
-        except FileNotFoundError:
-            if not parent.is_dir():
-                raise
+                path.touch(exist_ok=False)
+            # Before it is locked another process may take it for abandoned.
+            with suppress(FileNotFoundError):
+                descriptor = os.open(path, (os.O_RDONLY if folder else os.O_RDWR) | os.O_CLOEXEC)
+                if lock(descriptor) is not False and _is_at(descriptor, path):
+                    return path, descriptor
+                os.close(descriptor)
         except KeyboardInterrupt:  # nobody else knows the name yet
             _remove(path)
             raise
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _remove(path: Path) -> None:

@@ -301,3 +301,19 @@ def test_an_interruption_before_anything_is_written(tmp_path, monkeypatch, write
         pass
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", [lambda path: atomic_write(path), lambda path: atomic_folder(path)])
+def test_a_folder_in_which_nothing_can_be_made(tmp_path, monkeypatch, write):
+    """As /proc, which answers that there is no such file."""
+
+    def refuse(path, *arguments, **options):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+
+    for name in ("mkdir", "open"):
+        monkeypatch.setattr(os, name, refuse)
+    with (
+        pytest.raises(OutputError, match=r"new\.x' can't be written \(No such file or directory\)"),
+        write(tmp_path / "new.x"),
+    ):
+        pass
