@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 _SHOWN = 20  # names of one kind in a message
+_LONGEST = 150  # characters of a name
 
 
 def format_names(names: Iterable[str]) -> str:
-    """The names for a message: sorted, and only the first ones where there are very many."""
+    """The names for a message: sorted, only the first ones where there are very many, and long ones shortened."""
     names = sorted(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..." for name in names[:_SHOWN]) + more
 
 
 def format_number(number: float) -> str:

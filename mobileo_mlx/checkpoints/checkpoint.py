@@ -17,7 +17,7 @@ import mlx.nn as nn
 
 from ..config import Config, shown
 from ..errors import CheckpointError, ConfigError, format_names
-from ..files import is_file, read_json
+from ..files import kind_of, read_json
 from ..models.mobileo import COMPONENTS, MobileOConfig, block_counts, build, component_of, sanitize
 from . import hub
 from .modules import named_parameters, preserve_rng_state
@@ -205,7 +205,7 @@ def _open_ours(name: str, location: str, path: Path, config: dict[str, Any]) -> 
         spec = _Quantization.from_dict(entry, f"the quantization of {component!r} in {source}")
         quantization[component] = QuantizeSpec(spec.bits, spec.group_size)
     files = {component: path / f"{component}.safetensors" for component in COMPONENTS}
-    tensors = {component: read_header(file) for component, file in files.items() if is_file(file)}
+    tensors = {component: read_header(file) for component, file in files.items() if kind_of(file)}
     for component, infos in tensors.items():
         if component not in quantization and any(key.endswith(".scales") for key in infos):
             raise CheckpointError(f"'{source}' does not say with how many bits {component!r} is quantized.")
@@ -268,7 +268,7 @@ def _open_upstream(name: str, location: str, path: Path, config: dict[str, Any],
         "scheduler": _diffusion(path, "scheduler/scheduler_config.json"),
         "generation_config": path / "generation_config.json",
     }
-    files = {key: file for key, file in beside.items() if file is not None and is_file(file)}
+    files = {key: file for key, file in beside.items() if file is not None and kind_of(file)}
     values: dict[str, Any] = {key: read_json(file) for key, file in files.items()}
     try:
         described = MobileOConfig.from_upstream(
@@ -286,7 +286,7 @@ def _open_upstream(name: str, location: str, path: Path, config: dict[str, Any],
 def _diffusion(path: Path, name: str) -> Path | None:
     """A configuration of diffusers in the folder `diffusion` inside the model's folder or beside it."""
     places = (path / "diffusion" / name, path.parent / "diffusion" / name)
-    return next((file for file in places if is_file(file)), None)
+    return next((file for file in places if kind_of(file)), None)
 
 
 def _check_blocks(path: Path, config: MobileOConfig, tensors: Mapping[str, Mapping[str, TensorInfo]]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, format_names
-from ..files import is_file, open_input, parse_json, read_json
+from ..files import is_file, kind_of, open_input, parse_json, read_json
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -87,7 +87,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 - it is no mapping
             found = {key: TensorInfo(key, s.get_dtype(), tuple(s.get_shape()), path) for key, s in slices.items()}
     except SafetensorError as error:
-        reason = str(error).removeprefix("Error while deserializing header: ")
+        reason = str(error).removeprefix("Error while deserializing header: ")[:200]  # it may quote a name
         raise CheckpointError(
             f"'{path}' is cut short or damaged, or not a safetensors file ({reason}); remove it and download it again."
         ) from error
@@ -95,7 +95,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(f"'{path}' can't be read ({error.strerror or error}).") from error
     for key, info in found.items():
         if len(info.shape) > _MAX_DIMENSIONS or any(side >= _MAX_SIDE for side in info.shape):
-            raise CheckpointError(f"'{path}' has a tensor {key} of a shape that no array can have; download it again.")
+            raise CheckpointError(
+                f"'{path}' has a tensor {format_names([key])} of a shape that no array can have; download it again."
+            )
     return found
 
 
@@ -131,9 +133,9 @@ def weight_files(folder: Path) -> list[Path]:
         CheckpointError: the index can't be read, or shards are missing; all of them are named.
     """
     single = folder / "model.safetensors"
-    if is_file(folder / INDEX):
+    if kind_of(folder / INDEX):
         names: Iterable[str] = set(_weight_map(folder).values())
-    elif is_file(single):
+    elif kind_of(single):
         names = {single.name}
     else:
         # Without hidden files: macOS leaves a "._name" beside each file on a disk of another system.
@@ -162,7 +164,7 @@ def read_headers(folder: Path) -> dict[str, TensorInfo]:
     for infos in by_file.values():
         twice += [key for key in infos if key in found]
         found |= infos
-    chosen = _weight_map(folder) if is_file(folder / INDEX) else {}
+    chosen = _weight_map(folder) if kind_of(folder / INDEX) else {}
     if lost := [key for key, name in chosen.items() if key not in by_file[name]]:
         raise CheckpointError(
             f"'{folder / INDEX}' names files for {format_names(lost)} that do not hold them; download the model again."

@@ -1,5 +1,6 @@
 import gc
 import json
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -375,6 +376,15 @@ def test_an_unusual_dtype_is_refused(copy):
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
     with pytest.raises(CheckpointError, match=r"lm_head\.weight \(I8\)"):
         Checkpoint.open(copy)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_named(ours, tmp_path, copy):
+    theirs = write_upstream(tmp_path / "theirs" / "model", ours)
+    for folder, name in ((copy, "dit.safetensors"), (theirs, "generation_config.json")):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+        with pytest.raises(CheckpointError, match=f"{name}' is not a regular file"):
+            Checkpoint.open(folder)
 
 
 def test_a_model_in_float64_is_the_same_in_float32(ours, copy, monkeypatch):

@@ -161,6 +161,15 @@ def test_a_shape_that_no_array_can_have_is_refused(tmp_path, shape):
         read_header(path)
 
 
+@pytest.mark.parametrize("dtype", ["I8", "X9"])
+def test_a_long_name_is_shortened(tmp_path, dtype):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors({"x" * 10**6: {"dtype": dtype, "shape": [1], "data_offsets": [0, 1]}}, b"0"))
+    with pytest.raises(CheckpointError) as error:
+        check_dtypes(path, read_header(path))
+    assert len(str(error.value)) < 1000
+
+
 def test_a_large_header_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     with path.open("wb") as file:
