@@ -85,7 +85,6 @@ class _Command(_PrintedHelp, typer.core.TyperCommand): ...
 program = typer.Typer(
     name=NAME,
     cls=_Group,
-    add_completion=False,
     rich_markup_mode=None,  # rich would double the time that --help takes
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},

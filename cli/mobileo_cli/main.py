@@ -8,8 +8,11 @@ Anything else that goes wrong is a bug and shows its traceback.
 from __future__ import annotations
 
 # Nothing else is imported here, so that Ctrl-C meets as little as possible that is not inside of main().
+import os
 import sys
 from collections.abc import Sequence
+
+_COMPLETE = "_MOBILEO_MLX_COMPLETE"  # set by the scripts of --show-completion
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +56,8 @@ def _run(arguments: list[str]) -> int:
     from .commands import NAME, program
 
     command = typer.main.get_command(program)
+    if _COMPLETE in os.environ:  # a shell asks how a line goes on
+        command._main_shell_completion(ctx_args={}, prog_name=NAME, complete_var=_COMPLETE)
     try:
         with command.make_context(NAME, arguments) as context:
             command.invoke(context)
