@@ -176,12 +176,10 @@ def parse_json(data: str | bytes, *, surrogates: bool = False) -> Any:
     except MemoryError as problem:
         raise JSONError("is too large") from problem
     # Each level takes a bracket, and half a pair an escape: nearly all JSON needs no second look.
-    if text.count("[") + text.count("{") > _MAX_DEPTH and any(
-        depth >= _MAX_DEPTH and isinstance(inside, dict | list) for depth, inside in _walk(value)
-    ):
+    if text.count("[") + text.count("{") > _MAX_DEPTH and _nests_deeply(value):
         raise JSONError("nests too deeply")
     if not surrogates and _HALF_PAIR.search(text):
-        for _, inside in _walk(value):
+        for inside in _walk(value):
             if isinstance(inside, str) and not _is_encodable(inside):
                 raise JSONError("holds half a surrogate pair, which is no text")
     return value
@@ -245,14 +243,29 @@ def _parse_constant(name: str) -> float:
     raise JSONError(f"holds {name}, which JSON does not have")
 
 
-def _walk(value: Any) -> Iterator[tuple[int, Any]]:
-    """All that a JSON value holds, keys too, with the depth of it; with no more memory than it is deep."""
+def _nests_deeply(value: Any) -> bool:
+    """Whether something is `_MAX_DEPTH` levels down; a level at a time, for a tokenizer has 150,000 lists."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(_MAX_DEPTH):
+        level = [
+            inside
+            for outer in level
+            for inside in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inside, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _walk(value: Any) -> Iterator[Any]:
+    """All that a JSON value holds, keys too; with no more memory than it is deep."""
     open_iterators = [iter((value,))]
     while open_iterators:
         for inside in open_iterators[-1]:
-            yield len(open_iterators) - 1, inside
+            yield inside
             if isinstance(inside, dict):
-                yield from ((len(open_iterators), key) for key in inside)
+                yield from inside
                 open_iterators.append(iter(inside.values()))
                 break
             if isinstance(inside, list):

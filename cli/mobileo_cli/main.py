@@ -10,6 +10,7 @@ from __future__ import annotations
 # Nothing else is imported here, so that Ctrl-C meets as little as possible that is not inside of main().
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 _COMPLETE = "_MOBILEO_MLX_COMPLETE"  # set by the scripts of --show-completion
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         printing.make_streams_lenient()
         if arguments is None:  # this is the program, and not a part of another one
             sys.excepthook = printing.show_bug
+            warnings.showwarning = printing.show_warning
             signals.repeat_what_was_lost()
         with signals.raising():
             return _run(list(sys.argv[1:] if arguments is None else arguments))

@@ -167,6 +167,11 @@ def show_bug(kind: type[BaseException], error: BaseException, trace: TracebackTy
     _write_message(visible("".join(traceback.format_exception(kind, error, trace))))
 
 
+def show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
+    """Prints what a library warns of as one line; for `warnings.showwarning`."""
+    note(f"warning: {message}")
+
+
 def set_progress(mode: str | None) -> None:
     """Chooses how progress is shown in this process.
 

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,14 @@ def test_a_traceback_does_not_either(capsys: pytest.CaptureFixture[str]) -> None
     except ValueError as error:
         printing.show_bug(type(error), error, error.__traceback__)
     assert capsys.readouterr().err.endswith("ValueError: \\x1b]0;title\\x07\n")
+
+
+def test_a_warning_does_not_either(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", printing.show_warning)
+        warnings.warn("a\x1b[31m\nb", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err == "warning: a\\x1b[31m b\n"
 
 
 def in_terminal(*arguments: object, cwd: Path, env: dict[str, str]) -> tuple[int, str]:
