@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 _STEPS = 160  # over which the mean of the losses is taken; a run is judged from a quarter of them on
-_FLOOR = 1e-3  # a loss below is as good as none: how many times smaller it is says nothing
+_FLOOR = 0.01  # a loss below is as good as none: how many times smaller it is says nothing
 
 
 class RunningMean:
@@ -44,7 +44,7 @@ class DivergenceGuard:
         lowest: its smallest value so far; infinite until there were enough steps.
     """
 
-    tolerance: float = 6.0
+    tolerance: float = 4.0
     lowest: float = field(default=math.inf, init=False)
 
     def __post_init__(self) -> None:

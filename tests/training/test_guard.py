@@ -40,10 +40,10 @@ def test_healthy_training_is_never_stopped(batch_size: int) -> None:
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5])
 @pytest.mark.parametrize("batch_size", [1, 4, 8])
 def test_nor_where_some_samples_can_not_be_learned(batch_size: int, share: float) -> None:
-    """All but a share of the samples have a hundredth of their loss."""
+    """All but a share of the samples have a thousandth of their loss."""
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        losses = np.where(rng.random((3000, batch_size)) < share, 1.0, 0.01)
+        losses = np.where(rng.random((3000, batch_size)) < share, 1.0, 0.001)
         assert stopped_at((losses * np.exp(0.3 * rng.standard_normal(losses.shape))).mean(axis=1)) is None
 
 
@@ -66,7 +66,7 @@ def test_a_model_that_forgets_everything_is_stopped(batch_size: int) -> None:
 
 
 def test_what_is_as_good_as_no_loss_is_no_measure() -> None:
-    assert stopped_at(np.array([0.0] * 300 + [1e-9] * 300 + [1e-3] * 300)) is None
+    assert stopped_at(np.array([0.0] * 300 + [1e-9] * 300 + [0.01] * 300)) is None
 
 
 def test_few_steps_say_nothing() -> None:
