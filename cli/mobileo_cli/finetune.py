@@ -12,9 +12,10 @@ import typer
 from . import options, printing, signals
 
 if TYPE_CHECKING:
+    from mobileo_mlx.training.events import Event
     from mobileo_mlx.training.loop import StepReport
     from mobileo_mlx.training.options import Options
-    from mobileo_mlx.training.trainer import Event, FinetuneRun
+    from mobileo_mlx.training.trainer import FinetuneRun
 
 NAME = "finetune"
 _SHOWN_PROBLEMS = 1000  # beyond these a list helps nobody
@@ -290,7 +291,7 @@ class _Log:
         self.last: dict[str, Any] = {}  # what was heard last, for --json
 
     def show(self, event: Event) -> None:
-        from mobileo_mlx.training.trainer import Evaluated, Finished, Notice, SamplesFailed, SamplesWritten
+        from mobileo_mlx.training.events import Evaluated, Finished, Notice, SamplesFailed, SamplesWritten
 
         if isinstance(event, Evaluated):
             self.last["held_out"] = event.metrics

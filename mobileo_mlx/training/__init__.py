@@ -9,5 +9,6 @@ A line of data becomes a loss in five steps, each a module:
     trainable.py                       Batch          -> embeddings, hidden states, what the DiT reads
     losses.py                          of these       -> flow matching and cross-entropy
 
-loop.py takes optimizer steps and run_state.py keeps them; trainer.py puts all of it together.
+loop.py takes optimizer steps, guard.py ends a run that makes no sense, and run_state.py keeps what was done;
+trainer.py puts all of it together and yields events.py.
 """

@@ -1,19 +1,59 @@
-"""By what a resumed run knows that it is still on the same model: digests that don't need all of its bytes."""
+"""By what a resumed run knows that it is the same: its settings, and digests of data and model."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..checkpoints.adapters import Adapter
+from ..checkpoints.checkpoint import Checkpoint
 from ..files import open_input, parse_json
+from ..models.mobileo import COMPONENTS
+from .batches import Batches
+from .options import Options
+from .quadruplets import Data
 
 _PIECE = 1024  # bytes
 _PIECES = 8  # of one tensor; a smaller one is read whole
+
+
+def resume_settings(
+    data: Data, batches: Batches, checkpoint: Checkpoint, adapter: Adapter | None, options: Options, processes: int
+) -> dict[str, Any]:
+    """What has to be the same for a run to go on: all that its losses depend on, but the steps of `Options`.
+
+    Raises:
+        CheckpointError: a file of the model or of the adapter can't be read.
+    """
+    tensors = {
+        (component, key): info
+        for component in COMPONENTS
+        if checkpoint.has(component)
+        for key, info in checkpoint.tensors(component).items()
+    }
+    shapes = sorted([*names, info.dtype, info.shape] for names, info in tensors.items())
+    return {
+        "data": _digest([data.fingerprint, batches.fingerprint()]),
+        "model": _digest([checkpoint.config.to_dict(), shapes]),
+        "weights": weights_digest({info.file for info in tensors.values()}),
+        "adapter": None if adapter is None else adapter_digest(adapter),
+        "stage": asdict(options.stage),
+        "lora": None if options.lora is None else asdict(options.lora),
+        "layout": options.layout,
+        "cond_dropout": options.cond_dropout,
+        "flow_shift": options.flow_shift,
+        "held_out": options.held_out,
+        "dtype": options.dtype,
+        # The keys of the adapters' dropout count micro-batches.
+        "accumulate": options.accumulate,
+        "processes": processes,
+    }
 
 
 def weights_digest(files: Iterable[Path]) -> str:
@@ -43,6 +83,10 @@ def adapter_digest(adapter: Adapter) -> str:
     infos = [info for update in updates for info in (update.a, update.b)]
     infos += [info for part in (adapter.full, adapter.trained) for found in part.values() for info in found.values()]
     return weights_digest({info.file for info in infos})
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _pieces(file: BinaryIO, begin: int, end: int) -> Iterator[bytes]:

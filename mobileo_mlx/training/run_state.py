@@ -35,6 +35,7 @@ FORMAT = 2  # of a checkpoint
 _KEPT = 2  # the last checkpoints; one would be lost with a disk that fills while it is replaced
 _NAME = re.compile(r"step-(\d{7,12})")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_SHOWN = 10  # settings in a message
 _MAX_METRICS = 2**30  # bytes
 
 
@@ -108,9 +109,9 @@ def read_state(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     # Through JSON, where a tuple becomes a list.
     other = _differences({key: found.get(key) for key in expected}, json.loads(json.dumps(expected)))
     if other:
+        named = ", ".join(other[:_SHOWN])
         raise CheckpointError(
-            f"'{path}' belongs to a run with other settings ({', '.join(other)}); continue with those, or choose "
-            "another folder."
+            f"'{path}' belongs to a run with other settings ({named}); continue with those, or choose another folder."
         )
     return found
 
@@ -326,7 +327,7 @@ def _differences(found: Any, expected: Any, name: str = "") -> list[str]:
         return []
     if all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (found, expected)):
         return [f"other {name}"]
-    return [f"{name} {_short(found)} there, {_short(expected)} here"]
+    return [f"{name[:40]} {_short(found)} there, {_short(expected)} here"]
 
 
 def _short(value: Any) -> str:

@@ -7,12 +7,10 @@ for event in run.start("adapter"):
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,14 +27,14 @@ from ..checkpoints.weights_fault import stored_fault
 from ..errors import NotFiniteError, OptionError, OutputError, TrainingError
 from ..files import expand
 from ..models.mcp import annealed_temperature
-from ..models.mobileo import COMPONENTS
 from ..parts import Parts
 from ..pipeline import MobileO
 from .batches import Batches
 from .data import Progress, read_data
-from .fingerprints import adapter_digest, weights_digest
+from .events import Evaluated, Event, Finished, Notice, SamplesFailed, SamplesWritten
+from .fingerprints import resume_settings
 from .guard import DivergenceGuard
-from .loop import StepReport, TrainingLoop
+from .loop import TrainingLoop
 from .lora import AdapterArrays, add_lora, start_from
 from .options import LARGEST, Options
 from .plots import can_plot, plot_losses
@@ -62,55 +60,6 @@ PLOT_FILE = "loss.png"
 _LARGE = 100_000_000  # parameters from which activations are computed twice rather than kept
 _TRAINED = ("vision_tower", "mm_projector", "llm", "lm_head", "diffusion_connector", "dit")  # or read by what is
 _SAMPLES = 4  # that the sample sheet shows
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The loss on samples that are not trained on, and its parts."""
-
-    step: int
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class SamplesWritten:
-    """The sample sheet was written, see `mobileo_mlx.training.sample_sheet`."""
-
-    step: int
-    path: Path
-
-
-@dataclass(frozen=True)
-class SamplesFailed:
-    """There is no sample sheet of this step: a picture or an answer was not finite."""
-
-    step: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Notice:
-    """Something about the run that its user should know: a sentence without a full stop."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The adapter was written.
-
-    Attributes:
-        step: smaller than `steps` where the run was stopped.
-        plot: the curves of the loss; None where matplotlib is not installed.
-    """
-
-    folder: Path
-    step: int
-    steps: int
-    plot: Path | None
-
-
-Event = StepReport | Evaluated | SamplesWritten | SamplesFailed | Notice | Finished
 
 
 class FinetuneRun:
@@ -267,7 +216,8 @@ class FinetuneRun:
 
     def _run(self, folder: Path, stop: Callable[[], bool] | None) -> Iterator[Event]:
         options, stage, network = self.options, self.options.stage, self.network
-        settings = self._resume_fingerprint()
+        checkpoint = self.model.checkpoint
+        settings = resume_settings(self.data, self.batches, checkpoint, self.adapter, options, self.world.size())
         with _connected(self.world):
             schedule, done = self._schedule(folder, settings)
         self.steps = schedule.steps
@@ -360,33 +310,6 @@ class FinetuneRun:
             connector.temperature = mx.array(value, mx.float32)
 
         return before_step
-
-    def _resume_fingerprint(self) -> dict[str, Any]:
-        """What has to be the same for a run to go on: all that its losses depend on, but the steps of `Options`."""
-        checkpoint, options = self.model.checkpoint, self.options
-        tensors = {
-            (name, key): info
-            for name in COMPONENTS
-            if checkpoint.has(name)
-            for key, info in checkpoint.tensors(name).items()
-        }
-        shapes = sorted([*names, info.dtype, info.shape] for names, info in tensors.items())
-        return {
-            "data": _digest([self.data.fingerprint, self.batches.fingerprint()]),
-            "model": _digest([checkpoint.config.to_dict(), shapes]),
-            "weights": weights_digest({info.file for info in tensors.values()}),
-            "adapter": None if self.adapter is None else adapter_digest(self.adapter),
-            "stage": asdict(options.stage),
-            "lora": None if options.lora is None else asdict(options.lora),
-            "layout": options.layout,
-            "cond_dropout": options.cond_dropout,
-            "flow_shift": options.flow_shift,
-            "held_out": options.held_out,
-            "dtype": options.dtype,
-            # The keys of the adapters' dropout count micro-batches.
-            "accumulate": options.accumulate,
-            "processes": self.world.size(),
-        }
 
     def _evaluate(self, folder: Path, step: int) -> Iterator[Event]:
         """The held-out loss, the sample sheet and the plot, as far as they are not there yet."""
@@ -489,10 +412,6 @@ def _connected(world: mx.distributed.Group) -> Iterator[None]:
         if world.size() > 1 and re.match(r"\[(ring|jaccl|mpi|nccl)]", str(error)):
             raise TrainingError(f"Another process of this run has ended ({error}); see what it says.") from error
         raise
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _plot(folder: Path) -> Path | None:

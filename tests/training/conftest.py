@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from mobileo_mlx.training.data import read_data
+from mobileo_mlx.training.events import Event
+from mobileo_mlx.training.loop import StepReport
 from mobileo_mlx.training.options import Options
 from mobileo_mlx.training.quadruplets import DataError
 from mobileo_mlx.training.stages import STAGES
-from mobileo_mlx.training.trainer import Event, FinetuneRun, StepReport
+from mobileo_mlx.training.trainer import FinetuneRun
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200)}
 

@@ -18,11 +18,13 @@ from mobileo_mlx import MobileO
 from mobileo_mlx.checkpoints.adapters import Adapter
 from mobileo_mlx.errors import CheckpointError, OptionError, OutputError, TrainingError
 from mobileo_mlx.training import fingerprints, run_state, trainer
+from mobileo_mlx.training.events import Evaluated, Event, Finished, Notice, SamplesWritten
 from mobileo_mlx.training.guard import DivergenceGuard
+from mobileo_mlx.training.loop import StepReport
 from mobileo_mlx.training.run_state import checkpoints, read_metrics
 from mobileo_mlx.training.schedule import Schedule
 from mobileo_mlx.training.stages import warmup_cosine
-from mobileo_mlx.training.trainer import Evaluated, Event, FinetuneRun, Finished, Notice, SamplesWritten, StepReport
+from mobileo_mlx.training.trainer import FinetuneRun
 
 from .conftest import losses
 

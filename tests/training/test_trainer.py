@@ -20,19 +20,13 @@ from mobileo_mlx.errors import CheckpointError, NotFiniteError, OptionError, Out
 from mobileo_mlx.models.batch_norm import BatchNorm
 from mobileo_mlx.ops import backend
 from mobileo_mlx.training.batches import EpochCache
+from mobileo_mlx.training.events import Evaluated, Finished, SamplesFailed, SamplesWritten
+from mobileo_mlx.training.loop import StepReport
 from mobileo_mlx.training.options import Options
 from mobileo_mlx.training.quadruplets import DataError
 from mobileo_mlx.training.run_state import checkpoints, read_metrics
 from mobileo_mlx.training.stages import STAGES, make_optimizer, parameter_groups, stage_named, warmup_cosine
-from mobileo_mlx.training.trainer import (
-    Evaluated,
-    FinetuneRun,
-    Finished,
-    SamplesFailed,
-    SamplesWritten,
-    StepReport,
-    split,
-)
+from mobileo_mlx.training.trainer import FinetuneRun, split
 
 from .conftest import losses, options, write_lines
 
