@@ -6,6 +6,7 @@ import _thread
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -66,14 +67,20 @@ def repeat_what_was_lost() -> None:
         if isinstance(lost.exc_value, KeyboardInterrupt):
             _ending = False
             number = getattr(lost.exc_value, "number", signal.SIGINT)
-            # A moment later, when the main thread has left the callback.
-            again = threading.Timer(0.01, _thread.interrupt_main, (number,))
-            again.daemon = True
-            again.start()
+            left = threading.Event()
+            threading.Thread(target=_again, args=(number, left), daemon=True).start()
+            left.set()
         else:
             sys.__unraisablehook__(lost)
 
     sys.unraisablehook = hook
+
+
+def _again(number: int, left: threading.Event) -> None:
+    """Interrupts the main thread a moment after it has left a callback."""
+    left.wait()
+    time.sleep(0.05)
+    _thread.interrupt_main(signal.Signals(number))
 
 
 def cause_of(error: BaseException | None) -> KeyboardInterrupt | None:
