@@ -163,6 +163,25 @@ class Room:
         return folder
 
     @cached_property
+    def mlx_lm_adapter(self) -> Path:
+        """An adapter as mlx-lm writes it, of the language model."""
+        import mlx.core as mx
+
+        folder = self.materials / "mlx-lm"
+        folder.mkdir()
+        tensors = {}
+        for name, array in mx.load(str(self.adapter / "adapter_model.safetensors")).items():
+            layer, letter, _ = name.removeprefix("base_model.model.").rsplit(".", 2)
+            if layer.startswith("model.layers."):
+                tensors[f"{layer}.{letter.lower()}"] = array.T
+        mx.save_safetensors(str(folder / "adapters.safetensors"), tensors)
+        keys = sorted({name.split(".", 3)[3].rpartition(".")[0] for name in tensors})
+        parameters = {"rank": 2, "scale": 2.0, "dropout": 0.0, "keys": keys}
+        config = {"fine_tune_type": "lora", "num_layers": -1, "model": "someone/else", "lora_parameters": parameters}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        return folder
+
+    @cached_property
     def run(self) -> Path:
         """The folder of a training that was stopped after two steps of four, with a checkpoint of them."""
         folder = self.materials / "run"
@@ -268,6 +287,11 @@ def _adapter(room: Room, change: tuple[str, bytes | None]) -> None:
     folder = room.copy(room.adapter, dict([change]))
     use(room.model, adapter=folder)
     command("fuse", room.model, folder, room.folder / "fused")
+
+
+@entry("adapter-mlx-lm")
+def _adapter_mlx_lm(room: Room, change: tuple[str, bytes | None]) -> None:
+    use(room.model, adapter=room.copy(room.mlx_lm_adapter, dict([change])), draw=False)
 
 
 @entry("tokenizer")

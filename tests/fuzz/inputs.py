@@ -133,6 +133,13 @@ def _pairs(value: Any) -> Any:
     return value
 
 
+@inputs("adapter-mlx-lm")
+def _adapter_mlx_lm(room: Room) -> Strategy:
+    name = "adapters.safetensors"
+    tensors = safetensors_bytes((room.mlx_lm_adapter / name).read_bytes())
+    return st.one_of(st.tuples(st.just(name), tensors), _changed_json(room.mlx_lm_adapter, "adapter_config.json"))
+
+
 @inputs("tokenizer")
 def _tokenizer(room: Room) -> Strategy:
     return json_bytes((room.model / "tokenizer.json").read_bytes())

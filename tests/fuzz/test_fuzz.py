@@ -56,6 +56,7 @@ def whole_inputs(room: Room) -> list[tuple[str, Any]]:
         ("weights", room.model, "mm_projector.safetensors", False),
         ("weights-upstream", room.upstream, "model-00002-of-00002.safetensors", False),
         ("adapter", room.adapter, "adapter_config.json", True),
+        ("adapter-mlx-lm", room.mlx_lm_adapter, "adapter_config.json", True),
         ("tokenizer", room.model, "tokenizer.json", False),
         ("tokenizer-files", room.tokenizer_files, "vocab.json", True),
         ("run-state", room.run, "metrics.jsonl", True),
@@ -116,7 +117,7 @@ def test_many(tmp_path: Path, name: str) -> None:
     path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-m", "fuzz.worker", name, str(count), seed, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
         cwd=TESTS,
         capture_output=True,
         text=True,
