@@ -6,29 +6,21 @@ a repository lacks a file: `huggingface_hub` notes both.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import CheckpointError, DownloadError
-from . import hub
+from ..errors import CheckpointError
+from . import hub_download
+from .hub_download import split_name
 
-_NAME = re.compile(r"(\w[\w.-]{0,95}/\w[\w.-]{0,95})(?:@(\w[\w./-]{0,199}))?", re.ASCII)
-
-
-def split_name(name: str) -> tuple[str, str] | None:
-    """The repository and the revision that a text names, "main" where it names none; None where it is no such name."""
-    found = _NAME.fullmatch(name)
-    if found is None or ".." in name or "--" in found[1]:
-        return None
-    return found[1], found[2] or "main"
+__all__ = ["cached", "fetch", "split_name"]
 
 
 def cached(name: str, files: Sequence[str], *, cache: Path | None = None) -> Path | None:
     """The folder of an adapter in the cache; None where one of the files may exist and is not there.
 
     Args:
-        name: see above.
+        name: see `hub_download.split_name`.
         files: that an adapter may consist of.
         cache: as for `hub.find`.
     """
@@ -54,26 +46,24 @@ def fetch(
         DownloadError: it is neither cached nor reachable, does not exist, or asks for a licence.
         CheckpointError: the repository holds none of the files.
     """
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.utils import EntryNotFoundError
+    from huggingface_hub import constants
 
-    if (folder := cached(name, files, cache=cache)) is not None:
+    def choose(listed: list[str]) -> list[str]:
+        if not (found := [file for file in files if file in listed]):
+            raise CheckpointError(f"'{name}' on the hub holds no adapter: {', '.join(files)} are not there.")
+        return found
+
+    def there() -> Path | None:
+        return cached(name, files, cache=cache)
+
+    if (folder := there()) is not None:
         return folder
-    if constants.HF_HUB_OFFLINE:
-        raise DownloadError(f"'{name}' is not cached, and HF_HUB_OFFLINE forbids to download it; unset it.")
-    repo, revision = split_name(name) or (name, "main")
-    there = []
-    with hub._bars(progress):
-        for file in files:
-            try:
-                path = hf_hub_download(repo, file, revision=revision, endpoint=endpoint, cache_dir=cache)
-            except EntryNotFoundError:
-                continue
-            except Exception as error:
-                # As in `hub`: the client has changed the errors that it raises more than once.
-                raise hub._download_error(name, error) from error
-            there.append(Path(path))
-            revision = there[0].parent.name  # all of them from one commit
-    if not there:
-        raise CheckpointError(f"'{name}' on the hub holds no adapter: {', '.join(files)} are not there.")
-    return there[0].parent
+    hub_download.check_online(name)
+    cache = cache or Path(constants.HF_HUB_CACHE)
+    folder = hub_download.download(name, choose, there, progress=progress, endpoint=endpoint, cache=cache)
+    absent = folder.parents[1] / ".no_exist" / folder.name  # as huggingface_hub notes it
+    for file in files:
+        if not (folder / file).exists():
+            absent.mkdir(parents=True, exist_ok=True)
+            (absent / file).touch()
+    return folder

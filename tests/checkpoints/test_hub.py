@@ -18,7 +18,7 @@ import mobileo_weights
 import pytest
 from upstream import write_upstream
 
-from mobileo_mlx.checkpoints import hub
+from mobileo_mlx.checkpoints import hub, hub_download
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.checkpoints.convert import convert
 from mobileo_mlx.checkpoints.random_model import write_random_model
@@ -131,7 +131,6 @@ def quiet_environment(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "default-cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setattr(hub, "_LARGE", 500_000)
 
 
 @pytest.fixture(scope="module")
@@ -402,9 +401,9 @@ def test_offline_mode_is_respected(at_root, tmp_path, monkeypatch):
 def test_bars_are_drawn_only_if_asked_for():
     from huggingface_hub.utils import are_progress_bars_disabled
 
-    with hub._bars(False):
+    with hub_download._bars(False):
         assert are_progress_bars_disabled()
-    with hub._bars(True):
+    with hub_download._bars(True):
         assert not are_progress_bars_disabled()
     assert not are_progress_bars_disabled()
 
