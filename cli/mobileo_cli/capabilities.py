@@ -22,6 +22,9 @@ def command(context: typer.Context) -> None:
 
 def _describe(command: Any) -> dict[str, Any]:
     """A command of click: what it does, and its arguments and options as they are typed."""
+    if inside := getattr(command, "commands", {}):
+        text = (command.help or "").partition("\n\n")[0]
+        return {"help": text, "commands": {name: _describe(one) for name, one in inside.items()}}
     return {
         "help": (command.help or "").partition("\n\n")[0],
         "arguments": [

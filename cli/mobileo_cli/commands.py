@@ -24,6 +24,7 @@ from . import (
     fuse,
     generate,
     info,
+    models,
     options,
     printing,
     random_model,
@@ -49,6 +50,7 @@ def _prepared(command: Command) -> Command:
         from mobileo_mlx.files import expand
 
         printing.set_progress(progress)
+        printing.relay_log()
         blas.preload()
         with signals.deferred():
             import mlx.core  # noqa: F401 - its start swallows Ctrl-C
@@ -91,6 +93,20 @@ program = typer.Typer(
 )
 for module in (generate, edit, ask, chat, finetune, convert, fuse, info, random_model, doctor, capabilities):
     program.command(module.NAME, cls=_Command)(_prepared(module.command))
+
+_models = typer.Typer(name=models.NAME, cls=_Group, rich_markup_mode=None)
+for _name, _command in models.COMMANDS.items():
+    _models.command(_name, cls=_Command)(_prepared(_command))
+
+
+@_models.callback(invoke_without_command=True)
+def _list_commands(context: typer.Context) -> None:
+    """List, download, verify and remove models."""
+    if context.invoked_subcommand is None:
+        printing.out(context.get_help())
+
+
+program.add_typer(_models)
 
 
 @program.callback(invoke_without_command=True)

@@ -36,8 +36,13 @@ def command(
 
 def _show_model(name: str, as_json: bool) -> None:
     from mobileo_mlx.checkpoints.convert import describe
+    from mobileo_mlx.errors import format_names
 
     found = describe(name, progress=printing.draws_bars())
+    if found.extra:
+        printing.note(
+            f"note: '{name}' can't be loaded, as nothing in it asks for the tensors {format_names(found.extra)}."
+        )
     if as_json:
         printing.report(found.to_json())
         return

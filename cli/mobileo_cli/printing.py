@@ -120,6 +120,19 @@ def note(text: str) -> None:
     _message("note", text, text)
 
 
+def relay_log() -> None:
+    """Sends what the library logs, such as what it waits for, to `note`."""
+    import logging
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            note(f"note: {record.getMessage()}")
+
+    logger = logging.getLogger("mobileo_mlx")
+    if not logger.handlers:
+        logger.addHandler(Notes())
+
+
 def failure(text: str, *, event: str = "error") -> None:
     """Writes the line that says why the command ends early.
 

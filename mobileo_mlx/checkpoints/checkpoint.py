@@ -93,8 +93,12 @@ class Checkpoint:
         return getattr(mx, max(nbytes, key=lambda dtype: nbytes[dtype]))
 
     @preserve_rng_state()
-    def check(self, *components: str) -> None:
+    def check(self, *components: str, extra: bool = False) -> None:
         """Compares names and shapes with those that the configuration asks for. No weights are read.
+
+        Args:
+            components: to look at.
+            extra: whether there may be tensors that nothing asks for.
 
         Raises:
             CheckpointError: all that is missing, unexpected or of another shape, in all of the components.
@@ -106,7 +110,13 @@ class Checkpoint:
                 else:
                     problems = [("absent", self._where(component))]
                 self._problems[component] = problems
-        self._raise_problems([problem for component in components for problem in self._problems[component]])
+        found = [problem for component in components for problem in self._problems[component]]
+        self._raise_problems([(kind, name) for kind, name in found if not (extra and kind == "unexpected")])
+
+    def extra(self, *components: str) -> list[str]:
+        """The tensors that nothing asks for, of components that were checked."""
+        found = [problem for component in components for problem in self._problems[component]]
+        return sorted(name for kind, name in found if kind == "unexpected")
 
     @preserve_rng_state()
     def network(self, component: str) -> nn.Module:

@@ -55,6 +55,7 @@ class ModelInfo:
     tokenizer: bool  # whether there is one
     image_size: int  # side in pixels of the square that the vision tower sees
     default_size: tuple[int, int]  # width and height in pixels of a drawing
+    extra: tuple[str, ...] = ()  # tensors that nothing asks for, which keeps the model from being loaded
 
     @property
     def parameters(self) -> int:
@@ -78,19 +79,21 @@ def describe(model: str | Path | Checkpoint, *, progress: bool = False) -> Model
         progress: whether a download draws its bars.
 
     Raises:
-        as `Checkpoint.open` and `Checkpoint.check`, of what is there.
+        as `Checkpoint.open` and `Checkpoint.check`, of what is there. Tensors that nothing asks for are listed.
     """
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model, progress=progress)
-    checkpoint.check(*filter(checkpoint.has, COMPONENTS))
+    there = [name for name in COMPONENTS if checkpoint.has(name)]
+    checkpoint.check(*there, extra=True)
     return ModelInfo(
         name=checkpoint.name,
         path=checkpoint.path,
         layout=checkpoint.layout,
-        components=tuple(_describe(checkpoint, name) for name in COMPONENTS if checkpoint.has(name)),
+        components=tuple(_describe(checkpoint, name) for name in there),
         tied=checkpoint.tied,
         tokenizer=_has_tokenizer(checkpoint.path),
         image_size=checkpoint.config.image_size,
         default_size=checkpoint.config.default_size,
+        extra=tuple(checkpoint.extra(*there)),
     )
 
 

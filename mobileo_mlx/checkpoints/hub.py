@@ -61,7 +61,7 @@ def find(
     if isinstance(model, Path) or split_name(name) is None:
         known = f", and no bundled model ({', '.join(models)})" if models else ""
         raise CheckpointError(f"'{name}' is no folder{known}, and can't be a name on the hub (owner/name).")
-    return _from_hub(name, progress, endpoint, cache or _cache(), refresh)
+    return _from_hub(name, progress, endpoint, cache or default_cache(), refresh)
 
 
 def location(model: str | Path) -> str:
@@ -123,7 +123,8 @@ def _from_hub(name: str, progress: bool, endpoint: str | None, cache: Path, refr
     return found / inside
 
 
-def _cache() -> Path:
+def default_cache() -> Path:
+    """The hub's cache as `huggingface_hub` has it, which reads HF_HOME and HF_HUB_CACHE."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
@@ -153,7 +154,7 @@ def is_here(name: str) -> bool:
 
     if name in bundled() or is_folder(expand(name)) or split_name(name) is None:
         return True
-    cache = _cache()
+    cache = default_cache()
     if cached_state(name, cache)[0] == "cached":
         return True
     adapter = hub_download.snapshot(name, cache)
@@ -162,9 +163,9 @@ def is_here(name: str) -> bool:
 
 def _cached(name: str, cache: Path) -> tuple[Path | None, bool]:
     """The cached model of a repository if all its weights are there, and whether its tokenizer is, too."""
-    if (snapshot := hub_download.snapshot(name, cache)) is None:
-        return None, False
     try:
+        if (snapshot := hub_download.snapshot(name, cache)) is None:
+            return None, False
         folder = model_folder(snapshot)
         config = read_json(folder / "config.json")
         if config.get("format") == OUR_FORMAT:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
 from ..errors import CheckpointError, DownloadError
-from ..files import read_text
+from ..files import is_folder, read_text
 from ..locks import lock
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -57,7 +57,11 @@ def store(repo: str, cache: Path) -> Path:
 
 
 def snapshot(name: str, cache: Path) -> Path | None:
-    """The folder of a revision in the cache, of which any file may be missing; None where there is none."""
+    """The folder of a revision in the cache, of which any file may be missing; None where there is none.
+
+    Raises:
+        CheckpointError: the cache is closed to this user.
+    """
     if (found := split_name(name)) is None:
         return None
     folder = store(found[0], cache)
@@ -67,7 +71,7 @@ def snapshot(name: str, cache: Path) -> Path | None:
     if _PART.fullmatch(commit) is None:
         return None
     path = folder / "snapshots" / commit
-    return path if path.is_dir() else None
+    return path if is_folder(path) else None
 
 
 def check_online(name: str) -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import huggingface_hub.constants
 import mobileo_weights
 import pytest
+from hub_server import REPO, REVISION, Hub, file_of
 from upstream import write_upstream
 
 from mobileo_mlx.checkpoints import hub, hub_download
@@ -23,103 +22,6 @@ from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.checkpoints.convert import convert
 from mobileo_mlx.checkpoints.random_model import write_random_model
 from mobileo_mlx.errors import CheckpointError, DownloadError
-
-REPO = "someone/Mobile-O"
-REVISION = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(ThreadingHTTPServer):
-    """As much of the hub as a download needs. Files lie in `folder`; `log` has (method, path, headers)."""
-
-    daemon_threads = True
-
-    def __init__(self, folder: Path):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.folder = folder
-        self.log: list[tuple[str, str, dict[str, str]]] = []
-        self.status = 200  # of all answers, unless it is 200
-        self.headers: dict[str, str] = {}
-        self.cut: dict[str, int] = {}  # file: bytes after which the line goes dead, for good
-        self.elsewhere = False  # whether data come from another host
-        self.damage: set[str] = set()
-        self.thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
-        self.thread.start()
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def files(self) -> set[str]:
-        return {str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file()}
-
-    def fetched(self) -> set[str]:
-        """The files whose data were asked for."""
-        return {name for method, path, _ in self.log if method == "GET" and (name := file_of(path))}
-
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
-
-
-def file_of(path: str) -> str | None:
-    for marker in (f"/{REPO}/resolve/{REVISION}/", f"/{REPO}/resolve/main/", "/elsewhere/"):
-        if path.startswith(marker):
-            return path.removeprefix(marker)
-    return None
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, *args) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.answer()
-
-    def do_GET(self) -> None:
-        self.answer()
-
-    def answer(self) -> None:
-        self.server.log.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
-        if self.server.status != 200:
-            self.reply(self.server.status, b"", self.server.headers)
-        elif self.path.split("?")[0] in (f"/api/models/{REPO}", f"/api/models/{REPO}/revision/main"):
-            siblings = [{"rfilename": name} for name in sorted(self.server.files())]
-            content = {"id": REPO, "modelId": REPO, "sha": REVISION, "siblings": siblings, "tags": []}
-            self.reply(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
-        elif (name := file_of(self.path)) is not None and (self.server.folder / name).is_file():
-            self.file(name)
-        else:
-            self.reply(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": REVISION})
-
-    def file(self, name: str) -> None:
-        content = (self.server.folder / name).read_bytes()
-        headers = {"X-Repo-Commit": REVISION, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
-        if self.server.elsewhere and not self.path.startswith("/elsewhere/"):
-            headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}
-            headers["Location"] = f"http://localhost:{self.server.server_port}/elsewhere/{name}"
-            return self.reply(302, b"", headers)
-        if name in self.server.damage:
-            content = bytes(len(content))
-        begin = 0
-        if span := self.headers.get("Range"):
-            begin = int(span.removeprefix("bytes=").split("-")[0])
-            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
-        if self.command == "GET" and (end := self.server.cut.get(name)) is not None:
-            if begin < end:
-                self.reply(206 if begin else 200, content[begin:], headers, upto=end - begin)
-            self.close_connection = True
-            return None
-        return self.reply(206 if begin else 200, content[begin:], headers)
-
-    def reply(self, status: int, body: bytes, headers: dict[str, str], upto: int | None = None) -> None:
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body[:upto])
 
 
 @pytest.fixture(autouse=True)
@@ -337,17 +239,150 @@ def test_a_token_goes_to_the_hub_alone(at_root, tmp_path, monkeypatch):
     assert tokens == {False: "Bearer hf_secret", True: None}
 
 
-def test_two_downloads_of_one_file_do_not_mix(at_root, tmp_path, monkeypatch):
-    fcntl = pytest.importorskip("fcntl")
-    name = "model-00001-of-00002.safetensors"
-    digest = hashlib.sha256((at_root.folder / name).read_bytes()).hexdigest()
-    blobs = tmp_path / "cache" / f"models--{REPO.replace('/', '--')}" / "blobs"
-    blobs.mkdir(parents=True)
-    with (blobs / f"{digest}.mobileo-mlx.part").open("wb") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(DownloadError, match="by another process"):
-            find(at_root, tmp_path / "cache")
-    find(at_root, tmp_path / "cache")
+def wait_for(condition) -> None:
+    while not condition():
+        time.sleep(0.01)
+
+
+def test_a_second_download_waits_for_the_first(at_root, tmp_path, monkeypatch, caplog):
+    asked, goes_on = threading.Event(), threading.Event()
+    fetch = hub_download._fetch
+
+    def slow(*arguments, **options):
+        asked.set()
+        assert goes_on.wait(60)
+        return fetch(*arguments, **options)
+
+    monkeypatch.setattr(hub_download, "_fetch", slow)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(find, at_root, tmp_path / "cache")
+        assert asked.wait(60)
+        second = pool.submit(find, at_root, tmp_path / "cache")
+        wait_for(lambda: caplog.messages or second.done())
+        assert caplog.messages == [f"'{REPO}' is being downloaded by another process; waiting for it."]
+        assert hub_download.is_busy(REPO, tmp_path / "cache")
+        goes_on.set()
+        assert first.result() == second.result()
+    assert [file_of(path) for method, path, _ in at_root.log if method == "GET"].count("config.json") == 1
+
+
+def test_a_file_system_without_locks_or_links(at_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub_download, "lock", lambda descriptor, wait=False: None)
+
+    def no_links(path, target):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", no_links)
+    folder = find(at_root, tmp_path / "cache")
+    assert Checkpoint.open(folder).layout == "upstream"
+    assert not (folder / "config.json").is_symlink()
+    at_root.stop()
+    assert find(at_root, tmp_path / "cache") == folder
+
+
+# Revisions
+
+
+def test_a_revision_is_one_of_its_own(at_root, tmp_path):
+    at_root.revisions.add("v1.0")
+    cache = tmp_path / "cache"
+    folder = hub.find(f"{REPO}@v1.0", endpoint=at_root.endpoint, cache=cache)
+    assert folder.name == REVISION
+    at_root.stop()
+    for revision in ("v1.0", REVISION):
+        assert hub.find(f"{REPO}@{revision}", cache=cache) == folder
+        assert hub.cached_state(f"{REPO}@{revision}", cache) == ("cached", folder)
+    with pytest.raises(DownloadError):  # of main nobody has asked what it is
+        find(at_root, cache)
+
+
+def test_a_commit_that_another_program_cached_serves_without_a_connection(at_root, tmp_path, monkeypatch):
+    folder = find(at_root, tmp_path / "cache")
+    shutil.rmtree(folder.parents[1] / "refs")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert hub.find(f"{REPO}@{REVISION}", cache=tmp_path / "cache") == folder
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert Checkpoint.open(f"{REPO}@{REVISION}").name == f"{REPO}@{REVISION}"
+    assert hub.is_here(f"{REPO}@{REVISION}") and not hub.is_here(f"{REPO}@v2")
+
+
+def test_a_revision_that_is_not_there(at_root, tmp_path):
+    with pytest.raises(DownloadError, match=f"'{REPO}@v9' names a revision that is not on the hub"):
+        hub.find(f"{REPO}@v9", endpoint=at_root.endpoint, cache=tmp_path / "cache")
+
+
+def test_a_folder_with_an_at_in_its_name_wins(ours, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ours, "someone/model@v1")
+    assert hub.find("someone/model@v1") == Path("someone/model@v1")
+    assert hub.location("someone/model@v1") == str(tmp_path / "someone/model@v1")
+
+
+def test_a_later_commit_is_downloaded_if_asked_for(at_root, tmp_path):
+    folder = find(at_root, tmp_path / "cache")
+    (folder.parents[1] / "refs" / "main").write_text("f" * 40)
+    folder.rename(folder.with_name("f" * 40))
+    assert find(at_root, tmp_path / "cache").name == "f" * 40
+    new = hub.find(REPO, endpoint=at_root.endpoint, cache=tmp_path / "cache", refresh=True)
+    assert new.name == REVISION and find(at_root, tmp_path / "cache") == new
+    at_root.stop()
+    with pytest.raises(DownloadError):
+        hub.find(REPO, endpoint=at_root.endpoint, cache=tmp_path / "cache", refresh=True)
+
+
+# Names that a repository gives
+
+
+@pytest.mark.parametrize("name", ["../x.json", "diffusion/../../x.json", "/tmp/x.json", "a/../config.json", "x\0.json"])
+def test_a_repository_that_names_files_outside_of_itself(at_root, tmp_path, name):
+    at_root.listed.append(name)
+    with pytest.raises(CheckpointError, match="names a file outside of itself"):
+        find(at_root, tmp_path / "cache")
+    assert at_root.fetched() == set()
+
+
+@pytest.mark.parametrize("etag", ["../../../../x", "/tmp/x", ".x", ""])
+def test_a_checksum_that_is_a_path(at_root, tmp_path, etag):
+    at_root.answers[("HEAD", "diffusion/vae/config.json")] = [(200, {"ETag": f'"{etag}"', "X-Repo-Commit": REVISION})]
+    with pytest.raises(DownloadError, match="does not say which"):
+        find(at_root, tmp_path / "cache")
+
+
+# A hub that is busy
+
+
+@pytest.fixture
+def pauses(monkeypatch) -> list[float]:
+    """The seconds that were waited, in no time."""
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    return waited
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+@pytest.mark.parametrize(("status", "headers"), [(429, {"Retry-After": "7"}), (503, {}), (500, {}), (429, {})])
+def test_what_passes_is_waited_for(at_root, tmp_path, pauses, method, status, headers):
+    at_root.answers[(method, "tokenizer.json")] = 2 * [(status, headers)]
+    assert (find(at_root, tmp_path / "cache") / "tokenizer.json").is_file()
+    assert pauses == ([8, 8] if headers else [1, 2])
+
+
+def test_a_list_of_files_is_waited_for(at_root, tmp_path, pauses, caplog):
+    at_root.answers[("GET", "")] = [(429, {"Retry-After": "3"})]
+    assert find(at_root, tmp_path / "cache").is_dir()
+    assert pauses == [4]
+    assert caplog.messages == ["the hub answers with status 429; the next attempt is in 4 s."]
+
+
+def test_nobody_waits_for_ever(at_root, tmp_path, pauses):
+    at_root.status, at_root.headers = 503, {}
+    with pytest.raises(DownloadError, match="could not be downloaded"):
+        find(at_root, tmp_path / "cache")
+    assert pauses == [1, 2, 4, 8, 8]
+    at_root.status, at_root.headers = 429, {"Retry-After": "86400"}
+    with pytest.raises(DownloadError, match="could not be downloaded"):
+        find(at_root, tmp_path / "cache")
+    assert len(pauses) == 5
 
 
 # Failures
@@ -372,11 +407,29 @@ def assert_helpful(error: DownloadError) -> None:
         (500, {}, "could not be downloaded"),
     ],
 )
-def test_answers_that_are_refusals(at_root, tmp_path, status, headers, expected):
+def test_answers_that_are_refusals(at_root, tmp_path, pauses, status, headers, expected):
     at_root.status, at_root.headers = status, headers
     with pytest.raises(DownloadError, match=expected) as error:
         find(at_root, tmp_path / "cache")
     assert_helpful(error.value)
+
+
+@pytest.mark.parametrize("code", ["", "RepoNotFound"])
+def test_a_token_that_is_refused_is_named(at_root, tmp_path, monkeypatch, code):
+    monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    if code:
+        at_root.status, at_root.headers = 401, {"X-Error-Code": code}
+    else:
+        at_root.tokens = False
+    with pytest.raises(DownloadError, match="your token is not accepted: run `hf auth login`, or unset HF_TOKEN"):
+        find(at_root, tmp_path / "cache")
+
+
+def test_a_licence_is_asked_for_with_a_token_too(at_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_valid")
+    at_root.status, at_root.headers = 401, {"X-Error-Code": "GatedRepo"}
+    with pytest.raises(DownloadError, match="asks for a licence"):
+        find(at_root, tmp_path / "cache")
 
 
 def test_a_hub_that_can_not_be_reached(at_root, tmp_path, monkeypatch):

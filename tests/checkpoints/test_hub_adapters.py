@@ -7,6 +7,7 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+from hub_server import REPO, REVISION, Hub
 from random_adapter import write_random_adapter
 
 from mobileo_mlx.checkpoints import hub_adapters
@@ -14,7 +15,7 @@ from mobileo_mlx.checkpoints.adapters import CONFIG_FILE, FILES, TRAINED_FILE, W
 from mobileo_mlx.errors import CheckpointError, DownloadError
 from mobileo_mlx.training.lora import LoRAConfig
 
-from .test_hub import REPO, REVISION, Hub, quiet_environment, server  # noqa: F401 - fixtures
+from .test_hub import quiet_environment, server  # noqa: F401 - fixtures
 
 
 @pytest.fixture
