@@ -51,7 +51,7 @@ class Hub(ThreadingHTTPServer):
 
 
 def file_of(path: str) -> str | None:
-    for marker in (f"/{REPO}/resolve/{REVISION}/", "/elsewhere/"):
+    for marker in (f"/{REPO}/resolve/{REVISION}/", f"/{REPO}/resolve/main/", "/elsewhere/"):
         if path.startswith(marker):
             return path.removeprefix(marker)
     return None

@@ -119,7 +119,7 @@ def remove(
     planned = plan_removal(name)
     freed = printing.size(planned.nbytes)
     if not yes:
-        if not sys.stdin.isatty():
+        if not _somebody_answers():
             raise OptionError(f"'{name}' is not removed without a question, and nobody can answer it here: give --yes.")
         printing.note(f"Remove '{name}' from {planned.folder}, which frees {freed}? [y/N]")
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
@@ -130,6 +130,10 @@ def remove(
         printing.report({"name": name, "revisions": planned.revisions, "nbytes": planned.nbytes})
     else:
         printing.out(f"removed '{name}', {freed}")
+
+
+def _somebody_answers() -> bool:
+    return sys.stdin.isatty()
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -253,10 +253,10 @@ def _open_upstream(name: str, location: str, path: Path, config: dict[str, Any],
     plain = {key: info for key, info in infos.items() if not key.startswith(PREFIX)}
     named = dict(plain)
     for key, info in infos.items():
-        name = unwrapped_name(key)
-        factor = parse_factor(name)
-        if key not in plain and (f"{factor.layer}.weight" if factor else name) not in plain:
-            named[name] = info
+        bare = unwrapped_name(key)
+        factor = parse_factor(bare)
+        if key not in plain and (f"{factor.layer}.weight" if factor else bare) not in plain:
+            named[bare] = info
     tensors: dict[str, dict[str, TensorInfo]] = {}
     unknown = []
     for key, info in named.items():

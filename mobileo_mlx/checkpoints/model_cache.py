@@ -63,8 +63,7 @@ def list_models(cache: Path | None = None) -> list[LocalModel]:
     cache = cache or hub.default_cache()
     found = [LocalModel(name, "", "bundled", _size(folder), folder) for name, folder in bundled().items()]
     cache = cache.resolve()  # as the paths of the scan are
-    repos = sorted(_scan(cache), key=lambda repo: repo.repo_id)
-    for repo in repos:
+    for repo in sorted(_scan(cache), key=lambda repo: repo.repo_id):
         for revision in sorted(repo.revisions, key=lambda one: ("main" not in one.refs, *sorted(one.refs))):
             name = _name(repo.repo_id, revision)
             folder = hub.cached_state(name, cache)[1]
@@ -73,7 +72,8 @@ def list_models(cache: Path | None = None) -> list[LocalModel]:
                 where = folder or Path(revision.snapshot_path)
                 found.append(LocalModel(name, revision.commit_hash, whole, revision.size_on_disk, where))
     # Broken downloads, and what lacks data.
-    for path in sorted(set(cache.glob("models--*")) - {Path(repo.repo_path) for repo in repos}):
+    listed = {hub_download.store(one.name.partition("@")[0], cache) for one in found}
+    for path in sorted(set(cache.glob("models--*")) - listed):
         if any(path.glob(f"blobs/*{hub_download.PARTIAL}")) or any(map(_is_mobileo, path.glob("snapshots/*"))):
             name = path.name.removeprefix("models--").replace("--", "/")
             found.append(LocalModel(name, "", "incomplete", _size(path), path))

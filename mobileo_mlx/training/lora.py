@@ -19,10 +19,12 @@ import mlx.nn as nn
 
 from ..atomic import atomic_write
 from ..checkpoints.adapters import CONFIG_FILE, LARGEST_SCALE, TRAINED_FILE, WEIGHTS_FILE, Adapter
+from ..checkpoints.hub_download import split_name
 from ..checkpoints.modules import get_submodule, set_submodule
 from ..checkpoints.peft_names import Factor
 from ..checkpoints.tensor_files import write_tensors
 from ..errors import OptionError, format_names, format_number
+from ..files import expand, is_folder
 from ..models.mobileo import MobileOConfig
 from .model_arrays import Arrays, ModelArrays
 
@@ -334,10 +336,13 @@ def _peft_config(config: LoRAConfig, base_model: str) -> dict[str, Any]:
     # match layers of the autoencoder.
     targets = [_TARGETS[component] for component in config.components]
     expression = "|".join(re.escape(prefix) + pattern for prefix, pattern in targets)
+    on_hub = None if is_folder(expand(base_model)) else split_name(base_model)
+    repo, revision = on_hub or (base_model, "main")
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
+        "base_model_name_or_path": repo,
+        **({"revision": revision} if revision != "main" else {}),
         "r": config.rank,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         "lora_dropout": config.dropout,

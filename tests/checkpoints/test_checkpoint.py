@@ -74,6 +74,7 @@ def test_our_layout(ours):
 def test_upstreams_layout_holds_the_same_model(ours, tmp_path, files):
     theirs = Checkpoint.open(write_upstream(tmp_path / "theirs", ours, files=files))
     assert theirs.layout == "upstream"
+    assert theirs.name == str(tmp_path / "theirs")
     assert theirs.config == Checkpoint.open(ours).config
     assert theirs.load_tokenizer().vocab_size == theirs.config.llm.vocab_size
     assert_same(theirs, Checkpoint.open(ours))
@@ -243,6 +244,15 @@ def test_all_that_does_not_fit_is_listed(copy):
     assert "missing are dit.caption_norm.weight, dit.proj_out.weight;" in message
     assert "unexpected are dit.other, dit.proj_out.extra;" in message
     assert "of the wrong shape are dit.proj_out.bias (3,) instead of (8,);" in message
+
+
+def test_what_nothing_asks_for_is_described(ours, copy):
+    rewrite(copy / "dit.safetensors", lambda tensors: tensors.update(other=mx.zeros((1,))))
+    assert describe(copy).extra == ("dit.other",)
+    assert describe(ours).extra == ()
+    rewrite(copy / "dit.safetensors", lambda tensors: tensors.pop("proj_out.weight"))
+    with pytest.raises(CheckpointError, match=r"missing are dit\.proj_out\.weight; get"):
+        describe(copy)
 
 
 def spoil_vision(tensors):

@@ -141,8 +141,7 @@ def test_nothing_is_removed_without_a_word(here: Callable, folder: Path) -> None
 def test_the_question(
     here: Callable, folder: Path, monkeypatch: pytest.MonkeyPatch, answer: str, removed: bool
 ) -> None:
-    monkeypatch.setattr("mobileo_cli.models.sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("io.TextIOWrapper.isatty", lambda self: True, raising=False)
+    monkeypatch.setattr("mobileo_cli.models._somebody_answers", lambda: True)
     result = here("models", "remove", REPO, stdin=f"{answer}\n".encode())
     assert "frees" in result.err
     assert (result.status == 0, folder.exists()) == (removed, not removed)

@@ -271,6 +271,27 @@ def test_updates_beside_layers_trained_in_full(tiny_model: Path, tmp_path: Path)
     assert error(velocity(dit), velocity(trained)) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("name", "base", "revision"),
+    [("a/b", "a/b", None), ("a/b@v1", "a/b", "v1"), ("here/b@v1", "here/b@v1", None), ("tiny", "tiny", None)],
+)
+def test_the_base_model_is_named_as_in_peft(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    base: str,
+    revision: str | None,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "b@v1").mkdir(parents=True)
+    (tmp_path / "adapter").mkdir()
+    config = LoRAConfig(rank=2)
+    write_adapter(tmp_path / "adapter", adapted_modules(tiny_model, config), config, base_model=name)
+    written = json.loads((tmp_path / "adapter" / CONFIG_FILE).read_text())
+    assert (written["base_model_name_or_path"], written.get("revision")) == (base, revision)
+
+
 def test_files_that_are_not_needed_any_more_go(tiny_model: Path, tmp_path: Path) -> None:
     config = LoRAConfig(rank=2)
     modules = adapted_modules(tiny_model, config, full=("mm_projector",))
