@@ -203,3 +203,37 @@ def test_one_file_asks_for_the_device():
         if "default_device" in path.read_text(encoding="utf-8")
     ]
     assert asking == [f"{LIBRARY}/ops/backend.py"]
+
+
+# What asks about a path or parses text that others wrote raises in ways that only `files.py` turns into a sentence.
+BARE_QUESTIONS = {"is_file", "is_dir", "exists", "expanduser", "read_text", "read_bytes"}
+BARE_CALLS = {"json.load", "json.loads", "os.path.isdir", "os.path.isfile", "os.path.getsize"}
+ASK_THEMSELVES = {
+    "mobileo_mlx.files": "the place for it",
+    "mobileo_mlx.atomic": "inside of what turns OSErrors into a sentence",
+    "mobileo_mlx.threads": "the system's own table of threads",
+    "mobileo_mlx.mlx_library": "files that pip installed",
+    "mobileo_mlx.doctor.machine": "what the system says about itself",
+    "mobileo_mlx.doctor.goldens": "a bundled file",
+    "mobileo_mlx.training.run_state": "a folder that this run holds the lock of; and JSON of its own",
+    "mobileo_mlx.checkpoints.hub_adapters": "files that were just downloaded",
+    "mobileo_mlx.checkpoints.hub_download": "the cache, inside of what turns OSErrors into a sentence",
+    "mobileo_mlx.checkpoints.model_cache": "the cache, inside of what turns OSErrors into a sentence",
+}
+
+
+def bare_calls(module: str) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            whole = ast.unparse(node.func)
+            of_ours = whole.startswith(("inputs.", "files."))
+            if whole in BARE_CALLS or (node.func.attr in BARE_QUESTIONS and not of_ours):
+                found.add(whole)
+    return found
+
+
+def test_only_one_module_asks_about_paths_of_others_and_parses_their_json():
+    found = {module: calls for module in MODULES if (calls := bare_calls(module))}
+    assert {module: calls for module, calls in found.items() if module not in ASK_THEMSELVES} == {}
+    assert set(ASK_THEMSELVES) <= set(found)  # none that needs no exception any more
