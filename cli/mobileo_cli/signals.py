@@ -85,9 +85,13 @@ def _again(number: int, left: threading.Event) -> None:
 
 def cause_of(error: BaseException | None) -> KeyboardInterrupt | None:
     """The interruption that was turned into another error: in the middle of an import Python does so."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    seen: list[BaseException] = []  # errors can be each other's cause
+    while error is not None and error not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return error
+        seen.append(error)
         error = error.__cause__ or error.__context__
-    return error
+    return None
 
 
 @contextmanager

@@ -23,7 +23,9 @@ def test_an_interruption_in_the_middle_of_an_import(monkeypatch: pytest.MonkeyPa
 
 def test_other_errors_are_no_interruption() -> None:
     error = ValueError()
-    error.__cause__ = KeyError()
+    error.__cause__ = other = KeyError()
+    assert signals.cause_of(error) is None
+    other.__cause__ = error  # each is the other's cause
     assert signals.cause_of(error) is None
 
 
