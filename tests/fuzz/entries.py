@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -393,10 +394,11 @@ def _run_state(room: Room, change: tuple[str, bytes | None]) -> None:
 
 
 @entry("device-settings")
-def _device_settings(room: Room, data: bytes) -> None:
+def _device_settings(room: Room, data: bytes | None) -> None:
     from mobileo_mlx.ops import device_settings
 
-    room.put("cache/device.json", data)
+    if data is not None:
+        room.put("cache/device.json", data)
     device_settings.forget()
     try:
         use(room.model)
@@ -442,6 +444,63 @@ def _prompt(room: Room, data: bytes) -> None:
         check_output("a file's name", path.name)
     text = data.decode("utf-8", "surrogateescape")
     MobileO.load(room.model).ask("photo.png", text, max_tokens=1)
+
+
+KINDS = ("pipe", "folder", "circle", "nothing", "zeros", "sparse", "socket")
+
+
+@entry("special")
+def _special(room: Room, change: tuple[str, str, str]) -> None:
+    """Something else than a file in the place of one: which folder, which file, and what."""
+    material, name, kind = change
+    if material == "input":
+        room.put("data.jsonl", json.dumps(QUADRUPLET).encode())
+        room.put("shard.tar", b"")
+        room.put("prompt.txt", b"a cat")
+        place_special(room.folder / name, kind)
+        if name in ("data.jsonl", "shard.tar"):
+            _dry_run(room, room.folder / name)
+        elif name == "prompt.txt":
+            command("generate", "--prompt-file", "prompt.txt", "-m", "no-such-model")
+        elif name == "cache/device.json":
+            _device_settings(room, None)
+        else:
+            _dry_run(room, room.folder / "data.jsonl")
+            command("ask", name, "What?", "-m", room.model, "--max-tokens", 1)
+            command("generate", "--from-image", name, "-m", "no-such-model")
+            command("info", name)
+            _chat(room, [f"/image {name}", "what?"])
+        return
+    folder = room.copy(getattr(room, material), {})
+    place_special(folder / name, kind)
+    if material in ("adapter", "mlx_lm_adapter"):
+        use(room.model, adapter=folder, draw=False)
+    elif material == "run":
+        room.train(folder, steps=1, resume=True)
+    else:
+        command("info", folder)
+        use(folder)
+
+
+def place_special(path: Path, kind: str) -> None:
+    """Puts something of a kind in the place of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as bound:
+            before = Path.cwd()
+            os.chdir(path.parent)  # a socket's name is short
+            bound.bind(path.name)
+            os.chdir(before)
+    elif kind == "sparse":
+        with path.open("wb") as file:
+            file.truncate(1_400_000_000)  # less than may be mapped, and more than may be read
+    else:
+        path.symlink_to({"circle": path.name, "nothing": "gone", "zeros": "/dev/zero"}[kind])
 
 
 @entry("picture")

@@ -13,7 +13,7 @@ from typing import Any
 from hypothesis import strategies as st
 from PIL import Image
 
-from .entries import QUADRUPLET, Room, shard_members
+from .entries import KINDS, QUADRUPLET, Room, shard_members
 from .mutations import ESCAPE, TEXTS, Pairs, damaged, dump, hostile, json_bytes, parse
 from .pictures import (
     jpeg_bytes,
@@ -236,6 +236,16 @@ def _image(room: Room) -> Strategy:
         st.sampled_from(others).flatmap(damaged),
         st.sampled_from(others + pngs).flatmap(lambda data: damaged(data[:64]).map(lambda start: start + data[64:])),
     )
+
+
+@inputs("special")
+def _special(room: Room) -> Strategy:
+    own = ("photo.png", "data.jsonl", "shard.tar", "prompt.txt", "cache/device.json")
+    places = [("input", name) for name in own]
+    for material in ("model", "upstream", "tokenizer_files", "adapter", "mlx_lm_adapter", "run"):
+        folder: Path = getattr(room, material)
+        places += [(material, str(path.relative_to(folder))) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return st.tuples(st.sampled_from(places), st.sampled_from(KINDS)).map(lambda given: (*given[0], given[1]))
 
 
 @inputs("picture")
