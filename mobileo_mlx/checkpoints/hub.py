@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -141,7 +142,9 @@ def cached_state(name: str, cache: Path) -> tuple[Literal["cached", "incomplete"
     if folder is not None and complete:
         return "cached", folder
     repo = (split_name(name) or (name,))[0]
-    started = folder is not None or any((hub_download.store(repo, cache) / "blobs").glob("*"))
+    started = folder is not None
+    with suppress(OSError):  # closed to this user
+        started = started or any((hub_download.store(repo, cache) / "blobs").glob("*"))
     return ("incomplete" if started else "absent"), folder
 
 

@@ -135,8 +135,9 @@ def download(
             # Last: while the note is missing which commit is the current one, nothing passes for complete.
             if revision != commit:
                 ref = root / "refs" / revision
-                ref.parent.mkdir(parents=True, exist_ok=True)
-                ref.write_text(commit, encoding="utf-8")
+                if not ref.exists() or ref.read_bytes() != commit.encode():  # nor can all caches be written
+                    ref.parent.mkdir(parents=True, exist_ok=True)
+                    ref.write_text(commit, encoding="utf-8")
             return folder
     except CheckpointError:
         raise
@@ -334,6 +335,11 @@ def _download_error(name: str, error: Exception) -> DownloadError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DownloadError(
             f"'{name}' does not fit on the disk: free some space, or set HF_HOME to a folder on a larger one."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+        return DownloadError(
+            f"'{name}' can't be downloaded, because '{error.filename}' is closed to this user ({error.strerror}): set "
+            f"HF_HOME to a folder of yours, or {_WAYS}."
         )
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return DownloadError(

@@ -233,4 +233,4 @@ def _remove_folder(folder: Path) -> None:
     try:
         shutil.rmtree(folder)
     except OSError as error:
-        raise OutputError(f"'{error.filename or folder}' can't be removed ({error.strerror}).") from error
+        raise OutputError(f"not all of '{folder}' can be removed ({error.strerror}).") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -497,3 +498,19 @@ def test_a_repository_converts(at_root, tmp_path, monkeypatch):
     at_root.stop()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     assert convert(REPO, tmp_path / "made").layout == "mobileo-mlx"
+
+
+def test_a_cache_that_is_closed_to_this_user(at_root, tmp_path, monkeypatch):
+    """Named as such, and only where something is missing in it."""
+    folder = find(at_root, tmp_path / "cache")
+
+    def closed(path, *arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "write_text", closed)
+    monkeypatch.setattr(Path, "mkdir", closed)
+    assert hub.find(REPO, endpoint=at_root.endpoint, cache=tmp_path / "cache", refresh=True) == folder
+    with pytest.raises(DownloadError, match=r"is closed to this user \(Permission denied\): set HF_HOME"):
+        find(at_root, tmp_path / "another")
+    monkeypatch.setattr(Path, "glob", closed)
+    assert hub.cached_state("a/b", tmp_path / "cache") == ("absent", None)
