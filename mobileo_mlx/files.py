@@ -128,7 +128,7 @@ def read_limited(stream: BinaryIO, limit: int, name: str, *, error: type[MobileO
     if data is None:  # some files of the system, such as /proc/kmsg, wait for what will be written into them
         raise error(f"{name} can't be read: it holds nothing yet.")
     if len(data) > limit:
-        raise error(f"{name} is too large for what it should hold: more than {limit:,} bytes.")
+        raise _too_large(name, limit, error)
     return data
 
 
@@ -137,6 +137,8 @@ def read_bytes(
 ) -> bytes:
     """The content of a regular file of at most `limit` bytes; raises as `open_input` and `read_limited` do."""
     with open_input(path, error=error, pipes=pipes) as file:
+        if os.fstat(file.fileno()).st_size > limit:  # known before anything is read
+            raise _too_large(f"'{path}'", limit, error)
         return read_limited(file, limit, f"'{path}'", error=error)
 
 
@@ -220,6 +222,10 @@ def without_home(text: str) -> str:
     except RuntimeError:  # there is none
         return text
     return text.replace(home, "~") if len(home) > 1 else text
+
+
+def _too_large(name: str, limit: int, error: type[MobileOError]) -> MobileOError:
+    return error(f"{name} is too large for what it should hold: more than {limit:,} bytes.")
 
 
 def _reason(problem: Exception) -> str:

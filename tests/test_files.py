@@ -166,6 +166,10 @@ def test_content_has_a_limit(tmp_path):
         pytest.raises(CheckpointError, match=r"^Standard input is too large .* more than 1,000 bytes\.$"),
     ):
         read_limited(endless, 1000, "Standard input")
+    with path.open("wb") as file:
+        file.truncate(2**43)  # which takes no room on the disk, and would not fit into memory
+    with pytest.raises(CheckpointError, match="is too large"):
+        read_bytes(path, limit=2**42)
     path.write_bytes(b"\xff")
     with pytest.raises(CheckpointError, match=r"is not UTF-8 text; save it as UTF-8\.$"):
         read_text(path, limit=8)

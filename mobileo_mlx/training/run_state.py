@@ -36,7 +36,7 @@ _KEPT = 2  # the last checkpoints; one would be lost with a disk that fills whil
 _NAME = re.compile(r"step-(\d{7,12})")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SHOWN = 10  # settings in a message
-_MAX_METRICS = 2**30  # bytes
+_MAX_METRICS = 2**28  # bytes: of a million steps
 
 
 def checkpoints(folder: Path) -> list[Path]:
