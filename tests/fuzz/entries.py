@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .outcome import Broken, check_output, command
+from .outcome import Broken, check_output, command, report
 
 Entry = Callable[["Room", Any], None]
 ENTRIES: dict[str, Entry] = {}
@@ -244,6 +244,7 @@ def _json(room: Room, data: bytes) -> None:
 def _config(room: Room, data: bytes) -> None:
     folder = room.copy(room.model, {"config.json": data})
     command("info", folder)
+    report("info", folder)
     use(folder)
 
 
@@ -271,7 +272,7 @@ def _index(room: Room, data: bytes) -> None:
 @entry("weights")
 def _weights(room: Room, data: bytes) -> None:
     folder = room.copy(room.model, {"mm_projector.safetensors": data})
-    command("info", folder)
+    report("info", folder)
     use(folder, draw=False)
     command("convert", folder, room.folder / "converted", "--quantize", "mm_projector=8")
 
@@ -382,6 +383,7 @@ def _replay(room: Room, file: tuple[str, bytes]) -> None:
     name, data = file
     path = room.put(name, data)
     command("info", path)
+    report("info", path)
     command("generate", "--from-image", path, "-m", "no-such-model")  # all is checked before a model is looked for
     command(
         "generate", "--from-image", path, "-m", room.model, "--steps", 1, "--size", f"{SIDE}x{SIDE}", "-o", "new.png"

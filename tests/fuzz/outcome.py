@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import sys
 import traceback
@@ -89,6 +90,21 @@ def command(*arguments: object, stdin: bytes = b"", statuses: tuple[int, ...] = 
     check_output("standard output", said)
     check_output("standard error", noted)
     return said
+
+
+def report(*arguments: object) -> None:
+    """Runs the command with `--json`, as `command` does.
+
+    Raises:
+        Broken: see `command`; or what it reports is no JSON object.
+    """
+    said = command(*arguments, "--json")
+    if ended[-1] == 0 and not isinstance(json.loads(said, parse_constant=_no_number), dict):
+        raise Broken(f"no JSON object: {said[:300]}")
+
+
+def _no_number(name: str) -> float:
+    raise Broken(f"{name} in a report, which is no JSON")
 
 
 def check_output(name: str, text: str) -> None:
