@@ -25,12 +25,19 @@ _TIFF: dict[bytes, tuple[Literal["little", "big"], int, int, int]] = {
 }
 # XMP, IPTC, Photoshop, EXIF, GPS, interoperability. The profile and the orientation stand in the directory itself.
 _TIFF_METADATA = {700, 33723, 34377, 34665, 34853, 40965}
+_PLAIN = re.compile(rb"P[123]\s")  # PBM, PGM and PPM as text
 _EXIF = b"Exif\0\0"
 XMP_MARKER = b"http://ns.adobe.com/xap/1.0/\0"
 _ICC = b"ICC_PROFILE\0"
 
 _MAX_TEXT = 2**22  # bytes, unpacked; a few kilobytes are usual
 _MAX_PROFILE = 2**24  # bytes, unpacked; the largest in use, of printers, have some 4 million
+
+# Pillow goes through chunks and segments one by one, and libjpeg through all pixels for each scan, however little they
+# hold. Of 8 kilobytes each so many chunks are a gigabyte. Ten scans are usual, and libtiff has this limit.
+_MAX_PARTS = 2**17
+_MAX_SCANS = 100
+_MAX_PLAIN = 2**23  # bytes of pixels in decimal digits, which Pillow reads at some 3 million a second
 
 _XMP_KEY = "XML:com.adobe.xmp"
 _EXIF_KEYS = ("Raw profile type exif", "Raw profile type APP1")  # ImageMagick's, before PNG had a chunk for it
@@ -60,13 +67,19 @@ class ImageFile:
 
 
 def take_apart(data: bytes) -> ImageFile:
-    """Takes a PNG, JPEG or TIFF file apart; others stay whole. Where the structure ends, the rest stays as it is."""
+    """Takes a PNG, JPEG or TIFF file apart; others stay whole. Where the structure ends, the rest stays as it is.
+
+    Raises:
+        ValueError: it would take far longer to decode than files of its kind do.
+    """
     if data.startswith(_PNG):
         return _take_apart_png(data)
     if data.startswith(_JPEG):
         return _take_apart_jpeg(data)
     if data[:4] in _TIFF:
         return ImageFile(_without_tiff_metadata(data, *_TIFF[data[:4]]))
+    if _PLAIN.match(data):
+        return ImageFile(_without_comments(data))
     return ImageFile(data)
 
 
@@ -91,6 +104,7 @@ def _take_apart_png(data: bytes) -> ImageFile:
         body = whole[position + 8 : position + 8 + length]
         if kind[:1].isupper() or kind == b"tRNS":  # a capital letter: pixels can't be read without it
             kept.append(whole[position : position + 12 + length])
+            _check_count(len(kept), _MAX_PARTS, "chunks")
         elif kind == b"iCCP" and found.icc_profile is None:
             _, _, packed = bytes(body).partition(b"\0")
             found.icc_profile = _unpacked(packed[1:], _MAX_PROFILE)
@@ -163,6 +177,7 @@ def _take_apart_jpeg(data: bytes) -> ImageFile:
         # JFIF's and Adobe's own say how colours are stored.
         if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or marker in (0xE0, 0xEE):
             kept.append(whole[start:end])
+            _check_count(len(kept), _MAX_PARTS, "segments")
         elif marker == 0xE1 and body[: len(_EXIF)] == _EXIF and found.exif is None:
             found.exif = bytes(body[len(_EXIF) :])
         elif marker == 0xE1 and body[: len(XMP_MARKER)] == XMP_MARKER and found.xmp is None:
@@ -172,6 +187,7 @@ def _take_apart_jpeg(data: bytes) -> ImageFile:
         position = end
     kept.append(whole[position:])
     found.data = b"".join(kept)
+    _check_count(found.data.count(b"\xff\xda"), _MAX_SCANS, "scans")  # among pixels a 0 stands behind each 255
     if profile and sorted(profile) == list(range(1, len(profile) + 1)):
         found.icc_profile = b"".join(profile[number] for number in sorted(profile))
     return found
@@ -191,6 +207,17 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             return
         yield marker, position, end
         position = end
+
+
+def _check_count(count: int, limit: int, what: str) -> None:
+    if count > limit:
+        raise ValueError(f"it has more than {limit} {what}")
+
+
+def _without_comments(data: bytes) -> bytes:
+    """A PBM, PGM or PPM file in text; Pillow takes the square of the time for many comments."""
+    _check_count(len(data), _MAX_PLAIN, "bytes, as text")
+    return re.sub(rb"(?:#[^\r\n]*[\r\n]?)+", b"\n", data)
 
 
 def _without_tiff_metadata(

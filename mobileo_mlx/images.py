@@ -218,6 +218,7 @@ _TURNS = {
     8: "ROTATE_90",
 }
 _ORIENTATION = 0x0112
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:\s?=\s?["']|>)\s?([1-8])""")
 
 
@@ -269,17 +270,26 @@ def _from_deep(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     from PIL import Image
 
     values = np.asarray(image)
-    white = 65535.0  # mode "I" has 32 bits, but is how Pillow before 11.0 and some formats give 16 bits
+    tags = getattr(image, "tag_v2", {})  # of a TIFF file
+    bits, kind = (tags.get(tag, (0,))[0] for tag in (_BITS, _SAMPLE_FORMAT))
+    # What white may be. Mode "I" has 32 bits, but is how Pillow before 11.0 and some formats give 16 bits.
+    whites = [4095.0] if bits == 12 else [65535.0]
     if image.mode == "F":
         values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
-        # No file says what white is. It is the first of 1, 255 (8 bits) and 65535 (16 bits) that holds all values.
-        white = next((w for w in (1.0, 255.0) if values.max() <= w), white)
+        whites = [1.0, 255.0, 65535.0]
+    elif bits == 32 and kind in (0, 1):  # without a sign, which Pillow does not know
+        values = values.view(np.uint32)
+        whites = [65535.0, 2.0**32 - 1]
+    # No file says it where there is a choice. It is the first that holds all values.
+    white = next((w for w in whites if values.max() <= w), whites[-1])
+    negative = tags.get(_PHOTOMETRIC) == 0  # Pillow turns 8 bits alone
     levels = np.empty(values.shape, np.uint8)
     rows = max(1, _STRIP // image.width)
     for top in range(0, len(values), rows):
         part = values[top : top + rows]
         part = part if image.mode == "F" else part.astype(np.float64)
-        levels[top : top + rows] = np.round(np.clip(part / white, 0, 1) * 255)
+        share = np.clip(part / white, 0, 1)
+        levels[top : top + rows] = np.round((1 - share if negative else share) * 255)
     transparent = image.info.get("transparency")
     alpha = None
     if isinstance(transparent, int):  # the one level that is

@@ -213,6 +213,27 @@ def test_a_tiff_is_read_whatever_its_metadata_hold(options, tag, entry) -> None:
     np.testing.assert_array_equal(turned, PIXELS.transpose(1, 0, 2)[:, ::-1])
 
 
+def test_what_would_take_long_to_decode_is_refused() -> None:
+    many = 2**17
+    scan = segment(0xDA, b"\1\1\0\0\x3f\0")
+    slow = {
+        "chunks": png(*[(b"IDAT", b"")] * many),
+        "segments": jpeg(*[segment(0xE0, b"")] * (many + 1)),
+        "scans": jpeg() + 101 * scan,
+        "bytes": b"P1 2 2\n1 0 1 0" + bytes(2**23),
+    }
+    for what, data in slow.items():
+        with pytest.raises(ImageError, match=f"it has more than [0-9]+ {what}"):
+            load_image(data)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_comments_in_a_plain_image_take_no_time(end: bytes) -> None:
+    # With Pillow alone these take minutes.
+    data = b"P3 #a" + end + b"2 1 255 1 2#" + end + b"3 " + 2_000_000 * (b"#x" + end)[:4] + b"4 5 6"
+    assert np.asarray(load_image(data)).tolist() == [[[1, 2, 3], [4, 5, 6]]]
+
+
 def test_big_tiff() -> None:
     stream = io.BytesIO()
     Image.fromarray(PIXELS).save(stream, "TIFF", big_tiff=True)

@@ -188,6 +188,35 @@ def test_greyscale_of_32_bits_counts_as_16_bits():
 
 
 @pytest.mark.parametrize(
+    ("bits", "kind", "dtype", "levels", "expected"),
+    [
+        (16, 1, "<u2", [0, 257, 65535], [0, 1, 255]),
+        (32, 1, "<u4", [0, 2**31, 2**32 - 1], [0, 128, 255]),
+        (32, 1, "<u4", [0, 257, 65535], [0, 1, 255]),
+        (32, 3, "<f4", [0.0, 0.5, 1.0], [0, 128, 255]),
+    ],
+)
+def test_greyscale_of_tiff_is_what_its_tags_say(bits, kind, dtype, levels, expected):
+    data = np.array(levels, dtype).tobytes()
+    assert loaded(grey_tiff(bits, kind, 1, len(levels), data))[0, :, 0].tolist() == expected
+    if (bits, kind) != (32, 1):  # which Pillow reads in no other way
+        turned = loaded(grey_tiff(bits, kind, 0, len(levels), data))[0, :, 0].astype(int)
+        assert np.abs(turned - (255 - np.array(expected))).max() <= 1
+
+
+def test_greyscale_of_12_bits_is_scaled():
+    assert loaded(grey_tiff(12, 1, 1, 2, bytes([0x80, 0x0F, 0xFF])))[0, :, 0].tolist() == [128, 255]
+
+
+def grey_tiff(bits: int, kind: int, photometric: int, width: int, data: bytes) -> bytes:
+    """A TIFF file of one row; photometric 0 means that 0 is white."""
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: 1, 279: len(data), 339: kind}
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = [struct.pack("<HHII", tag, 4, 1, start if tag == 273 else value) for tag, value in tags.items()]
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + bytes(4) + data
+
+
+@pytest.mark.parametrize(
     ("values", "expected"),
     [
         ([0.0, 0.5, 1.0, -1.0], [0, 128, 255, 0]),
