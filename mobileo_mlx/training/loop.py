@@ -25,7 +25,15 @@ from ..errors import TrainingError
 from ..ops.finite import all_finite
 from .guard import DivergenceGuard
 from .model_arrays import Arrays, ModelArrays, by_name
-from .run_state import append_metrics, checkpoints, clean, read_checkpoint, read_metrics, write_checkpoint
+from .run_state import (
+    append_metrics,
+    checkpoint_name,
+    checkpoints,
+    clean,
+    read_checkpoint,
+    read_metrics,
+    write_checkpoint,
+)
 
 
 @dataclass(frozen=True)
@@ -251,6 +259,18 @@ class TrainingLoop:
         assert self.folder is not None
         state = {"steps": self.steps, **self.state, **self._shared_settings()}
         write_checkpoint(self.folder, self.step, self.arrays(), state, self._model_arrays.texts)
+
+    def save_once(self) -> None:
+        """Writes a checkpoint of this step unless there is one, as for a run that an error ends before it.
+
+        Only where the error came before the optimizer's step.
+
+        Raises:
+            OutputError: see `save`.
+        """
+        assert self.folder is not None
+        if all(path.name != checkpoint_name(self.step) for path in checkpoints(self.folder)):
+            self.save()
 
     def resume(self) -> None:
         """Continues from the last checkpoint in `folder`, if there is one. Of several processes the first reads it.

@@ -49,6 +49,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return [found[step] for step in sorted(found) if is_folder(found[step], error=OutputError)]
 
 
+def checkpoint_name(step: int) -> str:
+    """The name of the folder of a checkpoint."""
+    return f"step-{step:07d}"
+
+
 def write_checkpoint(
     folder: Path, step: int, arrays: Arrays, state: Mapping[str, Any], texts: Mapping[str, str] | None = None
 ) -> None:
@@ -62,7 +67,7 @@ def write_checkpoint(
     Raises:
         OutputError: the disk is full, or the folder can't be written; older checkpoints are untouched.
     """
-    target = folder / f"step-{step:07d}"
+    target = folder / checkpoint_name(step)
     try:
         _flush(folder / METRICS_FILE)
         if target.exists():  # of which the run knew nothing, for it does this step again
@@ -104,7 +109,7 @@ def read_state(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
             "folder."
         )
     step = found.get("step")
-    if isinstance(step, bool) or not isinstance(step, int) or path.name != f"step-{step:07d}":
+    if isinstance(step, bool) or not isinstance(step, int) or path.name != checkpoint_name(step):
         raise _damaged(path, f"{STATE_FILE} says that its step is {_short(step)}")
     # Through JSON, where a tuple becomes a list.
     other = _differences({key: found.get(key) for key in expected}, json.loads(json.dumps(expected)))

@@ -24,7 +24,7 @@ from ..checkpoints.adapters import Adapter
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.modules import named_parameters
 from ..checkpoints.weights_fault import stored_fault
-from ..errors import NotFiniteError, OptionError, OutputError, TrainingError
+from ..errors import ImageError, NotFiniteError, OptionError, OutputError, TrainingError
 from ..files import expand
 from ..models.mcp import annealed_temperature
 from ..parts import Parts
@@ -195,8 +195,10 @@ class FinetuneRun:
             TrainingError: the loss or the parameters are not finite, or the loss grows.
             OptionError: the adapter to start from, or the number of steps, does not fit the run.
 
+            ImageError: a picture of the data is gone since it was checked; there is a checkpoint of the last step.
+
         Whatever ends a run after its first step, the adapter of the last one that is done is written, KeyboardInterrupt
-        included; but not where the disk is full.
+        and errors of MLX included; but not where the disk is full.
         """
         folder = expand(folder)
         lock: Any = nullcontext(True)
@@ -260,13 +262,17 @@ class FinetuneRun:
                     yield report
                     if leading and (report.step % every == 0 or report.step == self.steps):
                         yield from self._evaluate(folder, report.step)
-        except (TrainingError, OutputError, KeyboardInterrupt) as error:
+        except GeneratorExit:  # whoever reads the events wants no more
+            raise
+        except BaseException as error:
             if loop.step == 0:
                 if isinstance(error, TrainingError):
                     self._check_stored(error)
                 raise
             written = leading and self._write_at_last(arrays, folder)
-            if written and not isinstance(error, KeyboardInterrupt):
+            if written and isinstance(error, ImageError):  # nothing is wrong but a file: the run can go on from here
+                loop.save_once()
+            if written and isinstance(error, TrainingError | OutputError | ImageError):
                 raise type(error)(
                     f"{str(error).rstrip('.')}; '{folder}' holds the adapter of step {loop.step}."
                 ) from error

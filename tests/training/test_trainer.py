@@ -16,7 +16,7 @@ from PIL import Image
 from mobileo_mlx import MobileO
 from mobileo_mlx.checkpoints import precision
 from mobileo_mlx.conditioning import encode_image
-from mobileo_mlx.errors import CheckpointError, NotFiniteError, OptionError, OutputError, TrainingError
+from mobileo_mlx.errors import CheckpointError, ImageError, NotFiniteError, OptionError, OutputError, TrainingError
 from mobileo_mlx.models.batch_norm import BatchNorm
 from mobileo_mlx.ops import backend
 from mobileo_mlx.training.batches import EpochCache
@@ -215,6 +215,46 @@ def test_a_model_that_is_not_finite_is_at_fault_and_not_its_samples(
     run = FinetuneRun.prepare(quadruplets(8), folder, options("align"))
     with pytest.raises(NotFiniteError, match=r"^dit .*: proj_out\.weight in '.*' holds NaN or infinity"):
         list(run.start(tmp_path / "out"))
+
+
+def test_a_picture_that_is_gone_costs_no_step(
+    prepared: Callable[..., FinetuneRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    expected = losses(list(prepared("align").start(tmp_path / "whole")))
+    out = tmp_path / "out"
+    run = prepared("align")
+    fail_from(run, monkeypatch, step=2, error=ImageError("'red.png' does not exist; check the name of the image."))
+    with pytest.raises(ImageError, match=r"'red\.png' does not exist.*; '.*out' holds the adapter of step 2\.$"):
+        list(run.start(out))
+    assert [path.name for path in checkpoints(out)] == ["step-0000002"]
+    assert (out / "trained.safetensors").read_bytes() == (out / "step-0000002" / "trained.safetensors").read_bytes()
+    assert losses(list(prepared("align").start(out, resume=True))) == expected[2:]
+
+
+def test_any_error_leaves_the_adapter(
+    prepared: Callable[..., FinetuneRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = prepared("align")
+    fail_from(run, monkeypatch, step=2, error=RuntimeError("[METAL] Command buffer execution failed"))
+    with pytest.raises(RuntimeError, match=r"\[METAL\] Command buffer execution failed$"):
+        list(run.start(tmp_path / "out"))
+    assert (tmp_path / "out" / "trained.safetensors").is_file()
+
+
+def fail_from(run: FinetuneRun, monkeypatch: pytest.MonkeyPatch, *, step: int, error: Exception) -> None:
+    """Lets the batches of a step and those after it raise."""
+    batches = run.batches
+
+    class Failing:
+        samples, names, one_by_one = batches.samples, batches.names, batches.one_by_one
+        held_out, fingerprint = batches.held_out, batches.fingerprint
+
+        def __call__(self, at: int, part: int) -> Any:
+            if at >= step:
+                raise error
+            return batches(at, part)
+
+    monkeypatch.setattr(run, "batches", Failing())
 
 
 def test_temperature_falls_from_epoch_to_epoch(prepared: Callable[..., FinetuneRun], tmp_path: Path) -> None:
