@@ -8,6 +8,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -24,10 +25,15 @@ SHOWING = [path for path in PAGES if path.name != "CHANGELOG.md"]  # commands of
 
 COMMANDS = typer.main.get_command(program).commands  # type: ignore[attr-defined]
 EVERYWHERE = {"--help", "-h"}
-OPTIONS = {
-    name: EVERYWHERE | {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
-    for name, command in COMMANDS.items()
-}
+
+
+def options_inside(command: Any) -> set[str]:
+    """The options of a command, and of those inside of it."""
+    found = {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
+    return found.union(*map(options_inside, getattr(command, "commands", {}).values()))
+
+
+OPTIONS = {name: EVERYWHERE | options_inside(command) for name, command in COMMANDS.items()}
 WITHOUT_COMMAND = EVERYWHERE | {option for p in typer.main.get_command(program).params for option in p.opts}
 
 
