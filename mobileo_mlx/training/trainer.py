@@ -158,6 +158,9 @@ class FinetuneRun:
         set_trainable(network, stage)
         # The optimizer's steps are too small for half precision.
         network.update(tree_map(lambda p: p.astype(mx.float32), network.trainable_parameters()))
+        if self._anneals:  # in steps that are as small
+            connector = network.diffusion_connector
+            connector.temperature = connector.temperature.astype(mx.float32)
         if options.lora is not None:
             add_lora(network.children(), options.lora, key=mx.random.key(options.seed))
         if self.adapter is not None:
@@ -243,7 +246,7 @@ class FinetuneRun:
             state={"schedule": asdict(schedule)},
             kept=arrays,
             guard=DivergenceGuard(),
-            before_step=self._annealing(schedule) if stage.anneal and not options.upstream else None,
+            before_step=self._annealing(schedule) if self._anneals else None,
             stop=stop,
             bad_samples=self._bad_samples,
         )
@@ -303,6 +306,11 @@ class FinetuneRun:
         numbers: Any = mx.array([*asdict(found[0]).values(), found[1]]) * (self.world.rank() == 0)
         numbers = mx.distributed.all_sum(numbers).tolist()
         return Schedule(*numbers[:-1]), numbers[-1]
+
+    @property
+    def _anneals(self) -> bool:
+        """Whether the connector's temperature changes; upstream's training leaves it as it is."""
+        return self.options.stage.anneal and not self.options.upstream
 
     def _annealing(self, schedule: Schedule) -> Callable[[int], None]:
         """Sets the connector's temperature before each step; it falls from epoch to epoch of the first schedule."""
