@@ -26,7 +26,7 @@ ALL = 20_000
 PATIENCE = 60  # seconds: only a hang is stopped here; the long run looks at time
 QUICK = {"run-state": 4, "chat": 6, "options": 40, "image": 40, "json": 60, "tokenizer": 8, "tokenizer-files": 8}
 # Shares of the long run; 1 where nothing is said.
-SHARES = {"json": 2, "config": 2, "options": 2, "image": 3, "run-state": 0.4, "chat": 0.7}
+SHARES = {"special": 0.5, "json": 2, "config": 2, "options": 2, "image": 3, "run-state": 0.4, "chat": 0.7}
 
 
 @pytest.fixture(scope="module")
