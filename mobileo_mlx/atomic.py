@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import ExistsError, OutputError
-from .files import expand, is_file, is_folder, kind_of
+from .files import absolute, expand, is_file, is_folder, kind_of
 from .locks import lock
 
 TEMPORARY_PREFIX = ".mobileo-unfinished-"  # the leading dot keeps it out of listings and globs
@@ -239,8 +239,9 @@ def _flush(path: Path) -> None:
 
 
 def _resolve(path: str | Path) -> Path:
+    absolute(expand(path), error=OutputError)
     try:
-        target = Path(os.path.realpath(expand(path)))
+        target = Path(os.path.realpath(expand(path)))  # which follows links, so it has to begin with the path as it is
         target.lstat()
     except (FileNotFoundError, NotADirectoryError):
         pass  # `_check_parent` says which folder is missing

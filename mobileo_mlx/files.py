@@ -38,6 +38,18 @@ def expand(path: str | Path) -> Path:
         return Path(path)
 
 
+def absolute(path: str | Path, *, error: type[MobileOError] = CheckpointError) -> str:
+    """From the root of the file system, without `..`; links stay as they are.
+
+    Raises:
+        CheckpointError, or what `error` is: the path is relative, and the working directory was removed.
+    """
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as problem:
+        raise error(f"'{path}' can't be found: the working directory was removed; change to another one.") from problem
+
+
 def kind_of(path: str | Path, *, error: type[MobileOError] = CheckpointError) -> Kind:
     """What a path leads to: "" where there is nothing, "other" for a pipe, a device or a socket.
 
@@ -172,7 +184,9 @@ def parse_json(data: str | bytes, *, surrogates: bool = False) -> Any:
     except UnicodeDecodeError as problem:
         raise JSONError("is not UTF-8 text") from problem
     except json.JSONDecodeError as problem:
-        raise JSONError(f"is not JSON ({problem.msg} at line {problem.lineno}, column {problem.colno})") from problem
+        raise JSONError(
+            f"is not JSON ({problem.msg.removesuffix(' at')} at line {problem.lineno}, column {problem.colno})"
+        ) from problem
     except RecursionError as problem:
         raise JSONError("nests too deeply") from problem
     except MemoryError as problem:

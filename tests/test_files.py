@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from mobileo_mlx import files
-from mobileo_mlx.errors import CheckpointError, ConfigError, ImageError
+from mobileo_mlx.atomic import check_output
+from mobileo_mlx.checkpoints.adapters import Adapter
+from mobileo_mlx.errors import CheckpointError, ConfigError, ImageError, OutputError
 from mobileo_mlx.files import (
     JSONError,
+    absolute,
     check_input,
     expand,
     is_file,
@@ -112,6 +115,16 @@ def test_kinds_of_paths(tmp_path):
     assert is_file(tmp_path / "file")
     assert is_folder(tmp_path)
     assert not is_file(tmp_path)
+
+
+def test_a_working_directory_that_was_removed(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert absolute("/x/../y") == "/y"
+    for use, error in ((absolute, CheckpointError), (check_output, OutputError), (Adapter.open, CheckpointError)):
+        with pytest.raises(error, match=r"^'x' can't be found: the working directory was removed"):
+            use("x")
 
 
 def test_paths_that_the_system_says_nothing_about(tmp_path):

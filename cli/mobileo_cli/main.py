@@ -13,6 +13,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+# How MLX begins where the folder for temporary files is missing or closed; it compiles there.
+_NO_TEMPORARY_FOLDER = "filesystem error: "
 _COMPLETE = "_MOBILEO_MLX_COMPLETE"  # set by the scripts of --show-completion
 
 
@@ -74,6 +76,8 @@ def _users_mistake(error: Exception) -> str | None:
 
     if isinstance(error, MobileOError):
         return _with_hint(error)
+    if isinstance(error, RuntimeError) and str(error).startswith(_NO_TEMPORARY_FOLDER):
+        return f"MLX can't write into the folder for temporary files ({error}); set TMPDIR to a folder of yours."
     # A usage error of click, or of the one that late versions of typer carry: no class is common to both.
     if not hasattr(error, "format_message"):
         return None

@@ -21,7 +21,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError, OptionError, format_names
-from ..files import expand, is_file, is_folder, kind_of
+from ..files import absolute, expand, is_file, is_folder, kind_of
 from ..models.mobileo import COMPONENTS, MobileOConfig, build, sanitize
 from . import hub_adapters
 from .adapter_config import CONFIG_FILE, LARGEST_SCALE, MlxLmConfig, PeftConfig, read_config
@@ -89,7 +89,7 @@ class Adapter:
             OptionError: the scale is no number, or far too large.
         """
         scale = _checked_scale(scale)
-        path = Path(os.path.abspath(expand(folder)))
+        path = Path(absolute(expand(folder)))
         location = str(path)
         if isinstance(folder, str) and kind_of(path) == "" and hub_adapters.split_name(folder) is not None:
             path, location = hub_adapters.fetch(folder, FILES, progress=progress), folder

@@ -8,14 +8,13 @@ a branch, a tag or a commit.
 from __future__ import annotations
 
 import fnmatch
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from ..errors import CheckpointError, DownloadError
-from ..files import expand, is_file, is_folder, kind_of, read_json
+from ..files import absolute, expand, is_file, is_folder, kind_of, read_json
 from . import hub_download
 from .hub_download import split_name
 from .tensor_files import weight_files
@@ -70,7 +69,7 @@ def location(model: str | Path) -> str:
     from mobileo_weights import bundled
 
     folder = expand(model)
-    return os.path.abspath(folder) if str(model) not in bundled() and is_folder(folder) else str(model)
+    return absolute(folder) if str(model) not in bundled() and is_folder(folder) else str(model)
 
 
 def model_folder(folder: Path) -> Path:

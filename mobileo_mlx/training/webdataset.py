@@ -238,7 +238,8 @@ def _sample(
     category = "text_to_image" if text is None else text.strip()
     if category not in CATEGORIES:
         raise Malformed(f"category.txt says {category[:40]!r}, and neither {' nor '.join(CATEGORIES)}")
-    qa = parse_qna(_text(archive, files, "qna.txt") or "") if questions else []
+    lines = re.sub("\r\n?", "\n", _text(archive, files, "qna.txt") or "") if questions else ""
+    qa = parse_qna(lines)
     if questions and not qa:
         if not default_question:
             raise Malformed("qna.txt has no line 'Q: ... A: ...'")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -100,6 +101,15 @@ def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, here) -> Non
     monkeypatch.setattr(convert, "describe", describe)
     with pytest.raises(KeyError, match="somewhere"):
         here("info", "somewhere")
+
+
+def test_a_folder_for_temporary_files_that_is_missing(tiny_model: Path, photo: Path, work: Path) -> None:
+    arguments = ["ask", str(photo), "x", "--model", str(tiny_model), "--max-tokens", "1"]
+    environment = {**os.environ, "TMPDIR": str(work / "nothing")}
+    done = subprocess.run([COMMAND, *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode in (0, 2)  # 0 where nothing is compiled
+    if done.returncode:
+        assert re.fullmatch(r"mobileo-mlx: error: MLX can't write .*; set TMPDIR to a folder of yours\.\n", done.stderr)
 
 
 def test_reader_that_goes_away(tiny_model: Path, work: Path) -> None:

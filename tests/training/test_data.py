@@ -142,7 +142,7 @@ LINE = json.dumps(GOOD).encode()
         (b'{"prompt": 1' + b"0" * 5000 + b"}", "holds a number of 5001 digits"),
         (b'{"prompt": NaN}', "holds NaN"),
         (b'{"prompt": "\\ud800"}', "holds half a surrogate pair"),
-        (b'{"prompt": "a\x00cat"}', "is not JSON (Invalid control character at at column 14)"),
+        (b'{"prompt": "a\x00cat"}', "is not JSON (Invalid control character at column 14)"),
         (b"\x00" * 100, "is not JSON (Expecting value at column 1)"),
         (b'{"prompt": "\xff"}', "is not UTF-8 text"),
         (b'{"prompt": "' + b"a" * 2**20 + b'"}', "is longer than 1 MB"),
@@ -265,6 +265,9 @@ def test_gzip_that_unpacks_without_end(images: Path) -> None:
         (b"\xff\xfe" + LINE.decode().encode("utf-16-le"), "is UTF-16 text; save it as UTF-8"),
         (b"PK\x03\x04data", "is a zip file"),
         (b"PAR1data", "is a Parquet file"),
+        (b"BZh91AY", "is compressed with bzip2; unpack it"),
+        (b"\xfd7zXZ\0", "is compressed with xz"),
+        (b"\x28\xb5\x2f\xfddata", "is compressed with zstd"),
         (b"a".ljust(257, b"\0") + b"ustar", "is a tar file; if it holds samples, let its name end in .tar"),
     ],
 )

@@ -82,6 +82,13 @@ def test_a_shard(tmp_path: Path) -> None:
     assert drawn.question_image.open().getpixel((0, 0)) == (0, 0, 255)
 
 
+@pytest.mark.parametrize("end", [b"\r", b"\r\n"])
+def test_lines_of_other_systems(tmp_path: Path, end: bytes) -> None:
+    files = SAMPLE | {"qna.txt": b"Q: a? A: b" + end + b"Q: c? A: d"}
+    (sample,) = read_data(shard(tmp_path / "s.tar", {"0": files})).samples
+    assert sample.qa == (QA("a?", "b"), QA("c?", "d"))
+
+
 def test_a_folder_of_shards(tmp_path: Path) -> None:
     for i in (1, 0):
         shard(tmp_path / f"s-{i}.tar", {"0": SAMPLE})
