@@ -59,7 +59,7 @@ class Session:
 
         try:
             line = line.strip().removeprefix("\ufeff")  # what Windows writes may begin with a byte order mark
-            name, _, argument = line.partition(" ")
+            name, argument = (*line.split(maxsplit=1), "", "")[:2]
             if name in ("/quit", "/exit"):
                 return False
             if line.startswith("/"):

@@ -10,6 +10,8 @@ import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from . import printing
+
 DEFAULT_PATTERN = "{prompt}-{seed}.png"
 PLACEHOLDERS = ("prompt", "seed", "index", "model")
 
@@ -62,7 +64,7 @@ def complete(pattern: str | None) -> str:
     if not pattern:
         return DEFAULT_PATTERN
     from mobileo_mlx.errors import OptionError, OutputError
-    from mobileo_mlx.files import expand, is_folder
+    from mobileo_mlx.files import expand, is_folder, kind_of
     from mobileo_mlx.image_settings import FORMATS, can_write
 
     slash = pattern.endswith(("/", os.sep))
@@ -72,7 +74,11 @@ def complete(pattern: str | None) -> str:
     suffix = os.path.splitext(pattern)[1].lower()
     if suffix in _UNWRITTEN or not can_write(FORMATS.get(suffix, "PNG")):
         raise OptionError(f"--output {pattern}: end the name with .png, .jpg or .webp, which are the formats written.")
-    return pattern if suffix in FORMATS else pattern + ".png"
+    if suffix in FORMATS:
+        return pattern
+    if kind_of(Path(pattern), error=OutputError) == "other":  # and not a new file beside /dev/null
+        raise OutputError(f"'{pattern}' is not a regular file; name a file, or - for standard output.")
+    return pattern + ".png"
 
 
 def _standard_output(images: int) -> Path:
@@ -80,6 +86,8 @@ def _standard_output(images: int) -> Path:
 
     if images > 1:
         raise OptionError(f"--output -: standard output takes one image, and there are {images}; name a file.")
+    if printing.output_closed:
+        raise OptionError("--output -: standard output is closed; redirect it, or name a file.")
     if sys.stdout.isatty():
         raise OptionError("--output -: standard output is a terminal; redirect it, or name a file.")
     return STDOUT

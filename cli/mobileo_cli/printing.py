@@ -21,6 +21,8 @@ from typing import Any
 
 output_failed = False  # True once standard output could not be written, which tells its OSErrors from others
 
+output_closed = False  # True where the caller had closed standard output
+
 # How progress is shown, see `set_progress`.
 progress_mode = "auto"
 _PROGRESS_MODES = ("auto", "json", "none")
@@ -75,6 +77,8 @@ def make_streams_lenient() -> None:
 
     A stream that the caller has closed reads as empty, and takes what is written nowhere.
     """
+    global output_closed
+    output_closed = output_closed or sys.stdout is None
     # They stay open until the program ends.
     sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

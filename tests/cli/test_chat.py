@@ -89,6 +89,10 @@ def test_files_as_a_terminal_writes_them(chat, photo: Path, work: Path, quoted: 
     assert chat(f"/image {quoted}").err.startswith("attached my photo.png, 96x64")
 
 
+def test_any_blank_ends_a_commands_name(chat, photo: Path) -> None:
+    assert chat(f"/image\t {photo}").err.startswith(f"attached {photo}, 96x64")
+
+
 def test_mistakes_do_not_end_the_chat(chat, work: Path) -> None:
     (work / "broken.png").write_bytes(b"\x89PNG")
     lines = [

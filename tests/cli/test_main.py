@@ -152,6 +152,9 @@ def test_closed_streams(tiny_model: Path, work: Path) -> None:
     line = f"exec '{COMMAND}' generate 'a cat' -m '{tiny_model}' --steps 1 -o cat.png <&- >&- 2>&-"
     assert subprocess.run(["sh", "-c", line], cwd=work).returncode == 0
     assert (work / "cat.png").exists()
+    line = f"exec '{COMMAND}' generate 'a cat' -m '{tiny_model}' --steps 1 -o - >&-"
+    done = subprocess.run(["sh", "-c", line], cwd=work, capture_output=True, text=True)
+    assert (done.returncode, "--output -: standard output is closed" in done.stderr) == (2, True)
     line = f"exec '{COMMAND}' generate - <&-"
     done = subprocess.run(["sh", "-c", line], cwd=work, capture_output=True, text=True)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)

@@ -108,6 +108,12 @@ def test_places_that_cannot_be(pattern: str) -> None:
         planned(pattern)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_device_is_no_place_for_an_image(overwrite: bool) -> None:
+    with pytest.raises(OutputError, match="'/dev/null' is not a regular file; name a file, or - for standard output"):
+        output_paths.plan("/dev/null", prompt="a cat", model="tiny", seeds=[1], overwrite=overwrite)
+
+
 def test_a_free_name_is_found() -> None:
     path = Path("cat.png")
     assert output_paths.free(path) == path
