@@ -6,12 +6,12 @@ from typing import Any
 
 import typer
 
-from . import printing
+from . import options, printing
 
 NAME = "capabilities"
 
 
-def command(context: typer.Context) -> None:
+def command(context: typer.Context, as_json: options.Json = False) -> None:  # it is JSON anyway
     """Print all tasks, options and commands as one JSON object."""
     from mobileo_mlx.capabilities import capabilities
 

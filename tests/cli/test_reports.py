@@ -110,6 +110,7 @@ def test_info_of_an_image(here, tiny_model: Path) -> None:
 
 def test_capabilities(here) -> None:
     found = json.loads(here("capabilities").out)
+    assert json.loads(here("capabilities", "--json").out) == found
     options = {option["name"]: option for option in found["tasks"]["generate"]}
     assert set(options) == {name for name, option in declared(GenerationOptions).items() if option.kind} - {"preset"}
     assert options["steps"]["minimum"] == 1
