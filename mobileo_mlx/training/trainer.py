@@ -197,7 +197,6 @@ class FinetuneRun:
             CheckpointError: the run to resume had other settings, or its checkpoint is damaged.
             TrainingError: the loss or the parameters are not finite, or the loss grows.
             OptionError: the adapter to start from, or the number of steps, does not fit the run.
-
             ImageError: a picture of the data is gone since it was checked; there is a checkpoint of the last step.
 
         Whatever ends a run after its first step, the adapter of the last one that is done is written, KeyboardInterrupt
@@ -217,6 +216,8 @@ class FinetuneRun:
         with lock as held:
             if not held:
                 yield Notice(f"'{folder}' is on a file system without locks: take care that no other run writes there")
+            if resume and self.world.rank() == 0 and not checkpoints(folder):
+                yield Notice(f"'{folder}' holds no checkpoint: the run starts at its first step")
             yield from self._run(folder, stop)
 
     def _run(self, folder: Path, stop: Callable[[], bool] | None) -> Iterator[Event]:

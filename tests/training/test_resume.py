@@ -367,3 +367,9 @@ def test_a_folder_without_locks_is_named(prepared: Prepare, tmp_path: Path, monk
     assert isinstance(events[0], Notice)
     assert "file system without locks" in events[0].text
     assert json.loads((checkpoints(tmp_path / "out")[0] / "state.json").read_text())["step"] == 1
+
+
+def test_a_folder_without_a_checkpoint_is_named(prepared: Prepare, tmp_path: Path) -> None:
+    first = next(prepared(steps=1).start(tmp_path / "mistyped", resume=True))
+    assert isinstance(first, Notice)
+    assert "mistyped' holds no checkpoint: the run starts at its first step" in first.text
