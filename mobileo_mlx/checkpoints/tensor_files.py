@@ -35,6 +35,12 @@ READ_AS = {
     "F8_E4M3": "bfloat16",
     "F8_E5M2": "bfloat16",
 }
+_IN_MLX = {
+    **{"BOOL": "bool_", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64"},
+    **{
+        f"{letter}{bits}": f"{kind}{bits}" for letter, kind in (("U", "uint"), ("I", "int")) for bits in (8, 16, 32, 64)
+    },
+}
 _NOT_IN_MLX = ("F64", "F8_E5M2")  # MLX refuses a whole file for one of these
 
 _MAX_HEADER = 2**23  # bytes; that of the 1.5B, in one file, has a thirtieth
@@ -231,7 +237,6 @@ def _read_at_once(path: Path, infos: Mapping[str, TensorInfo]) -> dict[str, mx.a
     import mlx.core as mx
     import numpy as np
 
-    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U32": "uint32", "I64": "int64"}
     tensors = {}
     with open_input(path) as file:
         length = struct.unpack("<Q", file.read(8))[0]
@@ -247,8 +252,10 @@ def _read_at_once(path: Path, infos: Mapping[str, TensorInfo]) -> dict[str, mx.a
                 array = (mx.array(data).astype(mx.uint16) << 8).view(mx.float16).astype(mx.bfloat16)
             elif info.dtype == "F8_E4M3":
                 array = mx.from_fp8(mx.array(data), mx.bfloat16)
+            elif info.dtype in _IN_MLX:
+                array = mx.array(data).view(getattr(mx, _IN_MLX[info.dtype]))
             else:
-                array = mx.array(data).view(getattr(mx, names[info.dtype]))
+                raise CheckpointError(f"'{path}' holds {info.key} of type {info.dtype}, which can't be read.")
             tensors[name] = array.reshape(info.shape)
     return tensors
 

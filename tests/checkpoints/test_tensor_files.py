@@ -349,3 +349,25 @@ def test_an_index_with_a_name_that_no_file_can_have(tmp_path, name):
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(CheckpointError):
         weight_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "complex64"],
+)
+def test_all_types_of_mlx_are_read_beside_one_that_it_does_not_have(tmp_path, kind):
+    from safetensors.numpy import save_file
+
+    values = np.array([0, 1, 1, 0], kind)
+    save_file({"wide": np.zeros(3), "a": values}, tmp_path / "x.safetensors")
+    found = read_tensors(read_header(tmp_path / "x.safetensors"))["a"]
+    assert np.array(found).dtype == kind
+    assert np.array_equal(np.array(found), values)
+
+
+def test_a_type_that_nobody_reads_is_named(tmp_path):
+    path = tmp_path / "x.safetensors"
+    wide = entry(dtype="F64", data_offsets=[4, 36])["a"]
+    path.write_bytes(safetensors({**entry(dtype="F8_E8M0", data_offsets=[0, 4]), "b": wide}, bytes(36)))
+    with pytest.raises(CheckpointError, match=r"x\.safetensors' holds a of type F8_E8M0, which can't be read"):
+        read_tensors(read_header(path))
