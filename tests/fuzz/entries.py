@@ -1,7 +1,7 @@
 """The places where something from outside enters, each as a function that uses an input as a user's program would.
 
-An entry gets a `Room` and an input. It raises a MobileOError for what is refused; what else may become of an input is
-told by `outcome.fault`. Hypothesis is not needed here.
+An entry gets a `Testbed` and an input. It raises a MobileOError for what is refused; what else may become of an input
+is told by `outcome.fault`. Hypothesis is not needed here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from .outcome import Broken, check_output, command, report
 
-Entry = Callable[["Room", Any], None]
+Entry = Callable[["Testbed", Any], None]
 ENTRIES: dict[str, Entry] = {}
 
 SIDE = 64  # of what is drawn, in pixels: two latents
@@ -35,7 +35,7 @@ def entry(name: str) -> Callable[[Entry], Entry]:
     return register
 
 
-class Room:
+class Testbed:
     """Whole files that inputs are put among, and a folder for the input at hand.
 
     Args:
@@ -230,7 +230,7 @@ def use(model: Path, *, adapter: Path | None = None, draw: bool = True) -> None:
 
 
 @entry("json")
-def _json(room: Room, data: bytes) -> None:
+def _json(bed: Testbed, data: bytes) -> None:
     from mobileo_mlx.files import JSONError, parse_json
 
     try:
@@ -241,70 +241,70 @@ def _json(room: Room, data: bytes) -> None:
 
 
 @entry("config")
-def _config(room: Room, data: bytes) -> None:
-    folder = room.copy(room.model, {"config.json": data})
+def _config(bed: Testbed, data: bytes) -> None:
+    folder = bed.copy(bed.model, {"config.json": data})
     command("info", folder)
     report("info", folder)
     use(folder)
 
 
 @entry("config-quantized")
-def _config_quantized(room: Room, data: bytes) -> None:
-    folder = room.copy(room.quantized, {"config.json": data})
+def _config_quantized(bed: Testbed, data: bytes) -> None:
+    folder = bed.copy(bed.quantized, {"config.json": data})
     command("info", folder)
     use(folder)
 
 
 @entry("config-upstream")
-def _config_upstream(room: Room, change: tuple[str, bytes]) -> None:
-    folder = room.copy(room.upstream, dict([change]))
+def _config_upstream(bed: Testbed, change: tuple[str, bytes]) -> None:
+    folder = bed.copy(bed.upstream, dict([change]))
     command("info", folder)
     use(folder)
 
 
 @entry("index")
-def _index(room: Room, data: bytes) -> None:
-    folder = room.copy(room.upstream, {"model.safetensors.index.json": data})
+def _index(bed: Testbed, data: bytes) -> None:
+    folder = bed.copy(bed.upstream, {"model.safetensors.index.json": data})
     command("info", folder)
     use(folder)
 
 
 @entry("weights")
-def _weights(room: Room, data: bytes) -> None:
-    folder = room.copy(room.model, {"mm_projector.safetensors": data})
+def _weights(bed: Testbed, data: bytes) -> None:
+    folder = bed.copy(bed.model, {"mm_projector.safetensors": data})
     report("info", folder)
     use(folder, draw=False)
-    command("convert", folder, room.folder / "converted", "--quantize", "mm_projector=8")
+    command("convert", folder, bed.folder / "converted", "--quantize", "mm_projector=8")
 
 
 @entry("weights-upstream")
-def _weights_upstream(room: Room, data: bytes) -> None:
-    folder = room.copy(room.upstream, {"model-00002-of-00002.safetensors": data})
+def _weights_upstream(bed: Testbed, data: bytes) -> None:
+    folder = bed.copy(bed.upstream, {"model-00002-of-00002.safetensors": data})
     command("info", folder)
     use(folder, draw=False)
 
 
 @entry("adapter")
-def _adapter(room: Room, change: tuple[str, bytes | None]) -> None:
-    folder = room.copy(room.adapter, dict([change]))
-    use(room.model, adapter=folder)
-    command("fuse", room.model, folder, room.folder / "fused")
+def _adapter(bed: Testbed, change: tuple[str, bytes | None]) -> None:
+    folder = bed.copy(bed.adapter, dict([change]))
+    use(bed.model, adapter=folder)
+    command("fuse", bed.model, folder, bed.folder / "fused")
 
 
 @entry("adapter-mlx-lm")
-def _adapter_mlx_lm(room: Room, change: tuple[str, bytes | None]) -> None:
-    use(room.model, adapter=room.copy(room.mlx_lm_adapter, dict([change])), draw=False)
+def _adapter_mlx_lm(bed: Testbed, change: tuple[str, bytes | None]) -> None:
+    use(bed.model, adapter=bed.copy(bed.mlx_lm_adapter, dict([change])), draw=False)
 
 
 @entry("tokenizer")
-def _tokenizer(room: Room, data: bytes) -> None:
-    folder = room.copy(room.model, {"tokenizer.json": data})
+def _tokenizer(bed: Testbed, data: bytes) -> None:
+    folder = bed.copy(bed.model, {"tokenizer.json": data})
     _use_tokenizer(folder)
 
 
 @entry("tokenizer-files")
-def _tokenizer_files(room: Room, change: tuple[str, bytes]) -> None:
-    folder = room.copy(room.tokenizer_files, dict([change]))
+def _tokenizer_files(bed: Testbed, change: tuple[str, bytes]) -> None:
+    folder = bed.copy(bed.tokenizer_files, dict([change]))
     _use_tokenizer(folder)
 
 
@@ -321,18 +321,18 @@ def _use_tokenizer(folder: Path) -> None:
 
 
 @entry("lines")
-def _lines(room: Room, data: bytes) -> None:
-    _dry_run(room, room.put("data.jsonl", data))
+def _lines(bed: Testbed, data: bytes) -> None:
+    _dry_run(bed, bed.put("data.jsonl", data))
 
 
 @entry("shard")
-def _shard(room: Room, data: bytes) -> None:
-    _dry_run(room, room.put("shard.tar", data))
+def _shard(bed: Testbed, data: bytes) -> None:
+    _dry_run(bed, bed.put("shard.tar", data))
 
 
 @entry("qna")
-def _qna(room: Room, text: str) -> None:
-    members = shard_members(room.photo)
+def _qna(bed: Testbed, text: str) -> None:
+    members = shard_members(bed.photo)
     members["000/1.qna.txt"] = text.encode("utf-8", "surrogatepass")
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
@@ -340,7 +340,7 @@ def _qna(room: Room, text: str) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    _dry_run(room, room.put("shard.tar", stream.getvalue()))
+    _dry_run(bed, bed.put("shard.tar", stream.getvalue()))
 
 
 def shard_members(photo: bytes) -> dict[str, bytes]:
@@ -359,15 +359,15 @@ def shard_members(photo: bytes) -> dict[str, bytes]:
     }
 
 
-def _dry_run(room: Room, data: Path) -> None:
-    command("finetune", "--quadruplets", data, "-m", room.model, "--dry-run", "--held-out", 0)
+def _dry_run(bed: Testbed, data: Path) -> None:
+    command("finetune", "--quadruplets", data, "-m", bed.model, "--dry-run", "--held-out", 0)
 
 
 @entry("image")
-def _image(room: Room, data: bytes) -> None:
+def _image(bed: Testbed, data: bytes) -> None:
     from mobileo_mlx.images import cover_crop, load_image, preprocess, read_metadata
 
-    file = room.put("image", data)
+    file = bed.put("image", data)
     image = load_image(file)
     if image.mode != "RGB":
         raise Broken(f"the mode is {image.mode}")
@@ -378,107 +378,107 @@ def _image(room: Room, data: bytes) -> None:
 
 
 @entry("replay")
-def _replay(room: Room, file: tuple[str, bytes]) -> None:
+def _replay(bed: Testbed, file: tuple[str, bytes]) -> None:
     """`--from-image`, up to the drawing, and the drawing where it is short."""
     name, data = file
-    path = room.put(name, data)
+    path = bed.put(name, data)
     command("info", path)
     report("info", path)
     command("generate", "--from-image", path, "-m", "no-such-model")  # all is checked before a model is looked for
     command(
-        "generate", "--from-image", path, "-m", room.model, "--steps", 1, "--size", f"{SIDE}x{SIDE}", "-o", "new.png"
+        "generate", "--from-image", path, "-m", bed.model, "--steps", 1, "--size", f"{SIDE}x{SIDE}", "-o", "new.png"
     )
 
 
 @entry("run-state")
-def _run_state(room: Room, change: tuple[str, bytes | None]) -> None:
-    room.train(room.copy(room.run, dict([change])), steps=1, resume=True)
+def _run_state(bed: Testbed, change: tuple[str, bytes | None]) -> None:
+    bed.train(bed.copy(bed.run, dict([change])), steps=1, resume=True)
 
 
 @entry("device-settings")
-def _device_settings(room: Room, data: bytes | None) -> None:
+def _device_settings(bed: Testbed, data: bytes | None) -> None:
     from mobileo_mlx.ops import device_settings
 
     if data is not None:
-        room.put("cache/device.json", data)
+        bed.put("cache/device.json", data)
     device_settings.forget()
     try:
-        use(room.model)
+        use(bed.model)
         device_settings.save(device_settings.current())
     finally:
         device_settings.forget()
 
 
 @entry("options")
-def _options(room: Room, arguments: list[str]) -> None:
+def _options(bed: Testbed, arguments: list[str]) -> None:
     """A command line whose model or data are missing, so that nothing but options is looked at."""
     command(*arguments)
 
 
 @entry("precisions")
-def _precisions(room: Room, text: str) -> None:
+def _precisions(bed: Testbed, text: str) -> None:
     """What is read of an option once a model is there."""
     for option in ("--quantize", "--precision"):
-        command("convert", room.model, room.folder / "converted", f"{option}={text}")
-        shutil.rmtree(room.folder / "converted", ignore_errors=True)
-    command("ask", "photo.png", "x", "-m", room.model, f"--dtype={text}", f"--quantize={text}", "--max-tokens", 1)
+        command("convert", bed.model, bed.folder / "converted", f"{option}={text}")
+        shutil.rmtree(bed.folder / "converted", ignore_errors=True)
+    command("ask", "photo.png", "x", "-m", bed.model, f"--dtype={text}", f"--quantize={text}", "--max-tokens", 1)
 
 
 @entry("chat")
-def _chat(room: Room, lines: list[str]) -> None:
+def _chat(bed: Testbed, lines: list[str]) -> None:
     """Lines that are typed. The chat must outlive all of them but /quit."""
     typed = "\n".join([*(line.replace("\n", " ") for line in lines), "/save end.json"])
-    command("chat", "-m", room.model, "--max-tokens", 2, stdin=typed.encode("utf-8", "surrogateescape"), statuses=(0,))
+    command("chat", "-m", bed.model, "--max-tokens", 2, stdin=typed.encode("utf-8", "surrogateescape"), statuses=(0,))
     words = {line.strip().partition(" ")[0] for line in lines}
-    if not {"/quit", "/exit"} & words and not list(room.folder.glob("end*.json")):
+    if not {"/quit", "/exit"} & words and not list(bed.folder.glob("end*.json")):
         raise Broken("the chat ended before its last line")
 
 
 @entry("prompt")
-def _prompt(room: Room, data: bytes) -> None:
+def _prompt(bed: Testbed, data: bytes) -> None:
     """Text from a file, from standard input, and in the call of a function."""
     from mobileo_mlx import MobileO
 
-    drawn = ["-m", room.model, "--steps", 1, "--size", f"{SIDE}x{SIDE}"]
-    command("generate", "--prompt-file", room.put("prompt.txt", data), *drawn)
+    drawn = ["-m", bed.model, "--steps", 1, "--size", f"{SIDE}x{SIDE}"]
+    command("generate", "--prompt-file", bed.put("prompt.txt", data), *drawn)
     command("generate", "-", *drawn, stdin=data)
-    for path in room.folder.glob("*.png"):
+    for path in bed.folder.glob("*.png"):
         check_output("a file's name", path.name)
     text = data.decode("utf-8", "surrogateescape")
-    MobileO.load(room.model).ask("photo.png", text, max_tokens=1)
+    MobileO.load(bed.model).ask("photo.png", text, max_tokens=1)
 
 
 KINDS = ("pipe", "folder", "circle", "nothing", "zeros", "sparse", "socket")
 
 
 @entry("special")
-def _special(room: Room, change: tuple[str, str, str]) -> None:
+def _special(bed: Testbed, change: tuple[str, str, str]) -> None:
     """Something else than a file in the place of one: which folder, which file, and what."""
     material, name, kind = change
     if material == "input":
-        room.put("data.jsonl", json.dumps(QUADRUPLET).encode())
-        room.put("shard.tar", b"")
-        room.put("prompt.txt", b"a cat")
-        place_special(room.folder / name, kind)
+        bed.put("data.jsonl", json.dumps(QUADRUPLET).encode())
+        bed.put("shard.tar", b"")
+        bed.put("prompt.txt", b"a cat")
+        place_special(bed.folder / name, kind)
         if name in ("data.jsonl", "shard.tar"):
-            _dry_run(room, room.folder / name)
+            _dry_run(bed, bed.folder / name)
         elif name == "prompt.txt":
             command("generate", "--prompt-file", "prompt.txt", "-m", "no-such-model")
         elif name == "cache/device.json":
-            _device_settings(room, None)
+            _device_settings(bed, None)
         else:
-            _dry_run(room, room.folder / "data.jsonl")
-            command("ask", name, "What?", "-m", room.model, "--max-tokens", 1)
+            _dry_run(bed, bed.folder / "data.jsonl")
+            command("ask", name, "What?", "-m", bed.model, "--max-tokens", 1)
             command("generate", "--from-image", name, "-m", "no-such-model")
             command("info", name)
-            _chat(room, [f"/image {name}", "what?"])
+            _chat(bed, [f"/image {name}", "what?"])
         return
-    folder = room.copy(getattr(room, material), {})
+    folder = bed.copy(getattr(bed, material), {})
     place_special(folder / name, kind)
     if material in ("adapter", "mlx_lm_adapter"):
-        use(room.model, adapter=folder, draw=False)
+        use(bed.model, adapter=folder, draw=False)
     elif material == "run":
-        room.train(folder, steps=1, resume=True)
+        bed.train(folder, steps=1, resume=True)
     else:
         command("info", folder)
         use(folder)
@@ -506,6 +506,6 @@ def place_special(path: Path, kind: str) -> None:
 
 
 @entry("picture")
-def _picture(room: Room, data: bytes) -> None:
+def _picture(bed: Testbed, data: bytes) -> None:
     """An image on standard input."""
-    command("ask", "-", "What?", "-m", room.model, "--max-tokens", 1, stdin=data)
+    command("ask", "-", "What?", "-m", bed.model, "--max-tokens", 1, stdin=data)

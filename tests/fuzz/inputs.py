@@ -13,7 +13,7 @@ from typing import Any
 from hypothesis import strategies as st
 from PIL import Image
 
-from .entries import KINDS, QUADRUPLET, Room, shard_members
+from .entries import KINDS, QUADRUPLET, Testbed, shard_members
 from .mutations import ESCAPE, TEXTS, Pairs, damaged, dump, hostile, json_bytes, parse
 from .pictures import (
     jpeg_bytes,
@@ -30,11 +30,11 @@ from .tars import tar_bytes
 from .tensors import safetensors_bytes
 
 Strategy = st.SearchStrategy[Any]
-INPUTS: dict[str, Callable[[Room], Strategy]] = {}
+INPUTS: dict[str, Callable[[Testbed], Strategy]] = {}
 
 
-def inputs(name: str) -> Callable[[Callable[[Room], Strategy]], Callable[[Room], Strategy]]:
-    def register(function: Callable[[Room], Strategy]) -> Callable[[Room], Strategy]:
+def inputs(name: str) -> Callable[[Callable[[Testbed], Strategy]], Callable[[Testbed], Strategy]]:
+    def register(function: Callable[[Testbed], Strategy]) -> Callable[[Testbed], Strategy]:
         INPUTS[name] = function
         return function
 
@@ -47,18 +47,18 @@ def _changed_json(folder: Path, *names: str) -> Strategy:
 
 
 @inputs("json")
-def _json(room: Room) -> Strategy:
+def _json(bed: Testbed) -> Strategy:
     return json_bytes({"a": [1, 2.5, "x", None, {"b": {}}], "c": -1e-5, "d": "\u00e9\U0001f600"})
 
 
 @inputs("config")
-def _config(room: Room) -> Strategy:
-    return json_bytes((room.model / "config.json").read_bytes())
+def _config(bed: Testbed) -> Strategy:
+    return json_bytes((bed.model / "config.json").read_bytes())
 
 
 @inputs("config-quantized")
-def _config_quantized(room: Room) -> Strategy:
-    whole = parse((room.quantized / "config.json").read_bytes())
+def _config_quantized(bed: Testbed) -> Strategy:
+    whole = parse((bed.quantized / "config.json").read_bytes())
     keys = [key for key, _ in whole]
     place = keys.index("quantization")
     block = json_bytes(dump(whole[place][1]))
@@ -73,36 +73,36 @@ def _config_quantized(room: Room) -> Strategy:
 
 
 @inputs("config-upstream")
-def _config_upstream(room: Room) -> Strategy:
+def _config_upstream(bed: Testbed) -> Strategy:
     parts = ("transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
     names = ("config.json", "generation_config.json", *(f"diffusion/{part}" for part in parts))
-    return _changed_json(room.upstream, *names)
+    return _changed_json(bed.upstream, *names)
 
 
 @inputs("index")
-def _index(room: Room) -> Strategy:
-    return json_bytes((room.upstream / "model.safetensors.index.json").read_bytes())
+def _index(bed: Testbed) -> Strategy:
+    return json_bytes((bed.upstream / "model.safetensors.index.json").read_bytes())
 
 
 @inputs("weights")
-def _weights(room: Room) -> Strategy:
-    return safetensors_bytes((room.model / "mm_projector.safetensors").read_bytes())
+def _weights(bed: Testbed) -> Strategy:
+    return safetensors_bytes((bed.model / "mm_projector.safetensors").read_bytes())
 
 
 @inputs("weights-upstream")
-def _weights_upstream(room: Room) -> Strategy:
-    data = (room.upstream / "model-00002-of-00002.safetensors").read_bytes()
+def _weights_upstream(bed: Testbed) -> Strategy:
+    data = (bed.upstream / "model-00002-of-00002.safetensors").read_bytes()
     names = ("model.mm_projector.0.weight", "model.norm.weight", "lm_head.weight", "model.mm_projector.0.lora_A.weight")
     return safetensors_bytes(data, names=names)
 
 
 @inputs("adapter")
-def _adapter(room: Room) -> Strategy:
+def _adapter(bed: Testbed) -> Strategy:
     tensors = [
-        st.tuples(st.just(name), safetensors_bytes((room.adapter / name).read_bytes()))
+        st.tuples(st.just(name), safetensors_bytes((bed.adapter / name).read_bytes()))
         for name in ("adapter_model.safetensors", "trained.safetensors")
     ]
-    config = (room.adapter / "adapter_config.json").read_bytes()
+    config = (bed.adapter / "adapter_config.json").read_bytes()
     patterns = st.dictionaries(
         st.one_of(st.sampled_from(TEXTS), st.text("abq_proj.*+()|^$\\d[]{}1,", max_size=20)), hostile, max_size=3
     )
@@ -134,20 +134,20 @@ def _pairs(value: Any) -> Any:
 
 
 @inputs("adapter-mlx-lm")
-def _adapter_mlx_lm(room: Room) -> Strategy:
+def _adapter_mlx_lm(bed: Testbed) -> Strategy:
     name = "adapters.safetensors"
-    tensors = safetensors_bytes((room.mlx_lm_adapter / name).read_bytes())
-    return st.one_of(st.tuples(st.just(name), tensors), _changed_json(room.mlx_lm_adapter, "adapter_config.json"))
+    tensors = safetensors_bytes((bed.mlx_lm_adapter / name).read_bytes())
+    return st.one_of(st.tuples(st.just(name), tensors), _changed_json(bed.mlx_lm_adapter, "adapter_config.json"))
 
 
 @inputs("tokenizer")
-def _tokenizer(room: Room) -> Strategy:
-    return json_bytes((room.model / "tokenizer.json").read_bytes())
+def _tokenizer(bed: Testbed) -> Strategy:
+    return json_bytes((bed.model / "tokenizer.json").read_bytes())
 
 
 @inputs("tokenizer-files")
-def _tokenizer_files(room: Room) -> Strategy:
-    folder = room.tokenizer_files
+def _tokenizer_files(bed: Testbed) -> Strategy:
+    folder = bed.tokenizer_files
     merges = (folder / "merges.txt").read_bytes()
     lines = st.lists(st.one_of(st.sampled_from(merges.splitlines()), st.sampled_from(TEXTS).map(_encode)), max_size=300)
     return st.one_of(
@@ -161,7 +161,7 @@ def _encode(text: str) -> bytes:
 
 
 @inputs("lines")
-def _lines(room: Room) -> Strategy:
+def _lines(bed: Testbed) -> Strategy:
     several = {
         "prompt": "x",
         "image": "photo.png",
@@ -178,12 +178,12 @@ def _lines(room: Room) -> Strategy:
 
 
 @inputs("shard")
-def _shard(room: Room) -> Strategy:
-    return tar_bytes(list(shard_members(room.photo).items()))
+def _shard(bed: Testbed) -> Strategy:
+    return tar_bytes(list(shard_members(bed.photo).items()))
 
 
 @inputs("qna")
-def _qna(room: Room) -> Strategy:
+def _qna(bed: Testbed) -> Strategy:
     piece = st.sampled_from(
         (
             "Q:",
@@ -216,7 +216,7 @@ def _encoded(kind: str, mode: str = "RGB", **options: Any) -> bytes:
 
 
 @inputs("image")
-def _image(room: Room) -> Strategy:
+def _image(bed: Testbed) -> Strategy:
     pngs = [_encoded("PNG", mode) for mode in ("RGB", "RGBA", "L", "P", "1", "LA")]
     others = [
         _encoded("GIF"),
@@ -239,23 +239,23 @@ def _image(room: Room) -> Strategy:
 
 
 @inputs("special")
-def _special(room: Room) -> Strategy:
+def _special(bed: Testbed) -> Strategy:
     own = ("photo.png", "data.jsonl", "shard.tar", "prompt.txt", "cache/device.json")
     places = [("input", name) for name in own]
     for material in ("model", "upstream", "tokenizer_files", "adapter", "mlx_lm_adapter", "run"):
-        folder: Path = getattr(room, material)
+        folder: Path = getattr(bed, material)
         places += [(material, str(path.relative_to(folder))) for path in sorted(folder.rglob("*")) if path.is_file()]
     return st.tuples(st.sampled_from(places), st.sampled_from(KINDS)).map(lambda given: (*given[0], given[1]))
 
 
 @inputs("picture")
-def _picture(room: Room) -> Strategy:
-    return st.one_of(png_bytes(room.photo), damaged(room.photo), st.binary(max_size=64))
+def _picture(bed: Testbed) -> Strategy:
+    return st.one_of(png_bytes(bed.photo), damaged(bed.photo), st.binary(max_size=64))
 
 
 @inputs("replay")
-def _replay(room: Room) -> Strategy:
-    drawings = room.drawings
+def _replay(bed: Testbed) -> Strategy:
+    drawings = bed.drawings
     chunks = png_chunks(drawings["old.png"])
     place = next(i for i, (_, data) in enumerate(chunks) if data.startswith(b"mobileo-mlx\0"))
     kind, chunk = chunks[place]
@@ -288,23 +288,23 @@ _SETTINGS = re.compile(rb'(mobileo:settings=")[^"]*"')
 
 
 @inputs("run-state")
-def _run_state(room: Room) -> Strategy:
-    step = next(room.run.glob("step-*"))
-    files = [path.relative_to(room.run) for path in step.iterdir()]
+def _run_state(bed: Testbed) -> Strategy:
+    step = next(bed.run.glob("step-*"))
+    files = [path.relative_to(bed.run) for path in step.iterdir()]
     tensors = [str(path) for path in files if path.suffix == ".safetensors"]
-    state = str(step.relative_to(room.run) / "state.json")
-    metrics = (room.run / "metrics.jsonl").read_bytes().splitlines()
+    state = str(step.relative_to(bed.run) / "state.json")
+    metrics = (bed.run / "metrics.jsonl").read_bytes().splitlines()
     line = json_bytes(metrics[0])
     return st.one_of(
-        _changed_json(room.run, state),
-        *(st.tuples(st.just(name), safetensors_bytes((room.run / name).read_bytes())) for name in tensors),
+        _changed_json(bed.run, state),
+        *(st.tuples(st.just(name), safetensors_bytes((bed.run / name).read_bytes())) for name in tensors),
         st.tuples(st.just("metrics.jsonl"), st.lists(line, max_size=3).map(b"\n".join)),
         st.tuples(st.sampled_from([state, *tensors]), st.none()),
     )
 
 
 @inputs("device-settings")
-def _device_settings(room: Room) -> Strategy:
+def _device_settings(bed: Testbed) -> Strategy:
     from mobileo_mlx.ops import device_settings
 
     precision = {"dit": "bfloat16", "llm": "float16", "vae_decoder": "float32"}
@@ -346,7 +346,7 @@ _TRAINING = _words(
 
 
 @inputs("options")
-def _options(room: Room) -> Strategy:
+def _options(bed: Testbed) -> Strategy:
     texts = st.one_of(*map(st.sampled_from, (_SIZES, _INTERVALS, _NAMES, _NUMBERS, TEXTS)), st.text(max_size=10))
     value = texts.map(lambda text: _encode(text).decode("utf-8", "surrogateescape"))  # as Python reads a command line
 
@@ -368,7 +368,7 @@ def _options(room: Room) -> Strategy:
 
 
 @inputs("precisions")
-def _precisions(room: Room) -> Strategy:
+def _precisions(bed: Testbed) -> Strategy:
     words = (
         "llm dit vae all lm_head vae_decoder 4 8 3 16 float16 bfloat16 float32 = , : small full balanced none -1 ٤ 4.0"
     )
@@ -381,7 +381,7 @@ def _precisions(room: Room) -> Strategy:
 
 
 @inputs("chat")
-def _chat(room: Room) -> Strategy:
+def _chat(bed: Testbed) -> Strategy:
     odd = "'photo.png' pho\\to.png \" ' \\ . ~ ~nobody/x end.json a.md $HOME/a.json /dev/stdin /dev/fd/0 photo.png"
     path = st.sampled_from((*_NAMES, *TEXTS, *odd.split()))
     word = st.sampled_from(
@@ -402,7 +402,7 @@ def _chat(room: Room) -> Strategy:
 
 
 @inputs("prompt")
-def _prompt(room: Room) -> Strategy:
+def _prompt(bed: Testbed) -> Strategy:
     tokens = ["<|im_start|>", "<|im_end|>", "<image>", "[IMG]", "<|endoftext|>", "{}", "%s", "\ufeff"]
     piece = st.sampled_from((*TEXTS, *tokens, "e\u0301" * 50, "word " * 300))
     text = st.lists(st.one_of(piece, st.text(max_size=20)), max_size=5).map("".join).map(_encode)

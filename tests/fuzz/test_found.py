@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from .entries import ENTRIES, QUADRUPLET, Room, shard_members, use
+from .entries import ENTRIES, QUADRUPLET, Testbed, shard_members, use
 from .limits import limited
 from .outcome import fault
 
 PATIENCE = 60  # seconds: a hang is stopped, and nothing else
 ESCAPE = "\x1b]52;c;QQ==\x07"
 
-Build = Callable[[Room], Any]
+Build = Callable[[Testbed], Any]
 FOUND: dict[str, tuple[str, Build]] = {}
 
 
@@ -38,7 +38,7 @@ def changed(file: Path, key: str, value: Any) -> bytes:
 def _config(key: str, value: Any) -> None:
     FOUND[f"config {key} {json.dumps(value)[:20]}"] = (
         "config",
-        lambda room: changed(room.model / "config.json", key, value),
+        lambda bed: changed(bed.model / "config.json", key, value),
     )
 
 
@@ -46,12 +46,12 @@ def _adapter(key: str, value: Any) -> None:
     name = "adapter_config.json"
     FOUND[f"adapter {key} {json.dumps(value)[:20]}"] = (
         "adapter",
-        lambda room: (name, changed(room.adapter / name, key, value)),
+        lambda bed: (name, changed(bed.adapter / name, key, value)),
     )
 
 
 def _file(label: str, entry: str, data: bytes) -> None:
-    FOUND[f"{entry} {label}"] = (entry, lambda room: data)
+    FOUND[f"{entry} {label}"] = (entry, lambda bed: data)
 
 
 for key, value in (
@@ -141,27 +141,27 @@ for label, data in {"deep": DEEP, "digits": DIGITS, "nan": b'{"a": NaN}', "surro
         ("tokenizer-files", "vocab.json"),
         ("tokenizer-files", "tokenizer_config.json"),
     ):
-        FOUND[f"{entry} {name} {label}"] = (entry, lambda room, name=name, data=data: (name, data))
-    FOUND[f"run-state state {label}"] = ("run-state", lambda room, data=data: (_state(room), data))
-    FOUND[f"run-state metrics {label}"] = ("run-state", lambda room, data=data: ("metrics.jsonl", data + b"\n"))
-    FOUND[f"replay {label}"] = ("replay", lambda room, data=data: ("old.png", with_metadata(room, data)))
+        FOUND[f"{entry} {name} {label}"] = (entry, lambda bed, name=name, data=data: (name, data))
+    FOUND[f"run-state state {label}"] = ("run-state", lambda bed, data=data: (_state(bed), data))
+    FOUND[f"run-state metrics {label}"] = ("run-state", lambda bed, data=data: ("metrics.jsonl", data + b"\n"))
+    FOUND[f"replay {label}"] = ("replay", lambda bed, data=data: ("old.png", with_metadata(bed, data)))
 
 
-def _state(room: Room) -> str:
-    return str(next(room.run.glob("step-*/state.json")).relative_to(room.run))
+def _state(bed: Testbed) -> str:
+    return str(next(bed.run.glob("step-*/state.json")).relative_to(bed.run))
 
 
-def with_metadata(room: Room, text: bytes) -> bytes:
+def with_metadata(bed: Testbed, text: bytes) -> bytes:
     """A photo with this text in the place of our metadata."""
     chunk = b"iTXt" + b"mobileo-mlx\0\0\0\0\0" + text
     place = 8 + 25  # behind the header
     added = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return room.photo[:place] + added + room.photo[place:]
+    return bed.photo[:place] + added + bed.photo[place:]
 
 
 def _settings(**values: Any) -> Build:
     text = json.dumps({"prompt": "a cat", "seed": 1, "task": "generate", **values}).encode()
-    return lambda room: ("old.png", with_metadata(room, text))
+    return lambda bed: ("old.png", with_metadata(bed, text))
 
 
 for label, values in {
@@ -211,17 +211,17 @@ for label, data in {
     _file(label, "weights", data)
     _file(label, "weights-upstream", data)
     for name in ("adapter_model.safetensors", "trained.safetensors"):
-        FOUND[f"adapter {name} {label}"] = ("adapter", lambda room, name=name, data=data: (name, data))
-    FOUND[f"run-state tensors {label}"] = ("run-state", lambda room, data=data: (_tensors(room, "model"), data))
+        FOUND[f"adapter {name} {label}"] = ("adapter", lambda bed, name=name, data=data: (name, data))
+    FOUND[f"run-state tensors {label}"] = ("run-state", lambda bed, data=data: (_tensors(bed, "model"), data))
 
 
-def _tensors(room: Room, word: str) -> str:
-    names = sorted(str(path.relative_to(room.run)) for path in room.run.glob("step-*/*.safetensors"))
+def _tensors(bed: Testbed, word: str) -> str:
+    names = sorted(str(path.relative_to(bed.run)) for path in bed.run.glob("step-*/*.safetensors"))
     return next((name for name in names if word in name), names[0])
 
 
 for word in ("model", "optimizer"):
-    FOUND[f"run-state without {word}"] = ("run-state", lambda room, word=word: (_tensors(room, word), None))
+    FOUND[f"run-state without {word}"] = ("run-state", lambda bed, word=word: (_tensors(bed, word), None))
 for label, line in {
     "bytes": b"\xff\n",
     "step of text": b'{"step": "1", "loss": 1.0}\n',
@@ -229,9 +229,9 @@ for label, line in {
     "a list": b"[]\n",
     "nothing": b"{}\n\n\0\n",
 }.items():
-    FOUND[f"run-state metrics {label}"] = ("run-state", lambda room, line=line: ("metrics.jsonl", line))
+    FOUND[f"run-state metrics {label}"] = ("run-state", lambda bed, line=line: ("metrics.jsonl", line))
 for label, state in {"a list": b"[]", "a number": b"1", "step": b'{"step": "x"}', "null": b"null"}.items():
-    FOUND[f"run-state state {label}"] = ("run-state", lambda room, state=state: (_state(room), state))
+    FOUND[f"run-state state {label}"] = ("run-state", lambda bed, state=state: (_state(bed), state))
 
 for label, text in {
     "blanks": "Q: what?" + " " * 300_000,
@@ -240,14 +240,14 @@ for label, text in {
     "answers": "Q: a" + " A:" * 100_000,
     "separators": "Q: a\u2028A: b\x1c A: c",
 }.items():
-    FOUND[f"qna {label}"] = ("qna", lambda room, text=text: text)
+    FOUND[f"qna {label}"] = ("qna", lambda bed, text=text: text)
 
 
-def tar(room: Room, change: Callable[[tarfile.TarInfo], object], name: str = "gen_prompt.txt") -> bytes:
+def tar(bed: Testbed, change: Callable[[tarfile.TarInfo], object], name: str = "gen_prompt.txt") -> bytes:
     """The usual shard, with one member's header changed."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for member, data in shard_members(room.photo).items():
+        for member, data in shard_members(bed.photo).items():
             info = tarfile.TarInfo(member)
             info.size = len(data)
             if member.endswith(f"1.{name}"):
@@ -271,7 +271,7 @@ for label, change in {
     "an escape": lambda info: setattr(info, "name", f"000/1{ESCAPE}.gen_prompt.txt"),
     "a way out": lambda info: setattr(info, "name", "../../1.gen_prompt.txt"),
 }.items():
-    FOUND[f"shard {label}"] = ("shard", lambda room, change=change: tar(room, change))
+    FOUND[f"shard {label}"] = ("shard", lambda bed, change=change: tar(bed, change))
 _file("nothing", "shard", b"")
 _file("no tar", "shard", b"x" * 2000)
 
@@ -311,7 +311,7 @@ for label, options in {
 }.items():
     FOUND[f"options {label}"] = (
         "options",
-        lambda room, options=options: ["generate", "a cat", "-m", "no-such-model", *options],
+        lambda bed, options=options: ["generate", "a cat", "-m", "no-such-model", *options],
     )
 
 for label, typed in {
@@ -321,7 +321,7 @@ for label, typed in {
     "escapes": ["/\x1b[2J", "\x1b]52;c;QQ==\x07", "/image \x1b[2J.png"],
     "devices": ["/image /dev/zero", "/image .", "/edit x"],
 }.items():
-    FOUND[f"chat {label}"] = ("chat", lambda room, typed=typed: typed)
+    FOUND[f"chat {label}"] = ("chat", lambda bed, typed=typed: typed)
 
 for label, data in {
     "letters": b"a" * 3_000_000,
@@ -333,16 +333,16 @@ for label, data in {
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Room:
-    room = Room(tmp_path_factory.mktemp("found"))
-    with room.cleared():
-        use(room.model)  # imports and builds what the first use builds, before memory is limited
-    return room
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Testbed:
+    bed = Testbed(tmp_path_factory.mktemp("found"))
+    with bed.cleared():
+        use(bed.model)  # imports and builds what the first use builds, before memory is limited
+    return bed
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_found(room: Room, name: str) -> None:
+def test_found(bed: Testbed, name: str) -> None:
     entry, build = FOUND[name]
-    value = build(room)
-    with room.cleared(), limited(PATIENCE):
-        assert not (problem := fault(lambda: ENTRIES[entry](room, value))), problem
+    value = build(bed)
+    with bed.cleared(), limited(PATIENCE):
+        assert not (problem := fault(lambda: ENTRIES[entry](bed, value))), problem

@@ -16,7 +16,7 @@ import hypothesis
 import pytest
 from hypothesis import HealthCheck, settings
 
-from .entries import ENTRIES, QUADRUPLET, Room, shard_members, use
+from .entries import ENTRIES, QUADRUPLET, Testbed, shard_members, use
 from .inputs import INPUTS
 from .limits import limited
 from .outcome import ended, fault
@@ -30,36 +30,36 @@ SHARES = {"special": 0.5, "json": 2, "config": 2, "options": 2, "image": 3, "run
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Room:
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Testbed:
     folder = tmp_path_factory.mktemp("fuzz")
     hypothesis.configuration.set_hypothesis_home_dir(folder / "hypothesis")
-    return Room(folder)
+    return Testbed(folder)
 
 
 def test_each_entry_has_inputs() -> None:
     assert ENTRIES.keys() == INPUTS.keys()
 
 
-def whole_inputs(room: Room) -> list[tuple[str, Any]]:
+def whole_inputs(bed: Testbed) -> list[tuple[str, Any]]:
     """Of entries that use models, what they take as it is: without this all could be refused for one silly reason."""
     shard = io.BytesIO()
     with tarfile.open(fileobj=shard, mode="w") as tar:
-        for name, data in shard_members(room.photo).items():
+        for name, data in shard_members(bed.photo).items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     files: list[tuple[str, Path, str, bool]] = [
-        ("config", room.model, "config.json", False),
-        ("config-quantized", room.quantized, "config.json", False),
-        ("config-upstream", room.upstream, "diffusion/vae/config.json", True),
-        ("index", room.upstream, "model.safetensors.index.json", False),
-        ("weights", room.model, "mm_projector.safetensors", False),
-        ("weights-upstream", room.upstream, "model-00002-of-00002.safetensors", False),
-        ("adapter", room.adapter, "adapter_config.json", True),
-        ("adapter-mlx-lm", room.mlx_lm_adapter, "adapter_config.json", True),
-        ("tokenizer", room.model, "tokenizer.json", False),
-        ("tokenizer-files", room.tokenizer_files, "vocab.json", True),
-        ("run-state", room.run, "metrics.jsonl", True),
+        ("config", bed.model, "config.json", False),
+        ("config-quantized", bed.quantized, "config.json", False),
+        ("config-upstream", bed.upstream, "diffusion/vae/config.json", True),
+        ("index", bed.upstream, "model.safetensors.index.json", False),
+        ("weights", bed.model, "mm_projector.safetensors", False),
+        ("weights-upstream", bed.upstream, "model-00002-of-00002.safetensors", False),
+        ("adapter", bed.adapter, "adapter_config.json", True),
+        ("adapter-mlx-lm", bed.mlx_lm_adapter, "adapter_config.json", True),
+        ("tokenizer", bed.model, "tokenizer.json", False),
+        ("tokenizer-files", bed.tokenizer_files, "vocab.json", True),
+        ("run-state", bed.run, "metrics.jsonl", True),
     ]
     read: list[tuple[str, Any]] = []
     for entry, folder, name, named in files:
@@ -67,30 +67,30 @@ def whole_inputs(room: Room) -> list[tuple[str, Any]]:
         read.append((entry, (name, data) if named else data))
     return [
         *read,
-        *(("replay", drawing) for drawing in room.drawings.items()),
+        *(("replay", drawing) for drawing in bed.drawings.items()),
         ("lines", json.dumps(QUADRUPLET).encode()),
         ("lines", gzip.compress(json.dumps(QUADRUPLET).encode())),
         ("shard", shard.getvalue()),
         ("qna", "Q: what?\nA: this"),
-        ("picture", room.photo),
+        ("picture", bed.photo),
         ("precisions", "llm=8"),
         ("prompt", b"a cat"),
         ("chat", ["/image photo.png", "what?", "/generate a cat", "/edit it", "/save a.md"]),
     ]
 
 
-def test_what_is_whole_is_used(room: Room) -> None:
-    for name, value in whole_inputs(room):
+def test_what_is_whole_is_used(bed: Testbed) -> None:
+    for name, value in whole_inputs(bed):
         ended.clear()
-        with room.cleared():
-            ENTRIES[name](room, value)
-            drawn = (room.folder / "new.png").exists()
+        with bed.cleared():
+            ENTRIES[name](bed, value)
+            drawn = (bed.folder / "new.png").exists()
         assert 2 not in ended or name in ("replay", "precisions"), name  # these have something missing on purpose
         assert drawn == (name == "replay")
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_a_few(room: Room, name: str) -> None:
+def test_a_few(bed: Testbed, name: str) -> None:
     @settings(
         max_examples=QUICK.get(name, 15),
         derandomize=True,
@@ -98,13 +98,13 @@ def test_a_few(room: Room, name: str) -> None:
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
-    @hypothesis.given(INPUTS[name](room))
+    @hypothesis.given(INPUTS[name](bed))
     def probe(value: Any) -> None:
-        with room.cleared(), limited(PATIENCE):
-            assert not (problem := fault(lambda: ENTRIES[name](room, value))), problem
+        with bed.cleared(), limited(PATIENCE):
+            assert not (problem := fault(lambda: ENTRIES[name](bed, value))), problem
 
-    with room.cleared():
-        use(room.model)  # imports and builds what the first use builds, before memory is limited
+    with bed.cleared():
+        use(bed.model)  # imports and builds what the first use builds, before memory is limited
     probe()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import hypothesis
 from hypothesis import HealthCheck, Phase, settings
 
-from .entries import ENTRIES, Room, use
+from .entries import ENTRIES, Testbed, use
 from .inputs import INPUTS
 from .limits import MEMORY, TooSlow, limited, peak_memory
 from .outcome import fault
@@ -27,10 +27,10 @@ SECONDS = float(os.environ.get("MOBILEO_FUZZ_SECONDS", "5"))
 
 def main(name: str, count: int, seed: int, folder: Path) -> None:
     hypothesis.configuration.set_hypothesis_home_dir(folder / "hypothesis")
-    room = Room(folder)
-    entry, strategy = ENTRIES[name], INPUTS[name](room)
-    with room.cleared():
-        use(room.model)  # imports and builds what the first use builds
+    bed = Testbed(folder)
+    entry, strategy = ENTRIES[name], INPUTS[name](bed)
+    with bed.cleared():
+        use(bed.model)  # imports and builds what the first use builds
     found: dict[str, list[Any]] = {}
     done, slowest, peak = 0, 0.0, 0
 
@@ -48,10 +48,10 @@ def main(name: str, count: int, seed: int, folder: Path) -> None:
         text = repr(value)
         (folder / "last").write_text(text, encoding="utf-8", errors="surrogatepass")
         start = time.perf_counter()
-        with room.cleared():
+        with bed.cleared():
             try:
                 with limited(SECONDS):
-                    problem = fault(lambda: entry(room, value))
+                    problem = fault(lambda: entry(bed, value))
             except TooSlow as error:
                 problem = f"TooSlow: {error}"
         done += 1
