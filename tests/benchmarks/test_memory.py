@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import memory, phase_memory, task_memory
 from benchmarks.common import GB
-from benchmarks.synthetic import official_config, tiny_config, write_checkpoint
+from benchmarks.synthetic import official_config, tiny_config, with_layers, write_checkpoint
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.checkpoints.quantize import PRECISIONS
 from mobileo_mlx.models.mobileo import COMPONENTS
@@ -59,9 +59,9 @@ def test_it_measures_every_phase(tiny_model: Path, tmp_path: Path, monkeypatch: 
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model in float16."""
+    """The tiny model in float16, so deep that its weights count beside what it computes, whose memory varies."""
     folder = tmp_path_factory.mktemp("memory") / "half"
-    write_checkpoint(tiny_config(), folder)
+    write_checkpoint(with_layers(with_layers(tiny_config(), 40), 40, llm=True), folder)
     return folder
 
 
