@@ -180,7 +180,7 @@ def test_content_has_a_limit(tmp_path):
     ):
         read_limited(endless, 1000, "Standard input")
     with path.open("wb") as file:
-        file.truncate(2**43)  # which takes no room on the disk, and would not fit into memory
+        file.truncate(2**43)  # which takes no space on the disk, and would not fit into memory
     with pytest.raises(CheckpointError, match="is too large"):
         read_bytes(path, limit=2**42)
     path.write_bytes(b"\xff")

@@ -148,7 +148,7 @@ def cached_state(name: str, cache: Path) -> tuple[Literal["cached", "incomplete"
 
 
 def is_here(name: str) -> bool:
-    """Whether a model or an adapter is found without a download: bundled, or a folder, or whole in the hub's cache.
+    """Whether a model is found without a download: bundled, or a folder, or whole in the hub's cache.
 
     What is neither a folder nor can be a name on the hub is, too, as it would not be downloaded.
     """
@@ -156,11 +156,7 @@ def is_here(name: str) -> bool:
 
     if name in bundled() or is_folder(expand(name)) or split_name(name) is None:
         return True
-    cache = default_cache()
-    if cached_state(name, cache)[0] == "cached":
-        return True
-    adapter = hub_download.snapshot(name, cache)
-    return adapter is not None and is_file(adapter / "adapter_config.json")
+    return cached_state(name, default_cache())[0] == "cached"
 
 
 def _cached(name: str, cache: Path) -> tuple[Path | None, bool]:

@@ -223,12 +223,10 @@ def test_save_as_markdown(chat) -> None:
     assert Path("talk.md").read_text(encoding="utf-8").rstrip() == expected.rstrip()
 
 
-def test_interruption_stops_the_answer_only(
-    photo: Path, tiny_model: Path, work: Path, environment: dict[str, str]
-) -> None:
-    options = ["--max-tokens", "100000", "--temperature", "2"]
+def begin_chat(model: Path, typed: bytes, work: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A chat in a process of its own, which has begun to answer the lines that were typed, at any length."""
     process = subprocess.Popen(
-        [str(COMMAND), "chat", "-m", str(tiny_model), *options],
+        [str(COMMAND), "chat", "-m", str(model), "--max-tokens", "100000", "--temperature", "2"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -237,9 +235,16 @@ def test_interruption_stops_the_answer_only(
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(b"Tell me everything.\n")
+    process.stdin.write(typed)
     process.stdin.flush()
-    process.stdout.read(20)  # the answer has begun
+    process.stdout.read(20)
+    return process
+
+
+def test_interruption_stops_the_answer_only(
+    photo: Path, tiny_model: Path, work: Path, environment: dict[str, str]
+) -> None:
+    process = begin_chat(tiny_model, b"Tell me everything.\n", work, environment)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(b"/save talk.json\n/quit\n", timeout=120)
     assert process.returncode == 0, err
@@ -253,19 +258,7 @@ def test_interruption_stops_the_answer_only(
 def test_sigterm_ends_it(tiny_model: Path, work: Path, environment: dict[str, str]) -> None:
     """In the middle of an answer, which Ctrl-C would only stop, and while it waits for a line."""
     for typed in (b"Tell me everything.\n", b"/help\n"):
-        process = subprocess.Popen(
-            [str(COMMAND), "chat", "-m", str(tiny_model), "--max-tokens", "100000", "--temperature", "2"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=work,
-            env=environment,
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(typed)
-        process.stdin.flush()
-        process.stdout.read(20)
+        process = begin_chat(tiny_model, typed, work, environment)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 143
         assert process.stderr is not None
