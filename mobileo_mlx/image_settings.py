@@ -68,13 +68,16 @@ def save_png(
         temporary.write_bytes(data)
 
 
-def encode(image: Image.Image, kind: str, metadata: dict[str, Any] | None = None) -> bytes:
+def encode(
+    image: Image.Image, kind: str, metadata: dict[str, Any] | None = None, *, quality: int | None = None
+) -> bytes:
     """The bytes of an image file.
 
     Args:
         image: what to write.
         kind: one of `FORMATS`.
         metadata: goes into the file; None for none.
+        quality: of JPEG and WebP, 0 to 100; 95 by default.
 
     Raises:
         OutputError: the metadata do not fit into a JPEG.
@@ -86,7 +89,7 @@ def encode(image: Image.Image, kind: str, metadata: dict[str, Any] | None = None
     if kind == "PNG":
         image.save(stream, "PNG", pnginfo=_png_texts(settings, others))
         return stream.getvalue()
-    options = dict(_OPTIONS[kind])
+    options = _OPTIONS[kind] | ({} if quality is None else {"quality": quality})
     if len(exif := _exif_comment(others)) <= _MAX_SEGMENT:
         options["exif"] = exif
     packet = b"" if settings is None else _XMP.format(html.escape(settings)).encode()

@@ -23,7 +23,7 @@ from .checkpoints.quantize import resolve_bits
 from .conditioning import read_prompts, text_input, unconditional_input
 from .diffusion import GenerationStep, denoise
 from .errors import OptionError, PromptError
-from .generation_options import AnswerSettings, EditOptions, GenerationOptions, GenerationSettings, resolve
+from .generation_options import AnswerSettings, EditOptions, GenerationOptions, GenerationSettings, Task, resolve
 from .images import ImageSource, cover_crop, from_array, load_image, load_images
 from .latents import decode_latents, encode_latents, noise, noised
 from .models.qwen2 import empty_cache
@@ -132,6 +132,18 @@ class MobileO:
         self.parts.release()
 
     # Drawing
+
+    def check(self, task: Task, prompt: str, **options: Unpack[EditOptions]) -> GenerationSettings:
+        """The complete settings of a drawing, checked as far as that needs no network.
+
+        Raises:
+            PromptError, OptionError: see `stream_generate`.
+        """
+        settings = resolve(self.config, task, prompt, **options)
+        for text in (prompt, settings.negative_prompt):
+            if text is not None:
+                self._prompt_ids(task, text)
+        return settings
 
     def generate(self, prompt: str, **options: Unpack[GenerationOptions]) -> GenerationResult:
         """Draws `prompt`: the last thing that `stream_generate` yields."""

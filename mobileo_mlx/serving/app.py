@@ -1,0 +1,34 @@
+"""The ASGI application: routes, error bodies, and what surrounds them."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from . import chat_api, images_api, jobs_api, meta_api, page_api, pictures_api
+from .errors import ApiError, handle_error
+from .service import Service
+from .sse import ClientGone
+
+_MODULES = (chat_api, images_api, jobs_api, pictures_api, meta_api, page_api)
+
+
+def make_app(service: Service) -> Starlette:
+    """The application of a service whose worker has loaded its model."""
+    app = Starlette(
+        routes=[route for module in _MODULES for route in module.routes(service)],
+        exception_handlers={
+            ApiError: handle_error,
+            HTTPException: handle_error,
+            ClientGone: _answer_nobody,
+            Exception: handle_error,
+        },
+    )
+    app.state.service = service
+    return app
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nginx's "client closed request"; nobody reads it

@@ -1,0 +1,173 @@
+"""Fields of requests, from JSON or from forms, as checked options of tasks, which follow from their declarations."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from starlette.requests import Request
+
+from ..errors import MobileOError, OptionError, PromptError
+from ..files import JSONError, parse_json
+from ..generation_options import OPTIONS, Task
+from ..options import Option, declared, shown
+from ..prompts import check_text
+from .errors import ApiError
+from .settings import ServerSettings
+
+# Other programs' names of our options.
+ALIASES = {
+    "num_inference_steps": "steps",
+    "preset": "speed",
+    "cfg_scale": "guidance_scale",
+    "guidance": "guidance_scale",
+}
+
+_MAX_RANDOM_SEED = 2**32
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """The JSON object that is a request's body.
+
+    Raises:
+        ApiError: it is none.
+    """
+    try:
+        body = parse_json(await request.body())
+    except JSONError as error:
+        raise ApiError(400, f"The request's body {error}; send a JSON object.", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise ApiError(400, "The request's body is no JSON object.", code="invalid_json")
+    return body
+
+
+def read_options(
+    declaration: type, fields: Mapping[str, Any], *, skip: Collection[str] = (), texts: bool = False
+) -> dict[str, Any]:
+    """The options of a task among the fields of a request, checked one by one; null stands for the default.
+
+    Args:
+        declaration: the TypedDict that declares them.
+        fields: by name; what is no option is left to the caller.
+        skip: options that are read in another way.
+        texts: whether values are texts, as in a form.
+
+    Raises:
+        ApiError: a value is out of range.
+    """
+    found: dict[str, Any] = {}
+    for name, option in declared(declaration).items():
+        if name in skip or option.kind is None:
+            continue
+        for given in [name, *(alias for alias, ours in ALIASES.items() if ours == name)]:
+            if given in found or (value := fields.get(given)) is None or (texts and value == ""):
+                continue
+            found[name] = _checked(option, given, value, texts)
+    return found
+
+
+def _checked(option: Option, name: str, value: Any, texts: bool) -> Any:
+    try:
+        return option.checked(option.parse(value) if texts or (option.read and isinstance(value, str)) else value)
+    except OptionError as error:
+        raise ApiError(400, str(error), param=name, code="invalid_value") from None
+
+
+def known_fields(declaration: type) -> set[str]:
+    """The names that `read_options` reads."""
+    names = {name for name, option in declared(declaration).items() if option.kind is not None}
+    return names | {alias for alias, ours in ALIASES.items() if ours in names}
+
+
+def refuse_unknown(fields: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuses fields that nobody reads: a mistyped option would be left out in silence.
+
+    Raises:
+        ApiError: it names the first.
+    """
+    for name, value in fields.items():
+        if name not in known and value is not None:
+            raise ApiError(400, f"There is no parameter {shown(name)} here.", param=name, code="unknown_parameter")
+
+
+def read_text(fields: Mapping[str, Any], name: str, what: str = "prompt") -> str:
+    """A text that there has to be.
+
+    Raises:
+        ApiError: it is missing, empty, or no text.
+    """
+    value = fields.get(name)
+    if not isinstance(value, str):
+        raise ApiError(400, f"The request has no text '{name}'.", param=name, code="missing_parameter")
+    try:
+        return check_text(value, what)
+    except PromptError as error:
+        raise ApiError(400, str(error), param=name, code="invalid_value") from None
+
+
+def read_whole(fields: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:
+    """A whole number of a range, from JSON or a form's text.
+
+    Raises:
+        ApiError: it is another value.
+    """
+    value = fields.get(name)
+    if value is None or value == "":
+        return default
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ApiError(
+            400, f"{name} {shown(value)} is not possible; choose {low} to {high}.", param=name, code="invalid_value"
+        )
+    return value
+
+
+def read_size(fields: Mapping[str, Any]) -> dict[str, int]:
+    """OpenAI's `size`, "512x512" or "auto", as width and height.
+
+    Raises:
+        ApiError: it has another form.
+    """
+    value = fields.get("size")
+    if value is None or value in ("", "auto"):
+        return {}
+    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", value) if isinstance(value, str) else None
+    if match is None:
+        raise ApiError(
+            400,
+            f"size {shown(value)} is not possible; write WIDTHxHEIGHT, or auto.",
+            param="size",
+            code="invalid_value",
+        )
+    return {"width": int(match[1]), "height": int(match[2])}
+
+
+def read_drawing(
+    task: Task, fields: Mapping[str, Any], settings: ServerSettings, *, texts: bool = False
+) -> tuple[dict[str, Any], list[int]]:
+    """The options of a drawing but its seed, and the seeds: `n` in a row from the one that is given, or a random one.
+
+    Raises:
+        ApiError: a value is out of range, or beyond what this server allows.
+    """
+    options = read_options(OPTIONS[task], fields, skip=("seed",), texts=texts)
+    options = read_size(fields) | options
+    for name, limit in {"width": settings.max_side, "height": settings.max_side, "steps": settings.max_steps}.items():
+        if options.get(name, 0) > limit:
+            raise ApiError(
+                400, f"{name} {options[name]} is more than this server allows, {limit}.", param=name, code="too_large"
+            )
+    count = read_whole(fields, "n", 1, 1, settings.max_pictures)
+    seeds = read_options(OPTIONS[task], {"seed": fields.get("seed")}, texts=texts).get("seed")
+    first = secrets.randbelow(_MAX_RANDOM_SEED) if seeds is None else seeds[0]
+    if seeds is not None and (len(seeds) > 1 or first > 2**64 - count):
+        raise ApiError(400, f"seed {shown(fields['seed'])} is not possible; give one number.", param="seed")
+    return options, [first + i for i in range(count)]
+
+
+def refused(error: MobileOError, param: str | None = None) -> ApiError:
+    """What a request's own mistake is answered with."""
+    return ApiError(400, str(error), param=param, code="invalid_value")
