@@ -20,7 +20,7 @@ from ..atomic import atomic_write
 from ..errors import MobileOError, OutputError
 from ..image_sources import MAX_BYTES
 
-SUFFIXES = (".png", ".webp")
+SUFFIXES = (".png", ".webp", ".jpg")
 KEPT_IN_BIN = 24 * 3600  # seconds
 
 _BIN, _THUMBNAILS = ".bin", ".thumbnails"  # the leading dot keeps them out of listings and globs

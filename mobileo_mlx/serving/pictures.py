@@ -16,7 +16,7 @@ import re
 import secrets
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,9 +44,10 @@ THUMBNAIL_SIDE = 320  # pixels
 _ID = re.compile(r"([0-9]{8}-[0-9]{6}-[0-9]{6})-[0-9a-f]{32}")
 _TIME = "%Y%m%d-%H%M%S-%f"
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_TYPES = {".png": "image/png", ".webp": "image/webp"}
+_TYPES = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg"}
+_STARTS = {".png": b"\x89PNG", ".webp": b"RIFF", ".jpg": b"\xff\xd8"}
 _LOSSY = ("JPEG", "MPO", "WEBP", "HEIF", "AVIF", "JPEG2000")  # as Pillow calls formats
-_KINDS: dict[Any, Kind] = {"generated": "generated", "edited": "edited", "uploaded": "uploaded"}
+_MADE_BY: dict[str, Kind] = {"generate": "generated", "edit": "edited"}
 _LONGEST_SETTINGS = 2**16  # bytes of JSON in an uploaded file
 _TIDIED_EVERY = 3600  # seconds
 _REMEMBERED = 5000  # pictures whose facts are kept in memory
@@ -122,18 +123,14 @@ class Pictures:
         self._tidied = 0.0
         self._tidy()
 
-    def add(
-        self, image: Image.Image, kind: Kind, settings: dict[str, Any] | None = None, *, source: str | None = None
-    ) -> Picture:
-        """Keeps a picture that was drawn, as PNG.
+    def add(self, data: bytes) -> Picture:
+        """Keeps a picture that was drawn.
 
         Args:
-            image: the picture.
-            kind: "generated" or "edited".
-            settings: `GenerationResult.metadata` of it; for an edit with what is known about the image.
-            source: the id of the picture that was edited, where it is one of ours.
+            data: the file as `image_settings.encode` makes it. Its metadata say how it was made; for an edit of one of
+                these pictures, `source` in them is its id.
         """
-        return self._keep(image, kind, settings, source, ".png")
+        return self._keep(data)
 
     def upload(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
         """Keeps a picture that somebody sent: upright, in sRGB, with no metadata but the settings of a file of ours.
@@ -156,8 +153,8 @@ class Pictures:
             )
         image = load_image(data)
         image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-        suffix = ".webp" if kind in _LOSSY and can_write("WEBP") else ".png"
-        return self._keep(image, "uploaded", _settings_in(data), None, suffix)
+        metadata = {**(_clean(_metadata(data)) or {}), "kind": "uploaded"}
+        return self._keep(encode(image, "WEBP" if kind in _LOSSY and can_write("WEBP") else "PNG", metadata))
 
     def get(self, id: str) -> Picture:
         """What is known about a picture.
@@ -251,22 +248,16 @@ class Pictures:
                 return store
         raise unknown(id)
 
-    def _keep(
-        self, image: Image.Image, kind: Kind, settings: dict[str, Any] | None, source: str | None, suffix: str
-    ) -> Picture:
-        metadata = {**(settings or {}), "kind": kind, **({"source": source} if source else {})}
-        data = encode(image, "WEBP" if suffix == ".webp" else "PNG", metadata)
+    def _keep(self, data: bytes) -> Picture:
         id = self._new_id()
-        warning = ""
+        picture = _describe(id, data)
+        suffix = next(suffix for suffix, start in _STARTS.items() if data.startswith(start))
         try:
             self._stores[0].write(id, suffix, data)
         except OutputError as error:
-            warning = f"{error} The picture is kept in memory until the server ends."
+            picture = replace(picture, warning=f"{error} The picture is kept in memory until the server ends.")
             self._memory.write(id, suffix, data)
-        width, height = image.size
-        return self._learn(
-            Picture(id, width, height, len(data), _created_at(id), kind, _clean(metadata), source, warning)
-        )
+        return self._learn(picture)
 
     def _learn(self, picture: Picture) -> Picture:
         with self._lock:
@@ -314,29 +305,26 @@ def _describe(id: str, data: bytes) -> Picture:
     """
     with opened(data, f"picture {id}") as (image, _):
         width, height = image.size
-    try:
-        metadata = read_metadata(data)
-    except ImageError:  # somebody has written the file again
-        metadata = {}
-    source = metadata.get("source")
+    metadata = _metadata(data)
+    kind, source = metadata.get("kind"), metadata.get("source")
     return Picture(
         id,
         width,
         height,
         len(data),
         _created_at(id),
-        _KINDS.get(str(metadata.get("kind")), "uploaded"),
+        "uploaded" if kind == "uploaded" else _MADE_BY.get(str(metadata.get("task")), "uploaded"),
         _clean(metadata),
         source if isinstance(source, str) and is_id(source) else None,
     )
 
 
-def _settings_in(data: bytes) -> dict[str, Any] | None:
-    """The settings of a file of ours that somebody sent; None where it is not one, or holds no prompt."""
+def _metadata(data: bytes) -> dict[str, Any]:
+    """What a file says of how it was made; nothing where it is not one of ours."""
     try:
-        return _clean(read_metadata(data))
+        return read_metadata(data)
     except ImageError:
-        return None
+        return {}
 
 
 def _clean(metadata: dict[str, Any]) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 
 from .jobs import Job, JobStore
+from .pictures import Pictures
 from .settings import ServerSettings
 from .tasks import Task
 from .worker import Worker
@@ -23,12 +24,14 @@ class Service:
         settings: what whoever started it decided.
         worker: runs the jobs; its model is loaded.
         jobs: all that can be asked for.
+        pictures: what was drawn and uploaded.
         base_url: the server's own address, once it listens.
     """
 
     def __init__(self, settings: ServerSettings, worker: Worker):
         self.settings, self.worker = settings, worker
         self.jobs = JobStore()
+        self.pictures = Pictures(settings.pictures)
         self.base_url = ""
 
     def submit(self, task: Task, request: Request, *, kept: bool = False) -> Job:

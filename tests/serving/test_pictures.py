@@ -31,6 +31,10 @@ def picture(size: tuple[int, int] = (64, 32), color: tuple[int, int, int] = RED)
     return Image.new("RGB", size, color)
 
 
+def drawn(image: Image.Image | None = None, **more: object) -> bytes:
+    return encode(image or picture(), "PNG", {**SETTINGS, **more})
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_file())
 
@@ -41,7 +45,7 @@ def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Pictures:
 
 
 def test_what_was_kept_is_found_again(shelf: Pictures) -> None:
-    kept = shelf.add(picture(), "generated", SETTINGS)
+    kept = shelf.add(drawn())
     assert is_id(kept.id)
     assert shelf.get(kept.id) == kept
     data, media_type = shelf.content(kept.id)
@@ -59,8 +63,14 @@ def test_what_was_kept_is_found_again(shelf: Pictures) -> None:
     json.dumps(shown)
 
 
+@pytest.mark.parametrize(("kind", "media_type"), [("PNG", "image/png"), ("WEBP", "image/webp"), ("JPEG", "image/jpeg")])
+def test_a_file_is_kept_byte_for_byte(shelf: Pictures, kind: str, media_type: str) -> None:
+    data = encode(picture(), kind, SETTINGS)
+    assert shelf.content(shelf.add(data).id) == (data, media_type)
+
+
 def test_newest_first_in_pages(shelf: Pictures) -> None:
-    made = [shelf.add(picture((8, 8 + i)), "generated", SETTINGS).id for i in range(7)]
+    made = [shelf.add(drawn(picture((8, 8 + i)))).id for i in range(7)]
     first, more = shelf.page(3)
     assert [one.id for one in first] == made[:3:-1]
     assert more
@@ -75,7 +85,7 @@ def test_newest_first_in_pages(shelf: Pictures) -> None:
 
 
 def test_deleted_and_restored(shelf: Pictures) -> None:
-    one, other = shelf.add(picture(), "generated", SETTINGS), shelf.add(picture(), "generated", SETTINGS)
+    one, other = shelf.add(drawn()), shelf.add(drawn())
     shelf.thumbnail(one.id)
     shelf.delete(one.id)
     assert [found.id for found in shelf.page(10)[0]] == [other.id]
@@ -90,7 +100,7 @@ def test_deleted_and_restored(shelf: Pictures) -> None:
 
 
 def test_the_bin_is_emptied_after_a_day(shelf: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
-    old, new = shelf.add(picture(), "generated"), shelf.add(picture(), "generated")
+    old, new = shelf.add(drawn()), shelf.add(drawn())
     shelf.delete(old.id)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 23 * 3600)
@@ -127,7 +137,7 @@ def test_ids_that_are_none(shelf: Pictures, id: str) -> None:
 def test_an_edit_says_what_it_came_from(tmp_path: Path) -> None:
     shelf = Pictures(tmp_path)
     source = shelf.upload(encode(picture(), "PNG", None))
-    edited = shelf.add(picture(), "edited", {**SETTINGS, "task": "edit", "image_sha256": "00"}, source=source.id)
+    edited = shelf.add(drawn(task="edit", image_sha256="00", source=source.id))
     assert source.as_json()["kind"] == "uploaded"
     assert source.as_json()["settings"] is source.as_json()["seed"] is None
     again = Pictures(tmp_path)  # from the files alone
@@ -135,13 +145,13 @@ def test_an_edit_says_what_it_came_from(tmp_path: Path) -> None:
     assert again.get(edited.id).source == source.id
     assert again.get(edited.id).kind == "edited"
     metadata = read_metadata(tmp_path / f"{edited.id}.png")
-    assert (metadata["kind"], metadata["source"]) == ("edited", source.id)
+    assert (metadata["task"], metadata["source"]) == ("edit", source.id)
     assert again.get(source.id) == source
 
 
 def test_a_restart_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shelf = Pictures(tmp_path)
-    made = [shelf.add(picture(), "generated", SETTINGS) for _ in range(5)]
+    made = [shelf.add(drawn()) for _ in range(5)]
     opened = []
     read = picture_stores.files.read_bytes
     monkeypatch.setattr(
@@ -156,7 +166,7 @@ def test_a_restart_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_thousands_of_files(tmp_path: Path) -> None:
-    data = encode(picture((2, 2)), "PNG", {**SETTINGS, "kind": "generated"})
+    data = drawn(picture((2, 2)))
     for i in range(3000):
         (tmp_path / f"20260101-{i // 3600:02}{i // 60 % 60:02}{i % 60:02}-000000-{i:032x}.png").write_bytes(data)
     shelf = Pictures(tmp_path)
@@ -173,7 +183,7 @@ def test_thousands_of_files(tmp_path: Path) -> None:
 
 def test_a_thumbnail_is_made_once_and_again_when_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shelf = Pictures(tmp_path)
-    wide = shelf.add(picture((640, 64)), "generated", SETTINGS)
+    wide = shelf.add(drawn(picture((640, 64))))
     data, media_type = shelf.thumbnail(wide.id)
     image = Image.open(io.BytesIO(data))
     assert (media_type, image.format, image.size) == ("image/webp", "WEBP", (320, 32))
@@ -184,13 +194,13 @@ def test_a_thumbnail_is_made_once_and_again_when_missing(tmp_path: Path, monkeyp
     shutil.rmtree(tmp_path / ".thumbnails")
     assert shelf.thumbnail(wide.id)[0] == data
     assert names(tmp_path / ".thumbnails") == [f"{wide.id}.webp"]
-    small = shelf.add(picture((20, 10)), "generated", SETTINGS)
+    small = shelf.add(drawn(picture((20, 10))))
     assert Image.open(io.BytesIO(shelf.thumbnail(small.id)[0])).size == (20, 10)
 
 
 def test_thumbnails_of_what_is_gone_go(tmp_path: Path) -> None:
     shelf = Pictures(tmp_path)
-    deleted, removed, kept = (shelf.add(picture(), "generated") for _ in range(3))
+    deleted, removed, kept = (shelf.add(drawn()) for _ in range(3))
     for one in (deleted, removed, kept):
         shelf.thumbnail(one.id)
     shelf.delete(deleted.id)
@@ -220,15 +230,15 @@ def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
                 ask(stem + last)
     with pytest.raises(ImageError, match="is not an image"):
         shelf.get(f"{stem}4")
-    mine = shelf.add(picture(), "generated", SETTINGS)
+    mine = shelf.add(drawn())
     assert [one.id for one in shelf.page(10)[0]] == [mine.id]
     assert sorted(set(folder.iterdir()) - {folder / f"{mine.id}.png"}) == before
 
 
 def test_two_servers_on_one_folder(tmp_path: Path) -> None:
     one, other = Pictures(tmp_path), Pictures(tmp_path)
-    first = one.add(picture(), "generated", SETTINGS)
-    second = other.add(picture(), "generated", SETTINGS)
+    first = one.add(drawn())
+    second = other.add(drawn())
     assert one.page(10)[0] == other.page(10)[0] == [second, first]
     other.delete(first.id)
     assert one.page(10)[0] == [second]
@@ -245,7 +255,7 @@ def test_what_others_change_shows_after_the_folder_was_quiet(tmp_path: Path, mon
     one, other = Pictures(tmp_path), Pictures(tmp_path)
     os.utime(tmp_path, (0, 0))
     assert one.page(10) == ([], False)
-    made = other.add(picture(), "generated", SETTINGS)  # which changes the time of the folder
+    made = other.add(drawn())  # which changes the time of the folder
     assert one.page(10)[0] == [made]
 
 
@@ -257,7 +267,7 @@ def test_many_threads(tmp_path: Path) -> None:
     def work(shelf: Pictures) -> None:
         try:
             for i in range(5):
-                one = shelf.add(picture((8, 8)), "generated", SETTINGS)
+                one = shelf.add(drawn(picture((8, 8))))
                 shelf.thumbnail(one.id)
                 shelf.page(50)
                 if i == 2:
@@ -278,41 +288,41 @@ def test_many_threads(tmp_path: Path) -> None:
 
 def test_a_full_disk_costs_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shelf = Pictures(tmp_path)
-    kept = shelf.add(picture(), "generated", SETTINGS)
+    kept = shelf.add(drawn())
 
     def write(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", write)
-    drawn = shelf.add(picture(), "generated", SETTINGS)
-    assert "the disk is full" in drawn.as_json()["warning"]
-    assert str(tmp_path) not in drawn.warning
-    assert shelf.page(10)[0] == [drawn, kept]
-    assert load_image(shelf.content(drawn.id)[0]).tobytes() == picture().tobytes()
-    assert shelf.thumbnail(drawn.id)[1] == shelf.thumbnail(kept.id)[1] == "image/webp"  # which was not written
+    late = shelf.add(drawn())
+    assert "the disk is full" in late.as_json()["warning"]
+    assert str(tmp_path) not in late.warning
+    assert shelf.page(10)[0] == [late, kept]
+    assert load_image(shelf.content(late.id)[0]).tobytes() == picture().tobytes()
+    assert shelf.thumbnail(late.id)[1] == shelf.thumbnail(kept.id)[1] == "image/webp"  # which was not written
     assert names(tmp_path) == [f"{kept.id}.png"]
-    shelf.delete(drawn.id)
-    assert shelf.restore(drawn.id).id == drawn.id
+    shelf.delete(late.id)
+    assert shelf.restore(late.id).id == late.id
     assert "the disk is full" in shelf.upload(encode(picture(), "PNG", None)).warning
 
 
 def test_a_folder_that_was_removed(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     shelf = Pictures(folder)
-    kept = shelf.add(picture(), "generated", SETTINGS)
+    kept = shelf.add(drawn())
     shutil.rmtree(folder)
-    drawn = shelf.add(picture(), "generated", SETTINGS)
-    assert "make it first" in drawn.warning
-    assert str(folder) not in drawn.warning
-    assert shelf.content(drawn.id)[1] == "image/png"
+    late = shelf.add(drawn())
+    assert "make it first" in late.warning
+    assert str(folder) not in late.warning
+    assert shelf.content(late.id)[1] == "image/png"
     for ask in (lambda: shelf.page(10), lambda: shelf.get(kept.id), lambda: shelf.delete(kept.id)):
         with pytest.raises(OutputError, match=r"can't be read .*; make it again"):
             ask()
     with pytest.raises(OutputError):
         shelf.restore(kept.id)
     folder.mkdir()
-    later = shelf.add(picture(), "generated", SETTINGS)
-    assert shelf.page(10)[0] == [later, drawn]
+    later = shelf.add(drawn())
+    assert shelf.page(10)[0] == [later, late]
 
 
 def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
@@ -324,18 +334,18 @@ def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
 
 
 def test_memory_has_a_limit() -> None:
-    size = len(encode(picture(), "PNG", {**SETTINGS, "kind": "generated"}))
+    size = len(drawn())
     shelf = Pictures(None, memory_limit=3 * size)
-    made = [shelf.add(picture(), "generated", SETTINGS) for _ in range(3)]
+    made = [shelf.add(drawn()) for _ in range(3)]
     shelf.delete(made[2].id)
-    made.append(shelf.add(picture(), "generated", SETTINGS))
+    made.append(shelf.add(drawn()))
     assert [one.id for one in shelf.page(10)[0]] == [made[i].id for i in (3, 1, 0)]  # the bin made room
     with pytest.raises(UnknownPictureError):
         shelf.restore(made[2].id)
-    made.append(shelf.add(picture(), "generated", SETTINGS))
+    made.append(shelf.add(drawn()))
     assert [one.id for one in shelf.page(10)[0]] == [made[i].id for i in (4, 3, 1)]
     tiny = Pictures(None, memory_limit=1)
-    newest = [tiny.add(picture(), "generated").id for _ in range(2)][-1]
+    newest = [tiny.add(drawn()).id for _ in range(2)][-1]
     assert [one.id for one in tiny.page(10)[0]] == [newest]  # whatever its size
 
 
