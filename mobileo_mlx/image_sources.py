@@ -34,12 +34,15 @@ _SHOWN = 200  # characters of a path in a message; what is pasted for a path may
 
 
 @contextmanager
-def opened(source: ImageSource, name: str = "the image") -> Iterator[tuple[Image.Image, ImageFile]]:
+def opened(
+    source: ImageSource, name: str = "the image", *, max_pixels: int = MAX_PIXELS
+) -> Iterator[tuple[Image.Image, ImageFile]]:
     """Opens an image lazily. What goes wrong here or in the body, where pixels are decoded, is an ImageError.
 
     Args:
         source: the image.
         name: what messages call a source without a path.
+        max_pixels: that are accepted.
 
     Yields:
         the image as Pillow has it, of a size that is accepted, and what its file holds beside the pixels.
@@ -61,7 +64,7 @@ def opened(source: ImageSource, name: str = "the image") -> Iterator[tuple[Image
             else:
                 file = take_apart(content)
                 image = _open(file.data, label)
-            _check_size(image.size, label)
+            _check_size(image.size, label, max_pixels)
             file.icc_profile = file.icc_profile or image.info.get("icc_profile")
             file.exif = file.exif or image.info.get("exif")
             file.xmp = file.xmp or image.info.get("xmp")
@@ -71,7 +74,7 @@ def opened(source: ImageSource, name: str = "the image") -> Iterator[tuple[Image
     except MemoryError as error:
         raise ImageError(f"{label} does not fit into memory; make it smaller first.") from error
     except Image.DecompressionBombError as error:
-        raise _too_large(label, "too many pixels") from error
+        raise _too_large(label, "too many pixels", max_pixels) from error
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{label} is not an image that can be read; save it as PNG or JPEG, or give another file."
@@ -170,15 +173,15 @@ def _from_pixels(source: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _check_size(size: tuple[int, int], subject: str) -> None:
+def _check_size(size: tuple[int, int], subject: str, max_pixels: int) -> None:
     """Only the header is read by now, so nothing was allocated yet."""
     width, height = size
     if width < 1 or height < 1:
         raise ImageError(f"{subject} has no pixels ({width}x{height}); give another image.")
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise _too_large(subject, f"{width}x{height} pixels")
+    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+        raise _too_large(subject, f"{width}x{height} pixels", max_pixels)
 
 
-def _too_large(subject: str, what: str) -> ImageError:
-    limits = f"at most {MAX_PIXELS // 10**6} million, and {MAX_SIDE} on a side, are accepted"
+def _too_large(subject: str, what: str, max_pixels: int) -> ImageError:
+    limits = f"at most {max_pixels / 10**6:.3g} million, and {MAX_SIDE} on a side, are accepted"
     return ImageError(f"{subject} declares {what}; {limits}: make it smaller first.")

@@ -26,7 +26,13 @@ _LARGEST_SQUARE = 2**26  # pixels; a larger one is not made for an image that fi
 _STRIP = 2**22  # pixels that are padded, or made of more than 8 bits, at once
 
 
-def load_image(source: ImageSource, *, name: str = "the image", background: str | None = "white") -> Image.Image:
+def load_image(
+    source: ImageSource,
+    *,
+    name: str = "the image",
+    background: str | None = "white",
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
     """Opens an image of any usual kind as RGB, right side up, in sRGB.
 
     Greyscale of 16 bits and more is scaled to 8. An animation gives its first frame. Of what else a file holds, only
@@ -37,6 +43,7 @@ def load_image(source: ImageSource, *, name: str = "the image", background: str 
         name: what messages call a source without a path, such as "the image on standard input".
         background: the colour that transparent pixels are laid over. With None transparency is dropped and shows
             whatever colour lies beneath, and colour profiles are ignored: as in the original.
+        max_pixels: that are accepted; known from the header, before anything is decoded.
 
     Raises:
         ImageError: the file is missing, a folder, empty, not an image, damaged, too large, or can't be read.
@@ -44,7 +51,7 @@ def load_image(source: ImageSource, *, name: str = "the image", background: str 
     """
     from PIL import Image
 
-    with opened(source, name) as (image, file):
+    with opened(source, name, max_pixels=max_pixels) as (image, file):
         image.load()
         try:
             rgb = _to_rgb(image, None if background is None else file.icc_profile, background)

@@ -1,0 +1,139 @@
+"""Whether drawings that wait together are better drawn as one batch: seeds of one prompt, and different prompts.
+
+    python -m benchmarks.batching --model tiny
+
+Each pair draws the same pictures one after the other and as a batch, in turn, in one process; the ratio is taken pair
+by pair. Different prompts are padded to the longest, as the pipeline does not batch them; this says what it would gain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mobileo_mlx import blas
+
+from . import common
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from mobileo_mlx import MobileO
+
+PROMPTS = ("a red circle on a blue background", "two green squares", "a small yellow star left of a large blue circle")
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--pairs", type=int, default=9, help="of runs (default: 9)")
+    parser.add_argument("--threads", type=int, default=None, help="of BLAS; by default all")
+    given = parser.parse_args()
+    blas.preload()
+    if given.threads == 1:
+        common.one_thread()
+    from mobileo_mlx import MobileO
+
+    model = MobileO.load(given.model)
+    rows = []
+    for count in (2, 4, 8):
+        seeds = list(range(count))
+        rows.append(_compare(f"{count} seeds", count, given.pairs, *_seeds(model, seeds)))
+    rows.append(_compare("2 prompts", 2, given.pairs, *_prompts(model, PROMPTS[:2])))
+    rows.append(_compare("4 prompts", 4, given.pairs, *_prompts(model, [*PROMPTS, PROMPTS[0]])))
+    head = ("what", "alone, wall s", "batch, wall s", "batch / alone, wall", "batch / alone, processor", "largest difference")
+    print("\n".join(common.markdown_table(head, rows)))
+    print(common.machine_line(common.machine()))
+
+
+def _seeds(model: MobileO, seeds: list[int]) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    def alone() -> list[Any]:
+        return [model.generate(PROMPTS[0], seed=seed).images[0] for seed in seeds]
+
+    return alone, lambda: model.generate(PROMPTS[0], seed=seeds).images
+
+
+def _prompts(model: MobileO, prompts: Sequence[str]) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    def alone() -> list[Any]:
+        return [model.generate(prompt, seed=seed).images[0] for seed, prompt in enumerate(prompts)]
+
+    return alone, lambda: draw_prompts(model, prompts)
+
+
+def draw_prompts(model: MobileO, prompts: Sequence[str]) -> list[Any]:
+    """Different prompts as one batch, seed i for prompt i, with the default options."""
+    import mlx.core as mx
+
+    from mobileo_mlx import conditioning, latents
+    from mobileo_mlx.diffusion import denoise
+    from mobileo_mlx.generation_options import resolve
+    from mobileo_mlx.prompts import encode_prompt, generate_prompt
+
+    parts = model.parts
+    settings = resolve(model.config, "generate", prompts[0])
+    context = model.config.llm.max_position_embeddings
+    ids = [encode_prompt(model.tokenizer, generate_prompt(prompt), context=context) for prompt in prompts]
+    inputs = conditioning.embed_prompts(parts.llm.embed_tokens, _padded(ids), attention_mask=_mask(ids))
+    states = conditioning.hidden_states(parts, inputs)
+    text = conditioning.text_input(parts, states, mask=inputs.padding_mask)
+    unconditional = conditioning.unconditional_input(parts, states)
+    noise: mx.array = mx.concatenate(
+        [latents.noise(model.config, seed, settings.width, settings.height) for seed in range(len(prompts))]
+    )
+    steps = denoise(
+        parts.dit,
+        settings.schedule[0],
+        noise,
+        text,
+        unconditional=unconditional,
+        guidance_scale=settings.guidance_scale,
+    )
+    *_, last = steps
+    return model.decode_latents(last.latents)
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Any:
+    import numpy as np
+
+    longest = max(map(len, rows))
+    return np.array([[*row, *[0] * (longest - len(row))] for row in rows])
+
+
+def _mask(rows: Sequence[Sequence[int]]) -> Any:
+    import numpy as np
+
+    return np.arange(max(map(len, rows))) < np.array([[len(row)] for row in rows])
+
+
+def _compare(name: str, count: int, pairs: int, alone: Callable[[], Any], batch: Callable[[], Any]) -> tuple[str, ...]:
+    import numpy as np
+
+    first, second = alone(), batch()  # which loads the networks, too
+    difference = max(int(np.abs(np.asarray(a, int) - np.asarray(b, int)).max()) for a, b in zip(first, second, strict=True))
+    walls: list[tuple[float, float]] = []
+    processor: list[float] = []
+    for pair in range(pairs):
+        taken = {}
+        for run in (alone, batch) if pair % 2 else (batch, alone):
+            begun = time.perf_counter(), time.process_time()
+            run()
+            taken[run] = time.perf_counter() - begun[0], time.process_time() - begun[1]
+        walls.append((taken[alone][0], taken[batch][0]))
+        processor.append(taken[batch][1] / taken[alone][1])
+    ratio = statistics.median(batched / single for single, batched in walls)
+    return (
+        name,
+        f"{statistics.median(wall for wall, _ in walls):.3f}",
+        f"{statistics.median(wall for _, wall in walls):.3f}",
+        f"{ratio:.2f}",
+        f"{statistics.median(processor):.2f}",
+        f"{difference} of 255",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""An image that a request holds: a data URI, bare base64, or the bytes of a form's part; to a Pillow image.
+
+A text is never taken for a path of this machine. Images are decoded outside of the event loop, a few at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
+
+from ..errors import ImageError
+from ..images import load_image
+from .errors import ApiError
+from .settings import ServerSettings
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# One image of 40 million pixels takes several times its 120 megabytes while it is decoded.
+_DECODERS = ThreadPoolExecutor(2, thread_name_prefix="mobileo-images")
+
+_DATA = re.compile(r"data:([^,;]{0,200})((?:;[^,;]{0,200}){0,8}),", re.IGNORECASE)
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,30}):", re.IGNORECASE)
+_WHAT = "send its bytes as a data URI, data:image/png;base64,..."
+
+
+async def read_image(source: str | bytes, settings: ServerSettings, *, param: str) -> Image.Image:
+    """The image that a request holds, as `images.load_image` gives it: RGB, upright, in sRGB.
+
+    Args:
+        source: a data URI or base64, or the bytes of a file. An http URL, where the server allows them.
+        settings: the limit of pixels, and whether URLs are fetched.
+        param: the field of the request, for errors.
+
+    Raises:
+        ApiError: 400, it is nothing of these, damaged, or too large; or a URL, and those are off or it can't be fetched.
+    """
+    if isinstance(source, str) and re.match("https?:", source.lstrip(), re.IGNORECASE):
+        data = await _fetch(source.strip(), settings, param)
+    elif isinstance(source, str):
+        # Megabytes of base64 take some milliseconds, which the event loop has for others.
+        data = await _in_thread(decode_text, source, param)
+    else:
+        data = source
+    return await _in_thread(decode_image, data, settings.max_pixels, param)
+
+
+async def _fetch(url: str, settings: ServerSettings, param: str) -> bytes:
+    if not settings.allow_image_urls:
+        raise ApiError(
+            400,
+            f"This server does not fetch image URLs (--allow-image-urls lets it); {_WHAT}.",
+            param=param,
+            code="image_url_not_allowed",
+        )
+    from .image_urls import fetch_image
+
+    return await fetch_image(url, settings, param=param)
+
+
+async def _in_thread(function, *args):  # type: ignore[no-untyped-def]
+    return await asyncio.get_running_loop().run_in_executor(_DECODERS, partial(function, *args))
+
+
+def decode_text(text: str, param: str) -> bytes:
+    """The bytes of a data URI, or of base64 alone.
+
+    Base64 may lack its padding, hold white space, and be of the alphabet for URLs.
+
+    Raises:
+        ApiError: it is neither.
+    """
+    text = text.strip()
+    if found := _DATA.match(text):
+        if ";base64" not in found[2].lower():
+            raise _refused("The data URI is not base64", param, code="invalid_base64")
+        if found[1] and not found[1].lower().startswith(("image/", "application/octet-stream")):
+            raise _refused(f"The data URI holds {found[1][:60]}, not an image", param)
+        text = text[found.end() :]
+    elif scheme := _SCHEME.match(text):
+        raise _refused(f"An address that begins with {scheme[1].lower()}: is no image", param)
+    if not text:
+        raise _refused("The image is empty", param)
+    try:
+        raw = unquote_to_bytes(text) if "%" in text else text.encode("ascii")
+        raw = raw.translate(bytes.maketrans(b"-_", b"+/"), b" \t\r\n").rstrip(b"=")
+        return base64.b64decode(raw + b"=" * (-len(raw) % 4), validate=True)
+    except (UnicodeEncodeError, binascii.Error):
+        raise _refused("The image is not base64", param, code="invalid_base64") from None
+
+
+def decode_image(data: bytes, max_pixels: int, param: str) -> Image.Image:
+    """The image of a file's bytes. Its size is known, and refused, before a pixel is decoded.
+
+    Raises:
+        ApiError: it can't be read, or is too large.
+    """
+    try:
+        return load_image(data, max_pixels=max_pixels)
+    except ImageError as error:
+        raise ApiError(400, str(error), param=param, code="invalid_image") from None
+
+
+def _refused(why: str, param: str, *, code: str = "invalid_image") -> ApiError:
+    return ApiError(400, f"{why}; {_WHAT}.", param=param, code=code)
