@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
 from . import chat_api, images_api, jobs_api, meta_api, page_api, pictures_api
 from .errors import ApiError, handle_error
+from .metrics import RequestCounter
 from .service import Service
 from .sse import ClientGone
 
@@ -17,8 +19,10 @@ _MODULES = (chat_api, images_api, jobs_api, pictures_api, meta_api, page_api)
 
 def make_app(service: Service) -> Starlette:
     """The application of a service whose worker has loaded its model."""
+    routes = [route for module in _MODULES for route in module.routes(service)]
     app = Starlette(
-        routes=[route for module in _MODULES for route in module.routes(service)],
+        routes=routes,
+        middleware=[Middleware(RequestCounter, routes=routes, metrics=service.metrics)],
         exception_handlers={
             ApiError: handle_error,
             HTTPException: handle_error,

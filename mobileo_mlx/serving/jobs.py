@@ -45,6 +45,7 @@ class Job:
         kept: whether it outlives the request that made it.
         stop: set to end it; the worker looks at it between two steps or tokens.
         served: how many of the task's turns are done; the worker's.
+        steps: of denoising that were done in all turns.
     """
 
     def __init__(self, task: Task, *, client: str, kept: bool, loop: asyncio.AbstractEventLoop):
@@ -55,6 +56,7 @@ class Job:
         self.status: Status = "queued"
         self.position: int | None = None
         self.progress: dict[str, Any] | None = None
+        self.steps = 0
         self.drawn: list[Drawn] = []
         self.text = ""
         self.outcome: dict[str, Any] = {}  # what the task says at its end: usage, timings, peak_memory, finish_reason
@@ -78,6 +80,7 @@ class Job:
             return
         if kind == "progress":
             self.progress = data
+            self.steps += 1
         elif kind == "picture":
             self.drawn.append(data)
         elif kind == "text":
@@ -167,10 +170,15 @@ def _outcome(outcome: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class JobStore:
-    """All jobs that can be asked for: those that have not ended, and the last `limit` of the kept ones."""
+    """All jobs that can be asked for: those that have not ended, and the last `limit` of the kept ones.
 
-    def __init__(self, limit: int = 200):
-        self._limit = limit
+    Args:
+        limit: see there.
+        on_end: called with each job that has ended.
+    """
+
+    def __init__(self, limit: int = 200, *, on_end: Callable[[Job], None] | None = None):
+        self._limit, self._on_end = limit, on_end
         self._jobs: OrderedDict[str, Job] = OrderedDict()
 
     def add(self, job: Job) -> None:
@@ -179,6 +187,8 @@ class JobStore:
         job.on_end = self._ended
 
     def _ended(self, job: Job) -> None:
+        if self._on_end is not None:
+            self._on_end(job)
         if not job.kept:
             self._jobs.pop(job.id, None)
         finished = [other.id for other in self._jobs.values() if other.finished]

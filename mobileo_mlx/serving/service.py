@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
 from .jobs import Job, JobStore
+from .metrics import Metrics
 from .pictures import Pictures
 from .settings import ServerSettings
 from .tasks import Task
@@ -25,12 +27,17 @@ class Service:
         worker: runs the jobs; its model is loaded.
         jobs: all that can be asked for.
         pictures: what was drawn and uploaded.
+        metrics: counts of what is done.
+        started_at: in seconds since 1970.
         base_url: the server's own address, once it listens.
     """
 
     def __init__(self, settings: ServerSettings, worker: Worker):
         self.settings, self.worker = settings, worker
-        self.jobs = JobStore()
+        self.metrics = Metrics()
+        self.started_at = time.time()
+        worker.on_turn = self.metrics.on_turn
+        self.jobs = JobStore(on_end=self.metrics.on_end)
         self.pictures = Pictures(settings.pictures)
         self.base_url = ""
 
