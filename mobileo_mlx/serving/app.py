@@ -8,6 +8,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..errors import MobileOError
 from . import chat_api, images_api, jobs_api, meta_api, page_api, pictures_api
 from .errors import ApiError, handle_error
 from .metrics import RequestCounter
@@ -25,6 +26,7 @@ def make_app(service: Service) -> Starlette:
         middleware=[Middleware(RequestCounter, routes=routes, metrics=service.metrics)],
         exception_handlers={
             ApiError: handle_error,
+            MobileOError: handle_error,
             HTTPException: handle_error,
             ClientGone: _answer_nobody,
             Exception: handle_error,

@@ -73,6 +73,8 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> Iterator[st
 def _object(schema: dict[str, Any]) -> Iterator[str]:
     if words := schema.get("description"):
         yield f"<p>{_words(words)}</p>"
+    for one in schema.get("oneOf", ()):
+        yield from _object(one)
     required = schema.get("required", ())
     rows = [
         (name if name in required else f"{name}?", _kind(one) + _range(one), one.get("description", ""))
@@ -103,6 +105,8 @@ def _kind(schema: dict[str, Any]) -> str:
         return f"<code>{_text(json.dumps(schema['const']))}</code>"
     if "enum" in schema:
         return " or ".join(f"<code>{_text(json.dumps(value))}</code>" for value in schema["enum"])
+    if "contentSchema" in schema:
+        return f"JSON: {_kind(schema['contentSchema'])}"
     kinds = schema.get("type", "")
     shown = " or ".join([kinds] if isinstance(kinds, str) else kinds)
     return f"{shown} of {_kind(schema['items']) or 'anything'}" if "items" in schema else shown

@@ -32,10 +32,8 @@ def routes(service: Service) -> list[BaseRoute]:
     """The routes of this module."""
     api = _Jobs(service)
     return [
-        Route("/v1/jobs", api.create, methods=["POST"]),
-        Route("/v1/jobs", api.list, methods=["GET"]),
-        Route("/v1/jobs/{id}", api.get, methods=["GET"]),
-        Route("/v1/jobs/{id}", api.delete, methods=["DELETE"]),
+        Route("/v1/jobs", api.jobs, methods=["GET", "POST"]),
+        Route("/v1/jobs/{id}", api.job, methods=["GET", "DELETE"]),
         Route("/v1/jobs/{id}/events", api.events, methods=["GET"]),
     ]
 
@@ -44,7 +42,15 @@ class _Jobs:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def create(self, request: Request) -> Response:
+    async def jobs(self, request: Request) -> Response:
+        return await (self._create if request.method == "POST" else self._list)(request)
+
+    async def job(self, request: Request) -> Response:
+        return (
+            await self._delete(request) if request.method == "DELETE" else JSONResponse(self._find(request).describe())
+        )
+
+    async def _create(self, request: Request) -> Response:
         """Checks a request, and puts it into the queue."""
         fields = await read_json(request)
         name = fields.get("task")
@@ -62,17 +68,14 @@ class _Jobs:
         await asyncio.sleep(0)  # until its place in the queue is known
         return JSONResponse(job.describe(), 202, headers={"Location": f"/v1/jobs/{job.id}"})
 
-    async def list(self, request: Request) -> Response:
+    async def _list(self, request: Request) -> Response:
         limit = read_whole(request.query_params, "limit", 50, 1, 200)
         jobs = self._service.jobs.newest()
         return JSONResponse(
             {"object": "list", "data": [job.describe() for job in jobs[:limit]], "has_more": len(jobs) > limit}
         )
 
-    async def get(self, request: Request) -> Response:
-        return JSONResponse(self._find(request).describe())
-
-    async def delete(self, request: Request) -> Response:
+    async def _delete(self, request: Request) -> Response:
         """Cancels a job, or forgets one that has ended."""
         job = self._find(request)
         if job.finished:

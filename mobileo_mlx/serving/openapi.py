@@ -215,7 +215,7 @@ def _jobs() -> dict[str, Any]:
                 "jobs",
                 "getJobEvents",
                 "What happens to a job, as server-sent events.",
-                {"200": _answer("The events.", text(), "text/event-stream")},
+                {"200": _answer("The events.", ref("JobEvent"), "text/event-stream")},
                 parameters=[
                     *_ID,
                     _parameter("query", "after", whole("Only events after this one.", minimum=0, maximum=999_999_999)),

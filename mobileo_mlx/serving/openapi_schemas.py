@@ -77,6 +77,15 @@ def constant(value: str) -> Schema:
     return {"type": "string", "const": value}
 
 
+def event(name: str, data: Schema, *, numbered: bool = False) -> Schema:
+    """A server-sent event whose data are JSON."""
+    fields = {
+        "event": constant(name),
+        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": data},
+    }
+    return record({**fields, "id": text("Its number.")} if numbered else fields)
+
+
 def option_schema(option: Option, settings: ServerSettings, size_multiple: int) -> Schema:
     """The values of an option in JSON; null, or leaving it out, stands for the default."""
     found: Schema = {"type": _TYPES[option.kind], "description": option.help}
@@ -250,6 +259,9 @@ def _jobs(
     progress = record(
         {"step": whole(), "steps": whole(), "index": whole("Of the picture."), "n": whole(), "seconds_left": number()}
     )
+    preview = record(
+        {"index": whole(), "step": whole(), "steps": whole(), "b64_json": text(), "output_format": constant("jpeg")}
+    )
     when = or_null(number("Seconds since 1970."))
     return {
         "GenerateJob": record(
@@ -290,6 +302,21 @@ def _jobs(
             "A task that goes on when whoever asked for it has left.",
         ),
         "Jobs": record({"object": constant("list"), "data": array(ref("Job")), "has_more": truth()}),
+        "JobEvent": {
+            "oneOf": [
+                event(name, data, numbered=True)
+                for name, data in {
+                    "status": ref("Job"),
+                    "progress": progress,
+                    "preview": preview,
+                    "picture": ref("Picture"),
+                    "text": record({"delta": text("A piece of the answer.")}),
+                    "completed": ref("Job"),
+                    "failed": ref("Job"),
+                    "cancelled": ref("Job"),
+                }.items()
+            ]
+        },
     }
 
 

@@ -31,10 +31,8 @@ def routes(service: Service) -> list[BaseRoute]:
     """The routes of this module."""
     api = _Pictures(service)
     return [
-        Route("/v1/pictures", api.list, methods=["GET"]),
-        Route("/v1/pictures", api.upload, methods=["POST"]),
-        Route("/v1/pictures/{id}", api.get, methods=["GET"]),
-        Route("/v1/pictures/{id}", api.delete, methods=["DELETE"]),
+        Route("/v1/pictures", api.pictures, methods=["GET", "POST"]),
+        Route("/v1/pictures/{id}", api.picture, methods=["GET", "DELETE"]),
         Route("/v1/pictures/{id}/content", api.content, methods=["GET"]),
         Route("/v1/pictures/{id}/thumbnail", api.thumbnail, methods=["GET"]),
         Route("/v1/pictures/{id}/restore", api.restore, methods=["POST"]),
@@ -45,25 +43,27 @@ class _Pictures:
     def __init__(self, service: Service) -> None:
         self._pictures, self._settings = service.pictures, service.settings
 
-    async def list(self, request: Request) -> Response:
+    async def pictures(self, request: Request) -> Response:
+        return await (self._upload if request.method == "POST" else self._list)(request)
+
+    async def picture(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        if request.method == "DELETE":
+            await _run(self._pictures.delete, id)
+            return JSONResponse({"id": id, "object": "picture", "deleted": True})
+        return JSONResponse((await _run(self._pictures.get, id)).as_json())
+
+    async def _list(self, request: Request) -> Response:
         limit = read_whole(request.query_params, "limit", 40, 1, 100)
         before = request.query_params.get("before") or None
         found, more = await _run(self._pictures.page, limit, before, param="before")
         return JSONResponse({"object": "list", "data": [one.as_json() for one in found], "has_more": more})
 
-    async def upload(self, request: Request) -> Response:
+    async def _upload(self, request: Request) -> Response:
         """Takes the bytes of an image as they are, or the part `image` of a form."""
         data = await _read_body(request)
         picture: Picture = await _run(self._pictures.upload, data, max_pixels=self._settings.max_pixels)
         return JSONResponse(picture.as_json(), 201, headers={"Location": f"/v1/pictures/{picture.id}"})
-
-    async def get(self, request: Request) -> Response:
-        return JSONResponse((await _run(self._pictures.get, request.path_params["id"])).as_json())
-
-    async def delete(self, request: Request) -> Response:
-        id = request.path_params["id"]
-        await _run(self._pictures.delete, id)
-        return JSONResponse({"id": id, "object": "picture", "deleted": True})
 
     async def restore(self, request: Request) -> Response:
         return JSONResponse((await _run(self._pictures.restore, request.path_params["id"])).as_json())
