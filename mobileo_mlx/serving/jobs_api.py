@@ -46,9 +46,9 @@ class _Jobs:
         return await (self._create if request.method == "POST" else self._list)(request)
 
     async def job(self, request: Request) -> Response:
-        return (
-            await self._delete(request) if request.method == "DELETE" else JSONResponse(self._find(request).describe())
-        )
+        if request.method == "DELETE":
+            return await self._delete(request)
+        return JSONResponse(self._find(request).describe())
 
     async def _create(self, request: Request) -> Response:
         """Checks a request, and puts it into the queue."""
@@ -138,15 +138,17 @@ class _Jobs:
 
 def _event_number(request: Request) -> int:
     """After which event a reader goes on: what its browser says when it connects again, else what the address says."""
-    text = request.headers.get("last-event-id") or request.query_params.get("after") or "0"
-    if not re.fullmatch("[0-9]{1,9}", text):
-        raise ApiError(
-            400,
-            f"after {text[:40]!r} is not possible; give the number of an event.",
-            param="after",
-            code="invalid_value",
-        )
-    return int(text)
+    texts = request.headers.get("last-event-id"), request.query_params.get("after")
+    given = [text for text in texts if text]
+    for text in given:
+        if not re.fullmatch("[0-9]{1,9}", text):
+            raise ApiError(
+                400,
+                f"after {text[:40]!r} is not possible; give the number of an event.",
+                param="after",
+                code="invalid_value",
+            )
+    return int(given[0]) if given else 0
 
 
 async def _as_text(job: Job, after: int) -> AsyncIterator[str]:
