@@ -9,9 +9,9 @@ import asyncio
 import base64
 import binascii
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from ..errors import ImageError
@@ -21,6 +21,8 @@ from .settings import ServerSettings
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Result = TypeVar("Result")
 
 # One image of 40 million pixels takes several times its 120 megabytes while it is decoded.
 _DECODERS = ThreadPoolExecutor(2, thread_name_prefix="mobileo-images")
@@ -39,7 +41,7 @@ async def read_image(source: str | bytes, settings: ServerSettings, *, param: st
         param: the field of the request, for errors.
 
     Raises:
-        ApiError: 400, it is nothing of these, damaged, or too large; or a URL, and those are off or it can't be fetched.
+        ApiError: 400, it is nothing of these, damaged or too large; a URL, and those are off or it can't be fetched.
     """
     if isinstance(source, str) and re.match("https?:", source.lstrip(), re.IGNORECASE):
         data = await _fetch(source.strip(), settings, param)
@@ -64,8 +66,8 @@ async def _fetch(url: str, settings: ServerSettings, param: str) -> bytes:
     return await fetch_image(url, settings, param=param)
 
 
-async def _in_thread(function, *args):  # type: ignore[no-untyped-def]
-    return await asyncio.get_running_loop().run_in_executor(_DECODERS, partial(function, *args))
+async def _in_thread(function: Callable[..., Result], *arguments: Any) -> Result:
+    return await asyncio.get_running_loop().run_in_executor(_DECODERS, function, *arguments)
 
 
 def decode_text(text: str, param: str) -> bytes:
