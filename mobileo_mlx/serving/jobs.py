@@ -101,7 +101,8 @@ class Job:
                 self.error = data
         self._add(kind, self.describe() if kind == "status" or kind in FINAL else data)
         if self.finished:
-            self._events = [event for event in self._events if event.kind != "preview"]
+            if self.kept:  # the one reader of another job may be slower than the drawing
+                self._events = [event for event in self._events if event.kind != "preview"]
             self.task.release()
             if self.on_end is not None:
                 self.on_end(self)

@@ -46,7 +46,7 @@ async def read_json(request: Request) -> dict[str, Any]:
 def read_options(
     declaration: type, fields: Mapping[str, Any], *, skip: Collection[str] = (), texts: bool = False
 ) -> dict[str, Any]:
-    """The options of a task among the fields of a request, checked one by one; null stands for the default.
+    """The options of a task among the fields of a request, checked one by one; null and "" stand for the default.
 
     Args:
         declaration: the TypedDict that declares them.
@@ -62,7 +62,7 @@ def read_options(
         if name in skip or option.kind is None:
             continue
         for given in [name, *(alias for alias, ours in ALIASES.items() if ours == name)]:
-            if given in found or (value := fields.get(given)) is None or (texts and value == ""):
+            if given in found or (value := fields.get(given)) is None or value == "":
                 continue
             found[name] = _checked(option, given, value, texts)
     return found
