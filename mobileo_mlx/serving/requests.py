@@ -59,7 +59,7 @@ def read_options(
     """
     found: dict[str, Any] = {}
     for name, option in declared(declaration).items():
-        if name in skip or option.kind is None:
+        if name in skip or name in ALIASES or option.kind is None:
             continue
         for given in [name, *(alias for alias, ours in ALIASES.items() if ours == name)]:
             if given in found or (value := fields.get(given)) is None or value == "":
