@@ -43,7 +43,7 @@ _READ = {
     "partial_images",
 }
 # What OpenAI's own models understand, and what makes no difference to a picture of this one.
-_IGNORED = {
+IGNORED = {
     "user",
     "quality",
     "style",
@@ -170,7 +170,7 @@ async def read_asked(task: Task, request: Request, service: Service) -> Asked:
     for name in _REFUSED.keys() & fields.keys():
         if fields[name]:
             raise ApiError(400, _REFUSED[name], param=name, code="unsupported_parameter")
-    known = _READ | _IGNORED | known_fields(OPTIONS[task])
+    known = _READ | IGNORED | known_fields(OPTIONS[task])
     refuse_unknown(fields, known | set(_IMAGES) if task == "edit" else known)
     prompt = read_text(fields, "prompt", "instruction" if task == "edit" else "prompt")
     options, seeds = read_drawing(task, fields, service.settings, texts=texts)
@@ -186,7 +186,7 @@ async def read_asked(task: Task, request: Request, service: Service) -> Asked:
     partials = read_whole(fields, "partial_images", 0, 0, MAX_PARTIALS)
     compression = read_whole(fields, "output_compression", 100, 0, 100)
     model = service.model
-    settings, text_tokens = await asyncio.to_thread(_check, model, task, prompt, seeds, options)
+    settings, text_tokens = await asyncio.to_thread(check_drawing, model, task, prompt, seeds, options)
     return Asked(
         task=task,
         settings=settings,
@@ -204,7 +204,7 @@ async def read_asked(task: Task, request: Request, service: Service) -> Asked:
     )
 
 
-def _check(
+def check_drawing(
     model: MobileO, task: Task, prompt: str, seeds: list[int], options: dict[str, Any]
 ) -> tuple[GenerationSettings, int]:
     """The settings, and the tokens of the prompt."""

@@ -14,8 +14,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from ..generation_options import OPTIONS
+from ..generation_options import Task as TaskName
 from ..images import pixel_hash
 from .errors import ApiError
+from .image_requests import check_drawing
 from .jobs import Event, Job
 from .references import read_reference, without_images
 from .requests import known_fields, read_drawing, read_json, read_text, read_whole, refuse_unknown
@@ -102,21 +104,22 @@ class _Jobs:
         return job
 
     async def _generate(self, fields: Mapping[str, Any]) -> Drawing:
-        return self._drawing("generate", fields)
+        return await self._drawing("generate", fields)
 
     async def _edit(self, fields: Mapping[str, Any]) -> Drawing:
-        task = self._drawing("edit", fields)
+        task = await self._drawing("edit", fields)
         task.image, id = await read_reference(fields.get("image"), self._service, "image")
         digest = await asyncio.to_thread(pixel_hash, task.image)
         task.source = {"image_sha256": digest, **({} if id is None else {"source": id})}
         return task
 
-    def _drawing(self, name: Any, fields: Mapping[str, Any]) -> Drawing:
+    async def _drawing(self, name: TaskName, fields: Mapping[str, Any]) -> Drawing:
         known = _FIELDS | known_fields(OPTIONS[name])
         refuse_unknown(fields, known if name == "edit" else known - {"image"})
         prompt = read_text(fields, "prompt", "instruction" if name == "edit" else "prompt")
         settings = self._service.settings
         options, seeds = read_drawing(name, fields, settings)
+        await asyncio.to_thread(check_drawing, self._service.model, name, prompt, seeds, options)
         return Drawing(
             name=name,
             prompt=prompt,

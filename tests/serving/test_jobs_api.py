@@ -172,18 +172,19 @@ def test_a_failure_is_told(server):
     assert "secret" not in str(ended)
 
 
-def test_a_full_queue_says_when_to_come_again(server):
+def test_a_full_queue_says_when_to_come_again(tiny):
     task = Script(DONE)
-    server.submit(task)
+    running = tiny.submit(task)
     task.running.wait(60)
-    body = {"task": "generate", "prompt": "a circle"}
-    answers = [server.client.post("/v1/jobs", json=body) for _ in range(5)]  # the worker's limit is 4
-    assert [answer.status_code for answer in answers] == [202] * 4 + [429]
-    assert answers[-1].json()["error"]["code"] == "queue_full"
-    assert int(answers[-1].headers["retry-after"]) >= 1
-    for answer in answers[:4]:
-        server.client.delete(f"/v1/jobs/{answer.json()['id']}")
+    waiting = [tiny.submit(Script(DONE)) for _ in range(64)]  # the worker's limit
+    answer = tiny.client.post("/v1/jobs", json={"task": "generate", "prompt": "a circle"})
+    assert answer.status_code == 429
+    assert answer.json()["error"]["code"] == "queue_full"
+    assert int(answer.headers["retry-after"]) >= 1
+    for job in waiting:
+        tiny.client.delete(f"/v1/jobs/{job.id}")
     task.allow()
+    tiny.ended(running.id)
 
 
 def test_a_job_whose_client_left_goes_on_and_a_restart_keeps_its_pictures(tiny, tiny_worker):
@@ -262,6 +263,9 @@ DRAW = {"task": "generate", "prompt": "a circle"}
         ({**DRAW, "previews": 51}, "previews", "choose 0 to 50"),
         ({**DRAW, "previews": True}, "previews", "choose 0 to 50"),
         ({**DRAW, "size": "big"}, "size", "WIDTHxHEIGHT"),
+        ({**DRAW, "size": "65x64"}, "size", "multiples of"),
+        ({**DRAW, "prompt": "word " * 5000}, "prompt", "context"),
+        ({**DRAW, "negative_prompt": "x", "guidance_scale": 1}, "negative_prompt", "needs guidance"),
         ({"task": "edit", "prompt": "x"}, "image", "no image"),
         ({"task": "edit", "prompt": "x", "image": 5}, "image", "no image"),
         ({"task": "edit", "prompt": "x", "image": "picture:../../x"}, "image", "there is no picture"),
