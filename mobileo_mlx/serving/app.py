@@ -12,6 +12,7 @@ from ..errors import MobileOError
 from . import chat_api, images_api, jobs_api, meta_api, page_api, pictures_api
 from .errors import ApiError, handle_error
 from .metrics import RequestCounter
+from .security import Guard
 from .service import Service
 from .sse import ClientGone
 
@@ -23,7 +24,10 @@ def make_app(service: Service) -> Starlette:
     routes = [route for module in _MODULES for route in module.routes(service)]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(RequestCounter, routes=routes, metrics=service.metrics)],
+        middleware=[
+            Middleware(RequestCounter, routes=routes, metrics=service.metrics),
+            Middleware(Guard, settings=service.settings),
+        ],
         exception_handlers={
             ApiError: handle_error,
             MobileOError: handle_error,

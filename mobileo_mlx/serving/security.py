@@ -9,20 +9,18 @@ has a foreign `Origin`, or says `Sec-Fetch-Site`; the second has a foreign `Host
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import secrets
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import OptionError
-from .errors import ApiError, error_body
+from .errors import ApiError, api_error
 from .origins import check_origin, check_trusted_host, is_loopback, is_origin, is_same, own_names, parse_host
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from .settings import ServerSettings
+from .settings import ServerSettings
 
 _KEY = re.compile(r"[!-~]+")
 
@@ -94,18 +92,13 @@ class Guard:
             self._check_host(request)
             self._check_origin(request)
             if request.method == "OPTIONS" and (methods := _methods(scope)):
-                return await self._send_options(request, methods, send_guarded)
+                return await self._options(request, methods)(scope, receive, send_guarded)
             self._check_key(request)
             await self._app(scope, receive, send_guarded)
-        except ApiError as error:
+        except Exception as error:  # its answer is sent from here, so that it has the headers, too
             if started:
                 raise
-            await send_error(send_guarded, error)
-        except Exception:
-            if not started:  # sent from here, the answer has the headers, too
-                mistake = ApiError(500, "The server made a mistake; its terminal says which.", kind="server_error")
-                await send_error(send_guarded, mistake)
-            raise
+            await api_error(error).response()(scope, receive, send_guarded)
 
     def _check_host(self, request: _Request) -> None:
         hosts = request.values("host")
@@ -153,7 +146,6 @@ class Guard:
                 if not given
                 else "This is not the API key of the server.",
                 code="invalid_api_key",
-                kind="authentication_error",
                 headers={"WWW-Authenticate": 'Bearer realm="mobileo-mlx"'},
             )
 
@@ -173,8 +165,8 @@ class Guard:
                 added += [("Access-Control-Allow-Origin", origin), ("Access-Control-Expose-Headers", "*")]
         return [*headers, *((name.lower().encode(), value.encode("latin-1")) for name, value in added)]
 
-    async def _send_options(self, request: _Request, methods: str, send: Send) -> None:
-        """Answers the preflight of a page that may use the server, and a bare OPTIONS, as clients try routes with."""
+    def _options(self, request: _Request, methods: str) -> Response:
+        """The answer to the preflight of a page that may use the server, or to a bare OPTIONS, which tries a route."""
         headers = {"Allow": methods}
         if request.is_from(self._cors) and request.values("access-control-request-method"):
             headers |= {"Access-Control-Allow-Methods": methods, "Access-Control-Max-Age": "600"}
@@ -182,21 +174,7 @@ class Guard:
                 headers["Access-Control-Allow-Headers"] = ", ".join(asked)
             if request.values("access-control-request-private-network"):
                 headers["Access-Control-Allow-Private-Network"] = "true"
-        await _send(send, 204, headers)
-
-
-async def send_error(send: Send, error: ApiError) -> None:
-    """Sends a whole answer, in the form that OpenAI's clients read."""
-    body = json.dumps(error_body(error)).encode()
-    await _send(send, error.status, {"Content-Type": "application/json", **(error.headers or {})}, body)
-
-
-async def _send(send: Send, status: int, headers: dict[str, str], body: bytes = b"") -> None:
-    if status != 204:
-        headers["Content-Length"] = str(len(body))
-    encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": encoded})
-    await send({"type": "http.response.body", "body": body})
+        return Response(status_code=204, headers=headers)
 
 
 class _Request:
@@ -240,8 +218,6 @@ class _Request:
 
 def _methods(scope: Scope) -> str:
     """The methods of the routes that a path has, for `Allow`; "" where there is none."""
-    from starlette.routing import Match
-
     app = scope.get("app")
     if app is None:
         return _METHODS
