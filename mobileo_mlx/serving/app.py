@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from ..errors import MobileOError
 from . import chat_api, images_api, jobs_api, meta_api, page_api, pictures_api
+from .body_limits import BodyLimits
 from .errors import ApiError, handle_error
 from .metrics import RequestCounter
 from .security import Guard
@@ -27,6 +28,7 @@ def make_app(service: Service) -> Starlette:
         middleware=[
             Middleware(RequestCounter, routes=routes, metrics=service.metrics),
             Middleware(Guard, settings=service.settings),
+            Middleware(BodyLimits, max_body=service.settings.max_body),
         ],
         exception_handlers={
             ApiError: handle_error,
