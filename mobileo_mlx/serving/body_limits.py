@@ -57,7 +57,7 @@ class BodyLimits:
             left = min(self._pause, self._pause + count / _BYTES_PER_SECOND - waited)
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, left))
-            except (asyncio.TimeoutError, TimeoutError):
+            except asyncio.TimeoutError:
                 raise ApiError(
                     408,
                     f"The request's body stopped coming, or came too slowly, after {count:,} bytes; send it again.",
