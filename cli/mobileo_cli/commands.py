@@ -28,6 +28,7 @@ from . import (
     options,
     printing,
     random_model,
+    serve,
     signals,
 )
 
@@ -91,7 +92,7 @@ program = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for module in (generate, edit, ask, chat, finetune, convert, fuse, info, random_model, doctor, capabilities):
+for module in (generate, edit, ask, chat, serve, finetune, convert, fuse, info, random_model, doctor, capabilities):
     program.command(module.NAME, cls=_Command)(_prepared(module.command))
 
 _models = typer.Typer(name=models.NAME, cls=_Group, rich_markup_mode=None)

@@ -105,10 +105,7 @@ def _interrupted(interruption: KeyboardInterrupt, *, is_program: bool) -> int:
 
     if is_program:
         signals.end_at_once()
-    number = getattr(interruption, "number", signal.SIGINT)
-    how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
-    printing.failure(how, event="interrupted")
-    return 128 + number
+    return printing.interrupted(getattr(interruption, "number", signal.SIGINT))
 
 
 def _fail(sentence: str) -> int:

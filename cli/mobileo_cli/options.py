@@ -195,7 +195,7 @@ def drawing(task: Task) -> Parameters:
         *group(Images),
         *group(Output),
         *group(Loading),
-        _keep_loaded("staged for one image"),
+        keeping("staged for one image"),
         _parameter("verbose", Verbose),
         _parameter("as_json", Json, False),
     ]
@@ -206,12 +206,13 @@ def answering(*, keep_loaded: bool = False) -> Parameters:
     return [
         *group(Loading),
         *derived(declared(AnswerOptions).values()),
-        *([_keep_loaded("keep-loaded")] if keep_loaded else []),
+        *([keeping("keep-loaded")] if keep_loaded else []),
         _parameter("verbose", Verbose),
     ]
 
 
-def _keep_loaded(default: str) -> inspect.Parameter:
+def keeping(default: str) -> inspect.Parameter:
+    """Whether networks stay in memory; `default` says in the help what is done where it is not given."""
     text = (
         "Keep all parts in memory (faster for several images), or free each after use (about half the memory). "
         f"[default: {default}]"

@@ -131,6 +131,9 @@ def relay_log() -> None:
     class Notes(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             note(f"note: {record.getMessage()}")
+            if record.exc_info and record.exc_info[1] is not None:  # a bug that a server outlives
+                error = record.exc_info[1]
+                show_bug(type(error), error, error.__traceback__)
 
     logger = logging.getLogger("mobileo_mlx")
     if not logger.handlers:
@@ -145,6 +148,16 @@ def failure(text: str, *, event: str = "error") -> None:
         event: what it is called where messages are JSON.
     """
     _message(event, text, f"mobileo-mlx: {f'{event}: ' if event == 'error' else ''}{text}")
+
+
+def interrupted(number: int) -> int:
+    """Writes the line that says by which signal the command ends, and returns its exit status."""
+    import signal
+
+    failure(
+        "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}", event="interrupted"
+    )
+    return 128 + number
 
 
 def _message(event: str, text: str, line: str) -> None:
@@ -165,8 +178,13 @@ def _event(event: str, **fields: Any) -> None:
 
 def step(done: int, total: int, label: str, **more: Any) -> bool:
     """Says as JSON, where progress is shown so, that a part is finished, and returns whether it was."""
+    return happened("step", done=done, total=total, label=label, **more)
+
+
+def happened(event: str, **fields: Any) -> bool:
+    """Says as JSON, where progress is shown so, that something happened, and returns whether it was."""
     if progress_mode == "json":
-        _event("step", done=done, total=total, label=label, **more)
+        _event(event, **fields)
     return progress_mode == "json"
 
 
