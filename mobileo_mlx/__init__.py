@@ -17,6 +17,7 @@ from .errors import MobileOError
 
 if TYPE_CHECKING:
     from .chat import Chat
+    from .conversations import Turn
     from .diffusion import GenerationStep
     from .pipeline import MobileO
     from .results import Answer, AnswerToken, GenerationResult, Message
@@ -30,6 +31,7 @@ __all__ = [
     "Message",
     "MobileO",
     "MobileOError",
+    "Turn",
     "__version__",
 ]
 
@@ -41,6 +43,7 @@ _LAZY_EXPORTS = {
     "Answer": "results",
     "AnswerToken": "results",
     "Message": "results",
+    "Turn": "conversations",
 }
 
 

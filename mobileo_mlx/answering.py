@@ -17,6 +17,7 @@ from .models.qwen2 import KVCache
 from .not_finite import explained
 from .prompts import IMAGE_TOKEN_INDEX
 from .results import AnswerToken
+from .stop_texts import StopTexts
 from .tokenizer import IM_END
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def stream_answer(
     images: Sequence[Image.Image],
     cache: list[KVCache],
     settings: AnswerSettings,
+    *,
+    keep_beginning: bool = True,
 ) -> Generator[AnswerToken, None, None]:
     """Reads a prompt and yields the tokens of the answer.
 
@@ -47,7 +50,8 @@ def stream_answer(
         ids: what the model has not read yet, `IMAGE_TOKEN_INDEX` in the places of the images.
         images: in the order of their places.
         cache: what it has read, one entry a layer; extended in place.
-        settings: how long it may be, and how tokens are chosen.
+        settings: how long it may be, how tokens are chosen, and what ends it.
+        keep_beginning: False where the caller keeps the cache itself.
 
     Raises:
         PromptError: the prompt and the conversation do not fit into the context.
@@ -55,17 +59,18 @@ def stream_answer(
     """
     start, context = cache[0].offset, parts.config.llm.max_position_embeddings
     computed = positions(parts, ids)
-    free = context - start - computed
+    length = start + computed
+    free = context - length
     if free < 1:
         raise PromptError(
-            f"The prompt takes {start + computed} positions and the model's context has {context}; shorten it, or "
+            f"The prompt takes {length} positions and the model's context has {context}; shorten it, or "
             "start a new conversation."
         )
     import_sampling(settings)
     mx.reset_peak_memory()
     begun = time.perf_counter()
     prefix: list[int] = []
-    if images and start == 0 and parts.keep_loaded:
+    if images and start == 0 and parts.keep_loaded and keep_beginning:
         split = max(i for i, token in enumerate(ids) if token == IMAGE_TOKEN_INDEX) + 1
         prefix, ids = ids[:split], ids[split:]
     key = ("prefix", *prompt_key(prefix, image_keys(parts, images))) if prefix else ()
@@ -85,7 +90,8 @@ def stream_answer(
         features = []
     embeds = embed_prompts(llm.embed_tokens, [ids], features).inputs_embeds
     end = parts.tokenizer.token_id(IM_END)
-    text, first = parts.tokenizer.stream(), 0.0
+    text, shown, first = parts.tokenizer.stream(), StopTexts(settings.stop or ()), 0.0
+    cached = length - computed
     tokens = decode(
         llm,
         lm_head,
@@ -97,14 +103,20 @@ def stream_answer(
     )
     for decoded in explained(parts, tokens):
         first = first or time.perf_counter()
-        segment = text.add(decoded.token)
-        if decoded.finish_reason is None:
-            yield AnswerToken(segment, decoded.token, None, computed)
+        segment, finish_reason = text.add(decoded.token), decoded.finish_reason
+        if finish_reason is not None:
+            segment += text.flush()
+        segment = shown.add(segment)
+        if shown.found:
+            finish_reason = "stop"
+        if finish_reason is None:
+            yield AnswerToken(segment, decoded.token, None, computed, cached_tokens=cached)
             continue
+        segment += shown.flush()
         timings = {"vision": seen - begun, "prefill": first - loaded, "decode": time.perf_counter() - first}
-        segment += text.flush()
         held = mx.get_peak_memory(), mx.get_cache_memory()
-        yield AnswerToken(segment, decoded.token, decoded.finish_reason, computed, timings, *held)
+        yield AnswerToken(segment, decoded.token, finish_reason, computed, timings, *held, cached)
+        return
 
 
 def _keys_and_values(parts: Parts, ids: list[int], features: list[mx.array]) -> list[mx.array]:

@@ -73,6 +73,13 @@ def _check_interval(given: Any) -> tuple[float, float]:
     return low, high
 
 
+def _check_stop(given: Any) -> tuple[str, ...]:
+    stops = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list | tuple) else (None,)
+    if not all(isinstance(stop, str) and stop for stop in stops):
+        raise OptionError(f"stop {shown(given)} is not possible; give a text, or several in a list.")
+    return stops
+
+
 def _read_interval(text: str) -> tuple[float, float]:
     low, high = map(float, re.split("[,:]", text))
     return low, high
@@ -215,6 +222,10 @@ class AnswerOptions(TypedDict, total=False):
         ),
     ]
     seed: Annotated[int | None, Option("Seed of the sampling.", 0, metavar="SEED", check=check_seed)]
+    stop: Annotated[
+        str | Sequence[str] | None,
+        Option("Texts that end the answer; it ends in front of them.", check=_check_stop, on_command=False),
+    ]
 
 
 OPTIONS: dict[Task, type] = {"generate": GenerationOptions, "edit": EditOptions}

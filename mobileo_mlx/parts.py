@@ -18,6 +18,7 @@ from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.load import load_component
 from .checkpoints.modules import named_parameters
 from .checkpoints.quantize import QuantizeSpec, resolve_bits
+from .conversation_caches import ConversationCaches
 from .ops import memory
 from .threads import in_turns
 
@@ -61,6 +62,7 @@ class Parts:
         config: dimensions of all networks.
         dtypes: those that were asked for; `dtype` says what a component computes in.
         cache: what was computed from images and prompts before; filled only while networks are kept.
+        conversations: the keys and values of conversations that may go on; likewise.
         lock: held by whoever computes with these networks, loads or frees them. A thread may take it several times.
         on_phase: called with the name of a phase when a task enters it, before anything is freed or loaded.
 
@@ -85,6 +87,7 @@ class Parts:
         self.dtypes, self.bits = precision.parse_dtypes(dtypes), resolve_bits(bits)
         self.adapters, self.keep_loaded = tuple(adapters), keep_loaded
         self.cache = ArrayCache()
+        self.conversations = ConversationCaches(self.config.image_tokens)
         self.on_phase: Callable[[str], None] | None = None
         self._loaded: dict[str, nn.Module] = {}
         self._versions: dict[str, _Version] = {}
@@ -239,6 +242,7 @@ class Parts:
             for name in names or tuple(self._loaded):
                 self._loaded.pop(name, None)
             self.cache.clear()
+            self.conversations.clear()
             mx.clear_cache()
 
     def cached(self, key: Hashable, names: Sequence[str], compute: Callable[[], Sequence[mx.array]]) -> list[mx.array]:
@@ -254,14 +258,14 @@ class Parts:
         arrays = list(compute())
         mx.eval(arrays)  # nothing that they were computed from stays in memory
         if self.keep_loaded:
-            self.cache.put((key, self._version(names)), arrays)
+            self.cache.put((key, self.version(names)), arrays)
         return arrays
 
     def find(self, key: Hashable, names: Sequence[str]) -> list[mx.array] | None:
         """What `cached` has kept for this key and the present weights of these networks, or None."""
-        return self.cache.get((key, self._version(names))) if self.keep_loaded else None
+        return self.cache.get((key, self.version(names))) if self.keep_loaded else None
 
-    def _version(self, names: Sequence[str]) -> tuple[int, ...]:
+    def version(self, names: Sequence[str]) -> tuple[int, ...]:
         """A number for each network that changes whenever one of its weights is another array than before.
 
         Training replaces arrays (`nn.Module.update`), and so does loading again. Not noticed is an array that is

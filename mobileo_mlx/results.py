@@ -147,11 +147,13 @@ class AnswerToken:
     Attributes:
         text: what to print now; "" while a character is incomplete and for control tokens.
         token: the id.
-        finish_reason: in the last one "stop" (the model ended its answer) or "length" (`max_tokens`), else None.
+        finish_reason: in the last one "stop" (the model or a stop text ended the answer) or "length" (`max_tokens`),
+            else None.
         prompt_tokens: positions of the prompt that were computed for this answer, image features among them.
         timings: in the last one seconds in "vision", "prefill" (to the first token) and "decode" (the rest).
         peak_memory: in the last one, bytes that MLX held at most.
         cache_memory: in the last one, bytes that it kept besides at the end, of what was freed.
+        cached_tokens: positions of the prompt that were known already, besides those that were computed.
     """
 
     text: str
@@ -161,6 +163,7 @@ class AnswerToken:
     timings: dict[str, float] = field(default_factory=dict)
     peak_memory: int = 0
     cache_memory: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ class Answer:
     timings: dict[str, float]
     peak_memory: int
     cache_memory: int = 0
+    cached_tokens: int = 0
 
     @classmethod
     def of(cls, stream: list[AnswerToken]) -> Answer:
@@ -187,6 +191,7 @@ class Answer:
             timings=last.timings,
             peak_memory=last.peak_memory,
             cache_memory=last.cache_memory,
+            cached_tokens=last.cached_tokens,
         )
 
 
