@@ -1,0 +1,15 @@
+// What the server says of itself, once; everything that the page offers is derived from it.
+
+import { get } from "./api.js";
+
+export const info = {};
+
+export async function loadInfo() {
+  Object.assign(info, await get("/v1/info"));
+}
+
+export const modelName = () => info.model?.id ?? "";
+export const taskOptions = (task) => info.capabilities.tasks[task];
+export const defaultSize = () => info.default_size;
+export const sizeMultiple = () => info.size_multiple;
+export const limit = (name) => info.limits?.[name] ?? Infinity;
