@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ._version import __version__
-from .generation_options import OPTIONS, SPEEDS, AnswerOptions
+from .generation_options import OPTIONS, SPEED_COSTS, SPEEDS, AnswerOptions
 from .image_settings import FORMATS
 from .options import Option, declared
 
@@ -17,7 +17,8 @@ def capabilities() -> dict[str, Any]:
     Returns:
         "version"; "tasks": by name a list of options, each with "name", "type", "help", and where there are any
         "default", "choices", "minimum" or "exclusive_minimum", "maximum", "metavar" and "repeatable"; "speeds": the
-        options that each stands for; "precisions": bits by component; "dtypes"; "components"; "image_formats".
+        options that each stands for; "speed_costs": what was measured of each, by task; "precisions": bits by
+        component; "dtypes"; "components"; "image_formats".
     """
     from .checkpoints import precision
     from .checkpoints.quantize import PRECISIONS
@@ -28,6 +29,7 @@ def capabilities() -> dict[str, Any]:
         "version": __version__,
         "tasks": {task: [_describe(option) for option in _of(options).values()] for task, options in tasks.items()},
         "speeds": SPEEDS,
+        "speed_costs": SPEED_COSTS,
         "precisions": {name: dict(bits) for name, bits in PRECISIONS.items()},
         "dtypes": list(precision.DTYPES),
         "components": list(COMPONENTS),

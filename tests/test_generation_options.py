@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.errors import OptionError
-from mobileo_mlx.generation_options import OPTIONS, SPEEDS, EditOptions, GenerationSettings, resolve
+from mobileo_mlx.generation_options import OPTIONS, SPEED_COSTS, SPEEDS, EditOptions, GenerationSettings, resolve
 from mobileo_mlx.options import declared
 from mobileo_mlx.schedulers import SCHEDULERS
 
@@ -155,6 +156,19 @@ def test_a_speed_is_settings_and_others_win(config, name: str) -> None:
     plain: dict[str, Any] = {"steps": 20, "guidance_scale": 1.5, "guidance_interval": (0, 1), "scheduler": "dpm++"}
     assert resolved(config, speed=name, **plain) == resolved(config, guidance_interval=(0, 1))
     assert resolved(config, speed=name, scheduler="euler").steps == speed["steps"]
+
+
+def test_the_costs_of_speeds_are_those_of_the_docs() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "presets.md").read_text(encoding="utf-8")
+    words = {"images": "generate", "edits": "edit"}
+    row = r"^\| (images|edits), `(\w+)` \| (\d+) \| ([\d.]+) % \| ([\d.]+) % \| [^|]+ \| ([\d.]+) \|$"
+    rows = re.findall(row, page, re.MULTILINE)
+    found: dict[str, dict[str, Any]] = {}
+    for task, name, n, default_right, right, speed in rows:
+        measured = {"n": int(n), "right": float(right), "default_right": float(default_right), "speed": float(speed)}
+        found.setdefault(name, {})[words[task]] = measured
+    assert found == SPEED_COSTS
+    assert set(SPEED_COSTS) == set(SPEEDS)
 
 
 def test_a_speed_can_say_how_strongly_to_guide(config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,8 +43,8 @@ async function discard(picture, done) {
   }
 }
 
-/** The buttons of a picture. `prefix` gives them ids; `done` is called after one has led elsewhere. */
-export function actionBar(picture, { words = true, prefix = null, done = () => {} } = {}) {
+/** The buttons of a picture, with `words` for what leads to another tab, and for the `rest`. `prefix` gives them ids; `done` is called after one has led elsewhere. */
+export function actionBar(picture, { words = true, rest = words, prefix = null, done = () => {} } = {}) {
   const id = (name) => (prefix ? `${prefix}-${name}` : undefined);
   const lead = (name) => () => { done(); takers[name](picture); };
   const made = picture.settings?.prompt;
@@ -54,10 +54,10 @@ export function actionBar(picture, { words = true, prefix = null, done = () => {
     iconButton("chat", "Use in chat", { id: id("chat"), testid: "picture-chat", onclick: lead("chat") }, words),
     made && iconButton("again", picture.kind === "edited" ? "Edit again" : "Draw again",
       { id: id("again"), testid: "picture-again", onclick: lead("again"), title: "Restore all of its settings" }, words),
-    made && iconButton("seed", "Reuse seed", { id: id("seed"), testid: "picture-seed", onclick: () => { takers.seed(picture); announce("Seed set."); } }, words),
-    iconButton("copy", "Copy", { id: id("copy"), testid: "picture-copy", onclick: () => copy(picture) }, words),
-    make("a", { class: words ? "quiet button" : "quiet button square", id: id("download"), testid: "picture-download", href: picture.url, download: fileName(picture),
-      "aria-label": words ? null : "Download", title: words ? null : "Download" }, icon("download"), words && "Download"),
-    iconButton("bin", "Delete", { id: id("delete"), testid: "picture-delete", onclick: () => discard(picture, done) }, words));
+    made && iconButton("seed", "Reuse seed", { id: id("seed"), testid: "picture-seed", onclick: () => { takers.seed(picture); announce("Seed set."); } }, rest),
+    iconButton("copy", "Copy", { id: id("copy"), testid: "picture-copy", onclick: () => copy(picture) }, rest),
+    make("a", { class: rest ? "quiet button" : "quiet button square", id: id("download"), testid: "picture-download", href: picture.url, download: fileName(picture),
+      "aria-label": rest ? null : "Download", title: rest ? null : "Download" }, icon("download"), rest && "Download"),
+    iconButton("bin", "Delete", { id: id("delete"), testid: "picture-delete", onclick: () => discard(picture, done) }, rest));
 }
 

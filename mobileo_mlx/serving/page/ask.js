@@ -4,6 +4,7 @@ import { takers } from "./actions.js";
 import { answerFields, figures, trouble, userMessage, waitingWords } from "./answering.js";
 import { Problem } from "./api.js";
 import { announce, byId, iconButton, make, notice, show } from "./dom.js";
+import { offerExamples } from "./examples.js";
 import { start } from "./jobs.js";
 import { pictureInput } from "./picture_input.js";
 import { describe, loadPicture } from "./shelf.js";
@@ -15,6 +16,7 @@ export function makeAsk() {
   const stage = byId("ask-result");
   const tab = makeTab("ask", { run, stop, enterRuns: true });
   let current = null;
+  offerExamples("ask", stage, (text) => { tab.setPrompt(text); tab.prompt.focus(); });
 
   async function run() {
     const question = tab.prompt.value.trim();
@@ -30,7 +32,9 @@ export function makeAsk() {
     put(await start("ask", { task: "answer", messages: [userMessage(question, [picture])], ...values() }), question, picture);
   }
 
-  const stop = () => (current?.active ? current.cancel() : null);
+  function stop() {
+    return current?.active ? current.cancel() : null;
+  }
 
   function put(task, question, picture) {
     current = task;
@@ -42,6 +46,7 @@ export function makeAsk() {
     const copy = iconButton("copy", "Copy", { onclick: () => copyText(task.text) });
     const inChat = picture && iconButton("chat", "Go on in chat", { onclick: () => takers.talk(picture, question, task.text) });
     const actions = make("div", { class: "actions" }, copy, inChat);
+    stage.querySelector(".empty")?.remove();
     stage.prepend(make("article", { class: "exchange" },
       picture && make("img", { src: picture.thumbnail_url, alt: describe(picture) }),
       make("div", {}, make("h3", {}, question), text, status, facts, actions)));

@@ -83,7 +83,9 @@ export function makeChat() {
     return found.filter(Boolean);
   }
 
-  const stop = () => (current?.active ? current.cancel() : null);
+  function stop() {
+    return current?.active ? current.cancel() : null;
+  }
 
   function add(entry) {
     entries.push(entry);

@@ -2,6 +2,7 @@
 
 import { Problem } from "./api.js";
 import { byId, notice } from "./dom.js";
+import { offerExamples } from "./examples.js";
 import { makeFields } from "./fields.js";
 import { modelName } from "./info.js";
 import { activeTasks, queue, start } from "./jobs.js";
@@ -17,6 +18,7 @@ export function makeDrawing(name, task) {
   const stage = byId(`${name}-result`);
   const view = runView(name, stage);
   const tab = makeTab(name, { run, stop });
+  offerExamples(name, stage, (text) => { tab.setPrompt(text); tab.prompt.focus(); });
   tab.onRefused = (problem) => fields.point(problem.param);
 
   async function run() {

@@ -74,6 +74,8 @@ function slide(field) {
   slider.addEventListener("input", () => { field.control.value = Number(slider.value) === 1 ? "" : slider.value; });
   field.control.addEventListener("input", () => { slider.value = field.control.value || 1; });
   field.set = (value) => { set(value); slider.value = value ?? 1; };
+  field.assume = () => { field.control.placeholder = "1"; };
+  field.assume();
   field.control.before(slider);
   field.element.classList.add("slide");
 }

@@ -104,7 +104,7 @@ function tile(tab, task, index, n) {
         onclick: () => frame.dispatchEvent(new CustomEvent("open-picture", { bubbles: true, detail: picture })) },
       make("img", { src: picture.url, alt, testid: "result-picture", data: { id: picture.id } })));
     }
-    foot.replaceChildren(actionBar(picture, { words: n === 1 }));
+    foot.replaceChildren(actionBar(picture, { words: n === 1, rest: false }));
   }
 
   return {

@@ -140,7 +140,7 @@ export function startShelf(openPicture) {
   open = openPicture;
   const list = byId("shelf");
   list.addEventListener("keydown", onKey);
-  const end = make("li", { class: "shelf-end", "aria-hidden": "true" });
+  const end = make("div", { class: "shelf-end", "aria-hidden": "true" });
   new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && loadMore(), { root: null, rootMargin: "300px" }).observe(end);
-  list.append(end);
+  list.after(end);
 }
