@@ -49,7 +49,7 @@ export function makeAsk() {
     stage.querySelector(".empty")?.remove();
     stage.prepend(make("article", { class: "exchange" },
       picture && make("img", { src: picture.thumbnail_url, alt: describe(picture) }),
-      make("div", {}, make("h3", {}, question), text, status, facts, actions)));
+      make("div", {}, make("h2", {}, question), text, status, facts, actions)));
     const draw = () => {
       if (text.textContent !== task.text) text.textContent = task.text;
       const words = task.active ? (task.text ? "" : waitingWords(task)) : trouble(task);

@@ -10,7 +10,8 @@ const shownDefault = (option, value = option.default_help ?? option.default) =>
 /** {element, value(), set(value), assume(value)}: value() is undefined where the default is meant. */
 export function optionField(tab, option) {
   const id = `${tab}-${option.name}`;
-  const help = make("small", { id: `${id}-help` }, option.help);
+  const text = option.type === "string" && !option.choices; // its help stands in the box
+  const help = make("small", { id: `${id}-help`, class: text && "hidden" }, option.help);
   const control = option.choices ? choice(option, id) : box(option, id);
   control.setAttribute("aria-describedby", help.id);
   const element = make("div", { class: "field option" }, make("label", { class: "label", htmlFor: id }, label(option.name)), control, help);
@@ -22,7 +23,7 @@ export function optionField(tab, option) {
     set: (value) => { control.value = value === null || value === undefined ? "" : Array.isArray(value) ? value.join(", ") : String(value); },
     /** Shows what holds where nothing is chosen, a speed's value for example. */
     assume: (value) => {
-      const words = shownDefault(option, value ?? undefined);
+      const words = shownDefault(option, value ?? undefined) || (text ? option.help : "");
       if (option.choices) control.options[0].textContent = words ? `${words} (default)` : "Default";
       else control.placeholder = words;
     },
