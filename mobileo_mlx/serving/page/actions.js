@@ -8,8 +8,9 @@ export const takers = {};
 
 const slug = (text) => text.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60) || "picture";
 
+// The server knows the format of what was uploaded.
 export const fileName = (picture) =>
-  `${slug(describe(picture))}${picture.seed === null || picture.seed === undefined ? "" : `-${picture.seed}`}.png`;
+  picture.kind === "uploaded" ? "" : `${slug(describe(picture))}${picture.seed === null || picture.seed === undefined ? "" : `-${picture.seed}`}.png`;
 
 async function copy(picture) {
   if (!navigator.clipboard?.write || !window.ClipboardItem) {

@@ -23,8 +23,9 @@ export function answerFields(tab, host) {
 /** Seconds to the first token and tokens per second, as far as they are known. */
 export function figures(task) {
   const { timings, usage } = task.job;
-  const first = timings?.first_token ?? (task.firstText && task.began ? (task.firstText - task.began) / 1000 : null);
-  const rate = timings?.tokens_per_second;
+  const measured = timings?.prefill === undefined ? null : (timings.vision ?? 0) + timings.prefill;
+  const first = measured ?? (task.firstText && task.began ? (task.firstText - task.began) / 1000 : null);
+  const rate = timings?.decode && usage?.completion_tokens > 1 ? (usage.completion_tokens - 1) / timings.decode : null;
   const found = [];
   if (first !== null && first !== undefined) found.push(`First token after ${seconds(first)}`);
   if (rate) found.push(`${rate < 10 ? rate.toFixed(1) : Math.round(rate)} tokens/s`);

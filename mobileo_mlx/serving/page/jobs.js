@@ -15,6 +15,13 @@ const changed = () => queue.dispatchEvent(new Event("change"));
 const mine = kept.get("jobs", {});
 let streams = 0;
 
+/** Seconds that a denoising step of the newest finished drawing took. */
+export const speed = { step: null };
+
+export function secondsPerStep({ timings, progress }) {
+  return timings?.denoise && progress ? timings.denoise / (progress.steps * progress.n) : null;
+}
+
 /** A job as the page sees it. "change" follows each event; `job` is the server's object. */
 export class Task extends EventTarget {
   previews = new Map(); // src by index of the picture
@@ -23,7 +30,8 @@ export class Task extends EventTarget {
   firstText = null; // performance.now() of the first piece of an answer
   began = null;
   lastEvent = null;
-  streaming = false;
+  streaming = false; // or waiting for its stream
+  connected = false; // its events tell everything
   lost = null; // why nothing more will be heard of it
 
   constructor(job) {
@@ -55,7 +63,8 @@ export class Task extends EventTarget {
     // An older answer may arrive late; a list has no pictures that an event has not told, and the other way round.
     const pictures = new Map([...(this.job.pictures ?? []), ...(job.pictures ?? [])].map((one) => [one.id, one]));
     this.job = { ...job, pictures: [...pictures.values()] };
-    if ((job.text ?? "").length > this.text.length) this.text = job.text;
+    // While it is streamed, the pieces make the text; at its end the whole is told.
+    if (!this.streaming || !ACTIVE.has(job.status)) this.text = job.text ?? this.text;
     this.began ??= job.status === "generating" ? performance.now() : null;
     this.tell();
   }
@@ -67,7 +76,7 @@ export class Task extends EventTarget {
 
   take({ id, event, data }) {
     this.lastEvent = id ?? this.lastEvent;
-    if (event === "progress") this.job = { ...this.job, status: "generating", progress: data };
+    if (event === "progress") this.job = { ...this.job, progress: data };
     else if (event === "preview") {
       this.previews.set(data.index, `data:image/${data.output_format};base64,${data.b64_json}`);
       this.previewSteps.set(data.index, data);
@@ -92,6 +101,7 @@ export class Task extends EventTarget {
     this.streaming = true;
     while (streams >= MAX_STREAMS && this.active) await once(queue, "free", 1000);
     streams++;
+    this.connected = true;
     // What is told again from the beginning is not added twice.
     if (this.lastEvent === null) this.text = "";
     try {
@@ -110,7 +120,7 @@ export class Task extends EventTarget {
       }
     } finally {
       streams--;
-      this.streaming = false;
+      this.streaming = this.connected = false;
       queue.dispatchEvent(new Event("free"));
       this.tell();
     }
@@ -123,8 +133,8 @@ const once = (target, name, milliseconds) =>
 
 function know(job) {
   const known = jobs.get(job.id);
-  if (known) known.update(job);
-  else jobs.set(job.id, new Task(job));
+  if (!known) jobs.set(job.id, new Task(job));
+  else if (!known.connected) known.update(job);
   return jobs.get(job.id);
 }
 
@@ -161,9 +171,12 @@ export const activeTasks = () =>
 export async function refresh() {
   const before = new Set(activeTasks().map((task) => task.id));
   const found = (await get("/v1/jobs?limit=100")).data;
-  for (const job of found.reverse()) if (ACTIVE.has(job.status) || jobs.has(job.id)) know(job);
+  for (const job of found.reverse()) {
+    if (job.timings?.denoise && job.progress) speed.step = secondsPerStep(job);
+    if (ACTIVE.has(job.status) || jobs.has(job.id)) know(job);
+  }
   const listed = new Set(found.map((job) => job.id));
-  for (const task of activeTasks()) if (!listed.has(task.id) && !task.streaming) know(await get(`/v1/jobs/${task.id}`).catch(() => ({ ...task.job, status: "cancelled" })));
+  for (const task of activeTasks()) if (!listed.has(task.id) && !task.connected) task.lose("The server no longer knows this task.");
   changed();
   return [...before].some((id) => !jobs.get(id).active);
 }

@@ -102,7 +102,10 @@ async function begin() {
       if (followed.has(task)) continue;
       followed.add(task);
       task.job.pictures.forEach(add);
-      task.addEventListener("picture", (event) => add(event.detail));
+      task.addEventListener("picture", ({ detail }) => {
+        add(detail);
+        if (detail.warning) notice(detail.warning, { error: true });
+      });
     }
   });
   await Promise.all([refreshShelf(), resume()]);

@@ -3,6 +3,7 @@
 import { actionBar } from "./actions.js";
 import { compare } from "./compare.js";
 import { announce, make, show } from "./dom.js";
+import { secondsPerStep } from "./jobs.js";
 import { describe } from "./shelf.js";
 import { count, left, seconds } from "./words.js";
 
@@ -26,10 +27,6 @@ export function statusWords(task) {
   parts.push(progress.step >= progress.steps ? "Finishing" : `Step ${progress.step} of ${progress.steps}`);
   if (progress.seconds_left !== null && progress.seconds_left !== undefined) parts.push(left(progress.seconds_left));
   return parts.join(" · ");
-}
-
-function secondsPerStep(job) {
-  return job.timings?.seconds_per_step ?? null;
 }
 
 /** The part of a job that is done, from 0 to 1. */

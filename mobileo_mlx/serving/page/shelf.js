@@ -45,10 +45,13 @@ function changed() {
   shelf.dispatchEvent(new Event("change"));
 }
 
+// Ids begin with the time, more exactly than `created_at`.
+const isNewer = (one, other) => one.created_at > other.created_at || (one.created_at === other.created_at && one.id > other.id);
+
 /** Puts a picture in its place by age; nothing else moves and nothing is selected. */
 export function add(picture) {
   if (findPicture(picture.id)) return;
-  const at = pictures.findIndex((one) => one.created_at <= picture.created_at);
+  const at = pictures.findIndex((one) => isNewer(picture, one));
   const place = at < 0 ? pictures.length : at;
   byId("shelf").insertBefore(thumbnail(picture), byIdOf.get(pictures[place]?.id) ?? null);
   pictures.splice(place, 0, picture);
