@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -96,6 +97,12 @@ def machine() -> dict[str, Any]:
 def computing_chip(info: Mapping[str, Any]) -> str:
     """Of a `machine`: the GPU where it computes, else the processor. On a Mac both have one name."""
     return str(info.get("gpu") or info["chip"])
+
+
+def chip_file(folder: Path, benchmark: str, info: Mapping[str, Any]) -> Path:
+    """Where a benchmark keeps the results of a machine's chip."""
+    name = re.sub(r"[^a-z0-9]+", "-", computing_chip(info).lower()).strip("-")
+    return folder / f"{benchmark}-{name or 'unnamed-chip'}.json"
 
 
 def machine_line(info: dict[str, Any]) -> str:

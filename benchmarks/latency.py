@@ -9,7 +9,6 @@ Exit status: 0 done, 2 it can't be done, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import sys
 import time
@@ -236,14 +235,8 @@ def chart(value: Mapping[str, Any], path: Path) -> None:
         bar_chart(panels, path, ours=ours)
 
 
-def records_file(folder: Path, machine: Mapping[str, Any]) -> Path:
-    """Where the results of a machine's chip are kept."""
-    name = re.sub(r"[^a-z0-9]+", "-", common.computing_chip(machine).lower()).strip("-")
-    return folder / f"latency-{name or 'unnamed-chip'}.json"
-
-
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The results in a file of `records_file`, the newest last.
+    """The results in a file of `common.chip_file`, the newest last.
 
     Raises:
         CheckpointError: it is missing, or has no results.
@@ -330,7 +323,7 @@ def _run(options: argparse.Namespace, command: str) -> None:
     value = {**result(rows, settings), "command": command}
     lines = list(markdown(value))
     print("\n".join(lines))
-    path = records_file(options.out, value["machine"])
+    path = common.chip_file(options.out, "latency", value["machine"])
     records = read_records(path) if path.exists() else []
     common.write_json({"records": [*records, value]}, path)
     common.write_lines(lines, path.with_suffix(".md"))
