@@ -15,13 +15,20 @@ from .conftest import pixels_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Locator, LocatorAssertions, Page
 
 PROMPT = "a red circle to the left of a blue square"
 SPEC = Spec((("circle", "red"), ("square", "blue")), "white", "to the left of")
 SEED = 1
 TABS = ("draw", "ask", "edit", "chat")
 FOREVER = 1000  # steps of a drawing that nobody waits for
+
+
+def expect(locator: Locator) -> LocatorAssertions:
+    """Playwright's assertions, which wait; it is imported where it is used, as it may be missing."""
+    from playwright.sync_api import expect
+
+    return expect(locator)
 
 
 def choose(page: Page, tab: str) -> None:
@@ -55,8 +62,6 @@ def results(page: Page, tab: str) -> Locator:
 
 def draw(page: Page, text: str = PROMPT, *, count: int = 1, **options: Any) -> None:
     """Draws, and waits for all pictures and the end of the job."""
-    from playwright.sync_api import expect
-
     begin(page, "draw", text, **({"n": count} if count > 1 else {}), **{"seed": SEED, **options})
     expect(results(page, "draw")).to_have_count(count)
     at_rest(page, "draw")

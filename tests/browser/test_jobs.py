@@ -7,20 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
-playwright = pytest.importorskip("playwright.sync_api")
-
 from benchmarks.serving.process import Server
 from tests.browser import steps
 from tests.browser.conftest import Open
-from tests.browser.steps import FOREVER, PROMPT, begin, draw, results
+from tests.browser.steps import FOREVER, PROMPT, begin, draw, expect, results
 from tests.browser.watch import Watch
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
-
-expect = playwright.expect
 
 
 def status_of(page: Page, index: int = 0) -> str:
@@ -122,9 +116,7 @@ def test_the_server_is_restarted_under_the_page(
         assert len(steps.pictures(page)) == 2
 
 
-def test_a_key_is_asked_for_once(
-    watch: Watch, new_context: Callable[..., BrowserContext], tmp_path: Path
-) -> None:
+def test_a_key_is_asked_for_once(watch: Watch, new_context: Callable[..., BrowserContext], tmp_path: Path) -> None:
     watch.expect("401")
     with Server(tmp_path / "pictures", options=["--api-key", "a-secret-of-ours"]) as server:
         page = new_context(base_url=server.url).new_page()

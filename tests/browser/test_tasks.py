@@ -7,20 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
-playwright = pytest.importorskip("playwright.sync_api")
-
 from benchmarks.shapes.edits import Edit
 from benchmarks.shapes.scorer import edit_succeeded, read_picture
 from benchmarks.shapes.world import Object, Scene, render
 from tests.browser import steps
-from tests.browser.steps import FOREVER, PROMPT, SEED, begin, choose, choose_picture, draw, results
+from tests.browser.steps import FOREVER, PROMPT, SEED, begin, choose, choose_picture, draw, expect, results
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-expect = playwright.expect
 
 BEFORE = Scene((Object("circle", "red", 2, 4), Object("square", "blue", 6, 4)), "white")
 AFTER = Scene((Object("circle", "green", 2, 4), Object("square", "blue", 6, 4)), "white")
