@@ -15,7 +15,7 @@ from typing import Any
 
 from .load import Load, answer
 from .requests import Answer, Request
-from .wire import Connection, Dropped, Refused, head
+from .wire import Connection, Dropped, Refused
 
 LONG = 0.4  # seconds within which a client leaves
 SLOW_PIECE = 2048  # bytes that a slow reader takes at a time
@@ -47,14 +47,14 @@ async def leaves_while_reading(port: int, request: Request, chance: random.Rando
 async def leaves_in_the_head(port: int, request: Request, chance: random.Random) -> None:
     """Closes before its headers are complete."""
     async with Connection(port) as connection:
-        whole = head("POST", request.path, len(request.body), port, request.content_type)
+        whole = connection.head("POST", request.path, len(request.body), request.content_type)
         await connection.send(whole[: chance.randrange(1, len(whole))])
 
 
 async def leaves_in_the_body(port: int, request: Request, chance: random.Random) -> None:
     """Closes, or is killed, before its body is complete."""
     async with Connection(port) as connection:
-        whole = head("POST", request.path, len(request.body), port, request.content_type) + request.body
+        whole = connection.head("POST", request.path, len(request.body), request.content_type) + request.body
         await connection.send(whole[: -chance.randrange(1, len(request.body))])
         if chance.random() < 0.5:
             connection.abort()
@@ -63,7 +63,7 @@ async def leaves_in_the_body(port: int, request: Request, chance: random.Random)
 async def holds_half_a_body(port: int, request: Request, chance: random.Random) -> None:
     """Sends half of its body, and then nothing for a while."""
     async with Connection(port) as connection:
-        whole = head("POST", request.path, len(request.body), port, request.content_type) + request.body
+        whole = connection.head("POST", request.path, len(request.body), request.content_type) + request.body
         await connection.send(whole[: -len(request.body) // 2])
         await asyncio.sleep(HELD * chance.random())
 
@@ -149,12 +149,12 @@ async def provoke(
                 await FAULTS[name](port, request, own)
             tried[name] += 1
 
-    async def good() -> None:
-        async with Connection(port) as connection:
+    async def good(number: int) -> None:
+        async with Connection(port, f"honest client {number}") as connection:
             for request in waiting:
                 await answer(connection, request, expected, found)
 
-    await asyncio.gather(*(faulty() for _ in range(clients)), *(good() for _ in range(max(1, clients // 4))))
+    await asyncio.gather(*(faulty() for _ in range(clients)), *(good(i) for i in range(max(1, clients // 4))))
     return tried, found
 
 

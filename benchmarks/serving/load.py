@@ -92,13 +92,13 @@ async def load(port: int, requests: Sequence[Request], expected: Mapping[str, An
     """Answers all requests, by so many clients at a time, each with a connection that it keeps."""
     found, waiting = Load(), iter(requests)
 
-    async def client() -> None:
-        async with Connection(port) as connection:
+    async def client(number: int) -> None:
+        async with Connection(port, f"client {number}") as connection:
             for request in waiting:
                 await answer(connection, request, expected, found)
 
     begin = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(clients)))
+    await asyncio.gather(*(client(i) for i in range(clients)))
     found.duration = time.perf_counter() - begin
     return found
 

@@ -32,10 +32,12 @@ class Connection:
 
     Attributes:
         port: of 127.0.0.1.
+        name: by which the server tells clients of one machine apart.
         receive_buffer: bytes that the kernel takes before the client reads; small for a slow reader.
     """
 
     port: int
+    name: str = "benchmark"
     receive_buffer: int | None = None
     _streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = field(default=None, repr=False)
 
@@ -68,6 +70,13 @@ class Connection:
         except OSError as error:
             raise Dropped(str(error)) from error
 
+    def head(self, method: str, path: str, length: int, content_type: str = "application/json") -> bytes:
+        """A request up to its body; `length` bytes are announced."""
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {HOST}:{self.port}", f"User-Agent: {self.name}"]
+        if length:
+            lines += [f"Content-Type: {content_type}", f"Content-Length: {length}"]
+        return "\r\n".join([*lines, "", ""]).encode()
+
     async def request(
         self, method: str, path: str, body: bytes = b"", content_type: str = "application/json"
     ) -> AsyncIterator[bytes]:
@@ -77,7 +86,7 @@ class Connection:
             Refused: another status than 2xx.
             Dropped: no answer, or half of one.
         """
-        await self.send(head(method, path, len(body), self.port, content_type) + body)
+        await self.send(self.head(method, path, len(body), content_type) + body)
         return self._answer()
 
     async def read(self, method: str, path: str, body: bytes = b"", content_type: str = "application/json") -> bytes:
@@ -133,14 +142,6 @@ class Connection:
         if self._streams is not None:
             (_, writer), self._streams = self._streams, None
             writer.transport.abort()
-
-
-def head(method: str, path: str, length: int, port: int, content_type: str = "application/json") -> bytes:
-    """A request up to its body; `length` bytes are announced."""
-    lines = [f"{method} {path} HTTP/1.1", f"Host: {HOST}:{port}", "Accept: */*"]
-    if length:
-        lines += [f"Content-Type: {content_type}", f"Content-Length: {length}"]
-    return "\r\n".join([*lines, "", ""]).encode()
 
 
 async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> AsyncIterator[bytes]:
