@@ -6,7 +6,6 @@ says something, and gives up after `PATIENCE`.
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from PIL import Image
 
 from benchmarks.serving.process import Server
 
+from .steps import FOREVER
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def browser() -> Iterator[Browser]:
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for name in ("starlette", "uvicorn", "python_multipart"):
         pytest.importorskip(name)
-    with Server(tmp_path_factory.mktemp("served") / "pictures") as server:
+    with Server(tmp_path_factory.mktemp("served") / "pictures", options=["--max-steps", str(FOREVER)]) as server:
         yield server
 
 
@@ -133,12 +133,6 @@ def png(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return write
-
-
-def pixels_of(data: bytes) -> np.ndarray:
-    """(H, W, 3) uint8 of an image file."""
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 @pytest.fixture

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from benchmarks.shapes.scorer import read_picture, satisfies
 from benchmarks.shapes.text import Spec
-
-from .conftest import pixels_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +43,10 @@ def set_option(page: Page, tab: str, name: str, value: Any) -> None:
     field.wait_for(state="attached")
     if not field.is_visible():
         page.locator(f"#{tab}-options > summary").click()
-    field.fill(str(value))
+    if field.evaluate("element => element.tagName") == "SELECT":
+        field.select_option(str(value))
+    else:
+        field.fill(str(value))
 
 
 def begin(page: Page, tab: str, text: str, **options: Any) -> None:
@@ -127,7 +130,8 @@ def jobs(page: Page) -> list[dict[str, Any]]:
 
 def pixels(page: Page, url: str) -> np.ndarray:
     """(H, W, 3) uint8 of a picture of the server's."""
-    return pixels_of(page.request.get(url).body())
+    with Image.open(io.BytesIO(page.request.get(url).body())) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def is_drawn(page: Page, url: str, spec: Spec = SPEC) -> bool:

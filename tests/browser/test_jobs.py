@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
 
+LONG = ["--max-steps", str(FOREVER)]
+
+
 def status_of(page: Page, index: int = 0) -> str:
     return str(steps.jobs(page)[index]["status"])
 
@@ -100,7 +103,7 @@ def test_the_server_is_restarted_under_the_page(
 ) -> None:
     """The page says that the server is away, finds it again by itself, and what was kept is there."""
     watch.expect("ERR_CONNECTION|ERR_INCOMPLETE|ERR_EMPTY|404")
-    with Server(tmp_path / "pictures") as server:
+    with Server(tmp_path / "pictures", options=LONG) as server:
         context = new_context(base_url=server.url)
         page = opened(context)
         draw(page)
@@ -108,7 +111,7 @@ def test_the_server_is_restarted_under_the_page(
         steps.drawing(page)
         server.kill()
         expect(page.locator("#banner")).to_be_visible()
-    with Server(tmp_path / "pictures", port=server.port):
+    with Server(tmp_path / "pictures", port=server.port, options=LONG):
         expect(page.locator("#banner")).to_be_hidden()
         expect(page.locator("#shelf").get_by_test_id("shelf-picture")).to_have_count(1)
         steps.at_rest(page, "draw")

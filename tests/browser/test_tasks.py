@@ -134,7 +134,7 @@ def test_previews_come_before_the_picture(page: Page) -> None:
 
 def test_options_reach_the_server(page: Page) -> None:
     choose(page, "draw")
-    page.locator("#draw-speed-fast").click()
+    page.locator("label[for=draw-speed-fast]").click()
     steps.set_option(page, "draw", "negative_prompt", "a star")
     draw(page, seed=7)
     (picture,) = steps.pictures(page)
