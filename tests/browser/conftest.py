@@ -63,11 +63,11 @@ def server(shared_server: Server, browser: Browser) -> Iterator[Server]:
     """A running server without pictures and jobs."""
     yield shared_server
     context = browser.new_context(base_url=shared_server.url)
-    for job in context.request.get("/v1/jobs?limit=1000").json()["data"]:
+    for job in context.request.get("/v1/jobs?limit=100").json()["data"]:
         context.request.delete(f"/v1/jobs/{job['id']}")  # cancelled if it runs
-    for job in context.request.get("/v1/jobs?limit=1000").json()["data"]:
+    for job in context.request.get("/v1/jobs?limit=100").json()["data"]:
         context.request.delete(f"/v1/jobs/{job['id']}")  # and forgotten
-    for picture in context.request.get("/v1/pictures?limit=1000").json()["data"]:
+    for picture in context.request.get("/v1/pictures?limit=100").json()["data"]:
         context.request.delete(f"/v1/pictures/{picture['id']}")
     context.close()
 
