@@ -13,6 +13,7 @@ from benchmarks.shapes.scorer import read_picture, satisfies
 from benchmarks.shapes.text import Spec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from playwright.sync_api import Locator, LocatorAssertions, Page
@@ -49,13 +50,23 @@ def set_option(page: Page, tab: str, name: str, value: Any) -> None:
         field.fill(str(value))
 
 
-def begin(page: Page, tab: str, text: str, **options: Any) -> None:
-    """Writes a prompt, question, instruction or message, and sends it."""
+def begin(page: Page, tab: str, text: str, **options: Any) -> str:
+    """Writes a prompt, question, instruction or message, and sends it; returns the job's id."""
     choose(page, tab)
     for name, value in options.items():
         set_option(page, tab, name, value)
     page.locator(f"#{tab}-prompt").fill(text)
-    page.locator(f"#{tab}-run").click()
+    return sent(page, page.locator(f"#{tab}-run").click)
+
+
+def sent(page: Page, send: Callable[[], object]) -> str:
+    """Does what makes a job, and gives the job's id once the server has it."""
+    with page.expect_request(lambda asked: asked.method == "POST" and asked.url.endswith("/v1/jobs")) as making:
+        send()
+    answer = making.value.response()
+    assert answer is not None
+    id: str = answer.json()["id"]
+    return id
 
 
 def results(page: Page, tab: str) -> Locator:
@@ -65,14 +76,22 @@ def results(page: Page, tab: str) -> Locator:
 
 def draw(page: Page, text: str = PROMPT, *, count: int = 1, **options: Any) -> None:
     """Draws, and waits for all pictures and the end of the job."""
-    begin(page, "draw", text, **({"n": count} if count > 1 else {}), **{"seed": SEED, **options})
+    job = begin(page, "draw", text, **({"n": count} if count > 1 else {}), **{"seed": SEED, **options})
+    assert ended(page, "draw", job)["status"] == "completed"
     expect(results(page, "draw")).to_have_count(count)
-    at_rest(page, "draw")
 
 
-def at_rest(page: Page, tab: str) -> None:
-    """Waits until a tab has nothing to stop."""
+def ended(page: Page, tab: str, id: str) -> dict[str, Any]:
+    """Waits until a job has ended and its tab has nothing to stop; gives the job."""
+    page.request.get(f"/v1/jobs/{id}/events", timeout=0)  # the answer ends with the job
     page.locator(f"#{tab}-stop").wait_for(state="hidden")
+    return job_of(page, id)
+
+
+def job_of(page: Page, id: str) -> dict[str, Any]:
+    """A job as the server has it."""
+    found: dict[str, Any] = page.request.get(f"/v1/jobs/{id}").json()
+    return found
 
 
 def drawing(page: Page, tab: str = "draw") -> None:

@@ -73,8 +73,8 @@ def test_with_results(open_page: Open, place: dict[str, Any], axe: str, png: Cal
     assert violations(page, axe) == []
     for tab, text in (("ask", "what color is the square?"), ("edit", "make the circle green"), ("chat", "what is it?")):
         choose_picture(page, tab, png(SCENE))
-        begin(page, tab, text)
-        steps.at_rest(page, tab)
+        job = begin(page, tab, text)
+        steps.ended(page, tab, job)
         page.locator(f"#{tab}-result").locator("img, p, [data-testid]").first.wait_for()
         assert violations(page, axe) == [], tab
 

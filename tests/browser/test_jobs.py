@@ -25,13 +25,13 @@ def status_of(page: Page, index: int = 0) -> str:
 
 
 def test_stop_stops(page: Page) -> None:
-    begin(page, "draw", PROMPT, steps=FOREVER)
+    id = begin(page, "draw", PROMPT, steps=FOREVER)
     steps.drawing(page)
     page.locator("#draw-stop").click()
-    steps.at_rest(page, "draw")
-    (job,) = steps.jobs(page)
+    job = steps.ended(page, "draw", id)
     assert job["status"] == "cancelled"
-    assert job["progress"] is None or job["progress"]["step"] < FOREVER
+    assert job["progress"]["step"] < FOREVER
+    expect(page.locator("#draw-status")).to_contain_text("Stopped")
     assert steps.pictures(page) == []
     # The model is free at once: the next drawing is not the stopped one's successor in a queue.
     draw(page)
@@ -39,11 +39,10 @@ def test_stop_stops(page: Page) -> None:
 
 
 def test_escape_stops(page: Page) -> None:
-    begin(page, "draw", PROMPT, steps=FOREVER)
+    job = begin(page, "draw", PROMPT, steps=FOREVER)
     steps.drawing(page)
     page.keyboard.press("Escape")
-    steps.at_rest(page, "draw")
-    assert status_of(page) == "cancelled"
+    assert steps.ended(page, "draw", job)["status"] == "cancelled"
 
 
 def test_an_answer_is_stopped(page: Page, open_page: Open) -> None:
@@ -51,10 +50,10 @@ def test_an_answer_is_stopped(page: Page, open_page: Open) -> None:
     begin(page, "draw", PROMPT, steps=FOREVER)
     steps.drawing(page)
     other = open_page()
-    begin(other, "chat", "how many objects are there?")
+    job = begin(other, "chat", "how many objects are there?")
     other.locator("#chat-stop").wait_for()
     other.locator("#chat-stop").click()
-    steps.at_rest(other, "chat")
+    steps.ended(other, "chat", job)
     assert [job["status"] for job in steps.jobs(page)] == ["cancelled", "generating"]
 
 
@@ -79,22 +78,21 @@ def test_a_closed_browser_loses_nothing(open_page: Open, new_context: Callable[.
 
 
 def test_who_waits_is_told_so_and_can_leave_the_queue(page: Page, open_page: Open) -> None:
-    begin(page, "draw", PROMPT, steps=FOREVER)
+    running = begin(page, "draw", PROMPT, steps=FOREVER)
     steps.drawing(page)
     other = open_page()
-    begin(other, "draw", "a green triangle", steps=2, seed=1)
+    waiting = begin(other, "draw", "a green triangle", steps=2, seed=1)
     expect(other.locator("#draw-status")).to_contain_text(re.compile("wait|queue|next|before", re.IGNORECASE))
     other.locator("#queue-button").click()
-    waiting, running = steps.jobs(other)
     rows = other.locator("#queue").get_by_test_id("queue-job")
     expect(rows).to_have_count(2)
-    other.locator(f'[data-testid="queue-job"][data-id="{waiting["id"]}"]').get_by_test_id("queue-cancel").click()
+    other.locator(f'[data-testid="queue-job"][data-id="{waiting}"]').get_by_test_id("queue-cancel").click()
     expect(rows).to_have_count(1)
-    steps.at_rest(other, "draw")
+    steps.ended(other, "draw", waiting)
     assert [job["status"] for job in steps.jobs(other)] == ["cancelled", "generating"]
     # The one that runs is cancelled from the other window, and the first says so.
-    other.locator(f'[data-testid="queue-job"][data-id="{running["id"]}"]').get_by_test_id("queue-cancel").click()
-    steps.at_rest(page, "draw")
+    other.locator(f'[data-testid="queue-job"][data-id="{running}"]').get_by_test_id("queue-cancel").click()
+    steps.ended(page, "draw", running)
     assert [job["status"] for job in steps.jobs(page)] == ["cancelled", "cancelled"]
 
 
@@ -114,7 +112,7 @@ def test_the_server_is_restarted_under_the_page(
     with Server(tmp_path / "pictures", port=server.port, options=LONG):
         expect(page.locator("#banner")).to_be_hidden()
         expect(page.locator("#shelf").get_by_test_id("shelf-picture")).to_have_count(1)
-        steps.at_rest(page, "draw")
+        page.locator("#draw-stop").wait_for(state="hidden")
         draw(page, seed=2)
         assert len(steps.pictures(page)) == 2
 

@@ -44,8 +44,8 @@ def test_nothing_is_wider_than_a_phone(open_page: Open, tab: str, png: Callable[
         draw(page)
     else:
         choose_picture(page, tab, png(SCENE))
-        begin(page, tab, "a very-long-word-" + "x" * 200 if tab == "chat" else "make the star green")
-        steps.at_rest(page, tab)
+        job = begin(page, tab, "a very-long-word-" + "x" * 200 if tab == "chat" else "make the star green")
+        steps.ended(page, tab, job)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     for name in (f"{tab}-prompt", f"{tab}-run", *(f"tab-{other}" for other in TABS), "queue-button", "theme-button"):
         control = page.locator(f"#{name}")
@@ -142,9 +142,9 @@ def test_all_four_tabs_with_the_keyboard_alone(page: Page) -> None:
     focus_by_tab(page, "tab-draw")
     focus_by_tab(page, "draw-prompt")
     page.keyboard.type(PROMPT)
-    press(page, "Control+Enter")
+    job = steps.sent(page, lambda: press(page, "Control+Enter"))
     expect(steps.results(page, "draw")).to_have_count(1)
-    steps.at_rest(page, "draw")
+    steps.ended(page, "draw", job)
 
     # The picture goes to the next tab from its viewer, which gives the focus to where the text is written.
     open_first_picture(page)
@@ -153,9 +153,9 @@ def test_all_four_tabs_with_the_keyboard_alone(page: Page) -> None:
     expect(page.locator("#panel-ask")).to_be_visible()
     focus_by_tab(page, "ask-prompt")
     page.keyboard.type("what color is the square?")
-    press(page, "Control+Enter")
+    job = steps.sent(page, lambda: press(page, "Control+Enter"))
     expect(page.locator("#ask-result")).to_contain_text("blue")
-    steps.at_rest(page, "ask")
+    steps.ended(page, "ask", job)
 
     open_first_picture(page)
     focus_by_tab(page, "viewer-edit")
@@ -163,9 +163,9 @@ def test_all_four_tabs_with_the_keyboard_alone(page: Page) -> None:
     expect(page.locator("#panel-edit")).to_be_visible()
     focus_by_tab(page, "edit-prompt")
     page.keyboard.type("make the square green")
-    press(page, "Control+Enter")
+    job = steps.sent(page, lambda: press(page, "Control+Enter"))
     expect(steps.results(page, "edit")).to_have_count(1)
-    steps.at_rest(page, "edit")
+    steps.ended(page, "edit", job)
 
     for _ in range(80):
         if page.evaluate("document.activeElement.getAttribute('role')") == "tab":
@@ -175,9 +175,9 @@ def test_all_four_tabs_with_the_keyboard_alone(page: Page) -> None:
     expect(page.locator("#panel-chat")).to_be_visible()
     focus_by_tab(page, "chat-prompt")
     page.keyboard.type("how are you?")
-    press(page, "Control+Enter")
+    job = steps.sent(page, lambda: press(page, "Control+Enter"))
     expect(page.locator('[data-testid="message"][data-role="assistant"]')).to_have_count(1)
-    steps.at_rest(page, "chat")
+    steps.ended(page, "chat", job)
 
 
 def open_first_picture(page: Page) -> None:

@@ -56,9 +56,8 @@ def test_a_picture_of_ours_brings_its_settings(page: Page, open_page: Open) -> N
     expect(other.locator("#draw-seed")).to_have_value("11")
     expect(other.locator("#draw-steps")).to_have_value("9")
     expect(other.locator("#draw-negative_prompt")).to_have_value("a star")
-    other.locator("#draw-run").click()
+    steps.ended(other, "draw", steps.sent(other, other.locator("#draw-run").click))
     expect(steps.results(other, "draw")).to_have_count(1)
-    steps.at_rest(other, "draw")
     again = steps.pictures(other)[0]
     assert other.request.get(again["url"]).body() == data
 
@@ -128,8 +127,8 @@ def test_a_photo_is_shown_as_it_was_held(page: Page) -> None:
     page.wait_for_function(
         "image => image.complete && image.naturalHeight > image.naturalWidth", arg=image.element_handle()
     )
-    begin(page, "ask", "how many objects are there?")
-    steps.at_rest(page, "ask")
+    job = begin(page, "ask", "how many objects are there?")
+    steps.ended(page, "ask", job)
     (uploaded,) = steps.pictures(page)
     assert (uploaded["width"], uploaded["height"]) == (40, 80)
 
@@ -188,9 +187,9 @@ def test_a_picture_is_saved_under_a_name_of_its_own(page: Page) -> None:
 
 
 def test_nothing_in_a_prompt_runs(page: Page) -> None:
-    begin(page, "draw", ATTACK, steps=2, seed=1)
+    job = begin(page, "draw", ATTACK, steps=2, seed=1)
     expect(steps.results(page, "draw")).to_have_count(1)
-    steps.at_rest(page, "draw")
+    steps.ended(page, "draw", job)
     page.locator("#queue-button").click()
     page.keyboard.press("Escape")
     page.locator("#shelf").get_by_test_id("shelf-picture").first.click()
@@ -203,8 +202,8 @@ def test_nothing_in_a_prompt_runs(page: Page) -> None:
 
 
 def test_nothing_in_a_conversation_runs(page: Page) -> None:
-    begin(page, "chat", ATTACK)
-    steps.at_rest(page, "chat")
+    job = begin(page, "chat", ATTACK)
+    steps.ended(page, "chat", job)
     expect(page.get_by_test_id("message").first).to_contain_text("<script>window.ran=1</script>")
     page.reload()
     page.wait_for_selector("html[data-ready]")

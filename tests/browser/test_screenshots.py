@@ -64,9 +64,9 @@ def test_edit(open_page: Open, screenshots: Path, png: Callable[..., Path]) -> N
     page = open_page(**DESKTOP)
     fill_shelf(page)
     choose_picture(page, "edit", png(render(SCENE)))
-    begin(page, "edit", "change the circle into a star", seed=SEED)
+    job = begin(page, "edit", "change the circle into a star", seed=SEED)
     page.locator("#edit-compare").wait_for()
-    steps.at_rest(page, "edit")
+    steps.ended(page, "edit", job)
     save(page, screenshots, "edit")
 
 
@@ -75,8 +75,8 @@ def test_ask(open_page: Open, screenshots: Path, png: Callable[..., Path]) -> No
     fill_shelf(page)
     choose_picture(page, "ask", png(render(SCENE)))
     for question in ("describe the image.", "where is the circle relative to the square?"):
-        begin(page, "ask", question)
-        steps.at_rest(page, "ask")
+        job = begin(page, "ask", question)
+        steps.ended(page, "ask", job)
     save(page, screenshots, "ask")
 
 
@@ -86,9 +86,9 @@ def test_chat(open_page: Open, screenshots: Path) -> None:
     answers = page.locator('[data-testid="message"][data-role="assistant"]')
     said = (f"/draw {PROMPT}", "what color is the square?", "/edit make the square green", "what color is the square?")
     for count, text in enumerate(said, 1):
-        begin(page, "chat", text)
+        job = begin(page, "chat", text)
         expect(answers).to_have_count(count)
-        steps.at_rest(page, "chat")
+        steps.ended(page, "chat", job)
     save(page, screenshots, "chat")
 
 

@@ -41,9 +41,9 @@ def test_the_same_seed_draws_the_same_again(page: Page) -> None:
 
 def test_edit(page: Page, png: Callable[..., Path]) -> None:
     choose_picture(page, "edit", png(render(BEFORE)))
-    begin(page, "edit", EDIT.text, seed=SEED)
+    job = begin(page, "edit", EDIT.text, seed=SEED)
     expect(results(page, "edit")).to_have_count(1)
-    steps.at_rest(page, "edit")
+    steps.ended(page, "edit", job)
     (edited,) = (picture for picture in steps.pictures(page) if picture["kind"] == "edited")
     assert edit_succeeded(read_picture(steps.pixels(page, edited["url"])), EDIT)
     (uploaded,) = (picture for picture in steps.pictures(page) if picture["kind"] == "uploaded")
@@ -68,8 +68,8 @@ def test_before_and_after_are_compared_with_the_keyboard(page: Page, png: Callab
 
 def test_ask(page: Page, png: Callable[..., Path]) -> None:
     choose_picture(page, "ask", png(render(BEFORE)))
-    begin(page, "ask", "how many objects are there?")
-    steps.at_rest(page, "ask")
+    job = begin(page, "ask", "how many objects are there?")
+    steps.ended(page, "ask", job)
     expect(page.locator("#ask-result")).to_contain_text("two")
     figures = page.locator("#ask-figures")
     expect(figures).to_contain_text(re.compile(r"\d.*s\b.*\d.*token", re.DOTALL))
@@ -77,15 +77,15 @@ def test_ask(page: Page, png: Callable[..., Path]) -> None:
 
 def test_chat(page: Page, png: Callable[..., Path]) -> None:
     choose_picture(page, "chat", png(render(BEFORE)))
-    begin(page, "chat", "what color is the square?")
+    job = begin(page, "chat", "what color is the square?")
     answers = page.locator('[data-testid="message"][data-role="assistant"]')
     expect(answers).to_have_count(1)
     expect(answers.last).to_contain_text("blue")
-    steps.at_rest(page, "chat")
-    begin(page, "chat", "what color is the circle?")
+    steps.ended(page, "chat", job)
+    job = begin(page, "chat", "what color is the circle?")
     expect(answers).to_have_count(2)
     expect(answers.last).to_contain_text("red")
-    steps.at_rest(page, "chat")
+    steps.ended(page, "chat", job)
     page.locator("#chat-clear").click()
     expect(page.get_by_test_id("message")).to_have_count(0)
 
@@ -98,9 +98,9 @@ def test_a_drawing_is_asked_about_and_edited_by_its_buttons(page: Page) -> None:
     expect(page.locator("#ask-result")).to_contain_text("blue")
     page.locator("#shelf").get_by_test_id("shelf-picture").first.click()
     page.locator("#viewer-edit").click()
-    begin(page, "edit", "remove the circle", seed=SEED)
+    job = begin(page, "edit", "remove the circle", seed=SEED)
     expect(results(page, "edit")).to_have_count(1)
-    steps.at_rest(page, "edit")
+    steps.ended(page, "edit", job)
     (edited,) = (picture for picture in steps.pictures(page) if picture["kind"] == "edited")
     found = read_picture(steps.pixels(page, edited["url"]))
     assert [(thing.shape, thing.colour) for thing in found.objects] == [("square", "blue")]
@@ -118,7 +118,7 @@ def test_several_pictures_appear_one_by_one(page: Page) -> None:
 
 
 def test_previews_come_before_the_picture(page: Page) -> None:
-    begin(page, "draw", PROMPT, steps=FOREVER)
+    job = begin(page, "draw", PROMPT, steps=FOREVER)
     steps.drawing(page)
     preview = page.locator("#draw-result").get_by_test_id("result-preview").first
     # An image is seen, not only its frame.
@@ -129,7 +129,7 @@ def test_previews_come_before_the_picture(page: Page) -> None:
     )
     expect(page.locator("#draw-status")).to_contain_text(re.compile(r"\d+ (of|/) ?1000|\d+.*left"))
     page.locator("#draw-stop").click()
-    steps.at_rest(page, "draw")
+    steps.ended(page, "draw", job)
 
 
 def test_options_reach_the_server(page: Page) -> None:
@@ -154,9 +154,9 @@ def test_a_picture_is_drawn_again_from_its_settings(page: Page) -> None:
 
 
 def test_an_unseeded_drawing_says_which_seed_it_had(page: Page) -> None:
-    begin(page, "draw", PROMPT, steps=2)
+    job = begin(page, "draw", PROMPT, steps=2)
     expect(results(page, "draw")).to_have_count(1)
-    steps.at_rest(page, "draw")
+    steps.ended(page, "draw", job)
     (picture,) = steps.pictures(page)
     assert isinstance(picture["seed"], int)
     page.locator("#shelf").get_by_test_id("shelf-picture").first.click()
