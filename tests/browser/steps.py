@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -156,10 +155,3 @@ def pixels(page: Page, url: str) -> np.ndarray:
 def is_drawn(page: Page, url: str, spec: Spec = SPEC) -> bool:
     """Whether a picture of the server's shows what was asked for."""
     return satisfies(read_picture(pixels(page, url)), spec)
-
-
-def number(text: str | None) -> float:
-    """The first number of a text."""
-    found = re.search(r"\d+(\.\d+)?", text or "")
-    assert found, f"no number in {text!r}"
-    return float(found[0])
