@@ -1,0 +1,43 @@
+"""Which model computes: what has to be the same wherever, and whenever, the tasks of one run are computed."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints.precision import dtypes_text
+from ..models.mobileo import COMPONENTS
+from ..training.fingerprints import adapter_digest, weights_digest
+
+if TYPE_CHECKING:
+    from ..pipeline import MobileO
+
+
+def of(model: MobileO) -> dict[str, Any]:
+    """What tells one model from another, whichever folder or machine it is on.
+
+    Returns:
+        "weights": a digest of the checkpoint's tensors; and where there are any "adapter" (a digest) with
+        "adapter_scale", "dtype" and "quantize", as they were asked for. Not the precision that a device chooses by
+        itself: its pictures differ by rounding.
+
+    Raises:
+        CheckpointError: a file of the model or of an adapter can't be read.
+    """
+    parts = model.parts
+    files = {
+        info.file
+        for component in COMPONENTS
+        if parts.checkpoint.has(component)
+        for info in parts.checkpoint.tensors(component).values()
+    }
+    found: dict[str, Any] = {"weights": weights_digest(files)[:32]}
+    if parts.adapters:
+        digests = "".join(adapter_digest(adapter) for adapter in parts.adapters)
+        found["adapter"] = hashlib.sha256(digests.encode()).hexdigest()[:32]
+        found["adapter_scale"] = [adapter.scale for adapter in parts.adapters]
+    if (dtypes := dtypes_text(parts.dtypes)) is not None:
+        found["dtype"] = dtypes
+    if parts.bits:
+        found["quantize"] = dict(sorted(parts.bits.items()))
+    return found
