@@ -70,7 +70,7 @@ def check_output_folder(path: str | Path) -> Path:
     try:
         occupied = kind == "folder" and any(target.iterdir())
     except OSError as error:
-        raise _output_error(error, path) from error
+        raise output_error(error, path) from error
     if occupied:
         raise _folder_exists(path)
     _check_parent(target, path)
@@ -107,7 +107,7 @@ def atomic_write(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]
         _flush(target.parent)
     except Exception as error:
         if _is_write_error(error, temporary):
-            raise _output_error(error, path) from error
+            raise output_error(error, path) from error
         raise
     finally:
         if temporary is not None:
@@ -141,7 +141,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno in _OCCUPIED:
             raise _folder_exists(path) from error
         if _is_write_error(error, temporary):
-            raise _output_error(error, path) from error
+            raise output_error(error, path) from error
         raise
     finally:
         if temporary is not None:
@@ -246,7 +246,7 @@ def _resolve(path: str | Path) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         pass  # `_check_parent` says which folder is missing
     except (OSError, ValueError) as error:  # the name is too long or holds a NUL, or a folder on the way is closed
-        raise _output_error(error, path) from error
+        raise output_error(error, path) from error
     return target
 
 
@@ -276,7 +276,8 @@ def _is_write_error(error: Exception, temporary: Path | None) -> bool:
     return Path(name) == temporary or temporary in Path(name).parents
 
 
-def _output_error(error: Exception, path: str | Path) -> OutputError:
+def output_error(error: Exception, path: str | Path) -> OutputError:
+    """What is raised where writing `path` fails with `error`."""
     if getattr(error, "errno", errno.ENOSPC) in _FULL and not isinstance(error, ValueError):
         return OutputError(f"'{path}' can't be written: the disk is full; free some space, or choose another disk.")
     reason = getattr(error, "strerror", None) or error

@@ -49,7 +49,7 @@ class Done:
     Attributes:
         line: of the task.
         seconds: that it took.
-        data: the file of the picture, where nobody has written it yet; None where it is in the folder, or there is none.
+        data: the file of the picture, where nobody has written it yet; None where the engine did, or there is none.
         answer: of `ask` and `caption`, as JSON can hold it: "text" and "finish_reason".
     """
 
@@ -66,10 +66,12 @@ class Failed:
     Attributes:
         line: of the task.
         error: why, in a sentence.
+        died: whether that is only that a worker died, or a server went away, while it held the task.
     """
 
     line: int
     error: str
+    died: bool = False
 
 
 Outcome = Started | Done | Failed
@@ -103,8 +105,8 @@ class Engine(Protocol):
     def outcomes(self, source: Source) -> Iterator[Outcome]:
         """Computes all tasks of a source, and yields at least one `Done` or `Failed` for each that was taken.
 
-        A worker that dies makes a `Failed` of every task that it held: it may be any one of them that killed it. As each
-        is given again alone, the innocent ones succeed.
+        A worker that dies makes a `Failed` of every task that it held: any one of them may have killed it. As each is
+        given again alone, the innocent ones succeed.
 
         A generator: when it is closed (Ctrl-C, an error elsewhere) it stops its workers, and leaves nothing running.
 

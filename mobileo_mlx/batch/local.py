@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from . import identity
+from .. import identity
 from .engine import PAUSE, Outcome, Setup, Source, Started
 from .perform import attempt
 

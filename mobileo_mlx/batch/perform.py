@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..atomic import atomic_write
+from ..atomic import atomic_write, output_error
 from ..errors import CheckpointError, ConfigError, ExistsError, MobileOError, OutputError
 from ..image_settings import FORMATS, encode
 from ..images import load_image, pixel_hash
@@ -63,7 +63,7 @@ def write_picture(folder: Path, task: Task, data: bytes) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
-        raise OutputError(f"'{path.parent}' can't be made ({error.strerror}); check the disk.") from error
+        raise output_error(error, path.parent) from error
     try:
         with atomic_write(path) as temporary:
             temporary.write_bytes(data)

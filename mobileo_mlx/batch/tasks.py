@@ -8,14 +8,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError, MobileOError, OptionError
 from ..files import expand, is_file
-from ..generation_options import OPTIONS, AnswerOptions, check_options, check_seed
+from ..generation_options import OPTIONS, AnswerOptions, check_options, check_seed, resolve
 from ..image_settings import FORMATS, fits
 from ..options import Option, declared, resolve_options, shown
 from ..prompts import check_text
+
+if TYPE_CHECKING:
+    from ..models.mobileo import MobileOConfig
 
 SHARD = 1000  # lines whose results share a folder
 CAPTION = "Describe the image."  # what `caption` asks where a line has no question of its own
@@ -73,12 +76,14 @@ class Common:
         options: of all tasks by name, taken where a line does not give its own and its task has it.
         suffix: of pictures.
         model: what `identity.of` says.
+        config: of the model, where it is here: sizes of pictures depend on it.
     """
 
     folder: Path
     options: Mapping[str, Any] = field(default_factory=dict)
     suffix: str = ".png"
     model: Mapping[str, Any] = field(default_factory=dict)
+    config: MobileOConfig | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -104,7 +109,7 @@ def read_task(entry: Any, line: int, common: Common, *, look: bool = False) -> T
         entry: the value.
         line: its number.
         common: what all lines have in common.
-        look: whether to look if the images are there.
+        look: whether to look if the images are there, and whether the model can draw the size.
 
     Raises:
         LineError: it can't be one.
@@ -115,12 +120,15 @@ def read_task(entry: Any, line: int, common: Common, *, look: bool = False) -> T
     if not isinstance(task, str) or task not in TEXTS:
         raise LineError(f"has the task {shown(task)}; there are {', '.join(TEXTS)}")
     known = options_of(task)
-    if unknown := [key for key in entry if key not in ("id", "task", "image", TEXTS[task], *known, *_size_key(task))]:
-        raise LineError(f"has {shown(unknown[0])}, which {task} does not have")
+    keys = {"id", "task", "image", TEXTS[task], *known, *(("size",) if task in DRAWING else ())}
+    if unknown := [key for key in entry if key not in keys and not key.startswith("_")]:
+        raise LineError(f"has {shown(unknown[0])}, which {task} does not have; let notes of yours begin with _")
     try:
-        name = _id(entry, line)
+        name = name_of(entry, line)
         text = _text(entry, task)
         options = _options(entry, task, text, known, common, name)
+        if look and common.config is not None and task in DRAWING:
+            resolve(common.config, task, text, **options)  # type: ignore[arg-type]
         images = _images(entry, task, common.folder, look)
     except MobileOError as error:
         raise LineError(f"can't be done: {str(error).rstrip('.')}") from error
@@ -154,7 +162,12 @@ def file_name(name: str) -> str:
     return f"{kept}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _id(entry: Mapping[str, Any], line: int) -> str:
+def name_of(entry: Mapping[str, Any], line: int) -> str:
+    """The id of a line, which is its number where it has none.
+
+    Raises:
+        LineError: it is no text.
+    """
     name = entry.get("id")
     if name is None:
         return str(line)
@@ -175,10 +188,6 @@ def _text(entry: Mapping[str, Any], task: str) -> str:
     if not isinstance(text, str):
         raise LineError(f"{key!r} is not text")
     return check_text(text, key)
-
-
-def _size_key(task: str) -> tuple[str, ...]:
-    return ("size",) if task in DRAWING else ()
 
 
 def _options(
@@ -213,7 +222,7 @@ def _images(entry: Mapping[str, Any], task: str, folder: Path, look: bool) -> tu
         if value is not None:
             raise LineError("has 'image', which generate does not have; its task may be 'edit'")
         return ()
-    paths = value if isinstance(value, list) and task != "edit" else [value]
+    paths: list[Any] = value if isinstance(value, list) and task != "edit" else [value]
     if value is None or not paths:
         raise LineError("lacks 'image'")
     if len(paths) > _MAX_IMAGES or not all(isinstance(path, str) and path for path in paths):

@@ -15,9 +15,10 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mobileo_mlx import MobileO
+from mobileo_mlx.checkpoints import digests
 from mobileo_mlx.checkpoints.adapters import Adapter
 from mobileo_mlx.errors import CheckpointError, OptionError, OutputError, TrainingError
-from mobileo_mlx.training import fingerprints, run_state, trainer
+from mobileo_mlx.training import run_state, trainer
 from mobileo_mlx.training.events import Evaluated, Event, Finished, Notice, SamplesWritten
 from mobileo_mlx.training.guard import DivergenceGuard
 from mobileo_mlx.training.loop import StepReport
@@ -181,14 +182,14 @@ def test_other_weights_of_the_same_shapes_are_noticed(
 def test_a_digest_reads_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.safetensors"
     mx.save_safetensors(str(path), {"big": mx.arange(200_000), "small": mx.arange(10)})
-    found = fingerprints.weights_digest([path])
-    assert found == fingerprints.weights_digest([path])
+    found = digests.weights_digest([path])
+    assert found == digests.weights_digest([path])
     read: list[int] = []
-    pread = fingerprints.os.pread
-    monkeypatch.setattr(fingerprints.os, "pread", lambda *arguments: read.append(arguments[1]) or pread(*arguments))
+    pread = digests.os.pread
+    monkeypatch.setattr(digests.os, "pread", lambda *arguments: read.append(arguments[1]) or pread(*arguments))
     for change in ({"big": mx.arange(1, 200_001)}, {"small": mx.arange(9, -1, -1)}):
         mx.save_safetensors(str(path), {"big": mx.arange(200_000), "small": mx.arange(10), **change})
-        assert fingerprints.weights_digest([path]) != found
+        assert digests.weights_digest([path]) != found
     assert sum(read) < 20_000
 
 

@@ -1,16 +1,16 @@
-"""Which model computes: what has to be the same wherever, and whenever, the tasks of one run are computed."""
+"""Which model computes: what has to be the same wherever the tasks of one run are computed."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.precision import dtypes_text
-from ..models.mobileo import COMPONENTS
-from ..training.fingerprints import adapter_digest, weights_digest
+from .checkpoints.digests import adapter_digest, weights_digest
+from .checkpoints.precision import dtypes_text
+from .models.mobileo import COMPONENTS
 
 if TYPE_CHECKING:
-    from ..pipeline import MobileO
+    from .pipeline import MobileO
 
 
 def of(model: MobileO) -> dict[str, Any]:
