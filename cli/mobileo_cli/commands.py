@@ -15,6 +15,7 @@ import typer
 
 from . import (
     ask,
+    batch,
     capabilities,
     chat,
     convert,
@@ -92,7 +93,8 @@ program = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for module in (generate, edit, ask, chat, serve, finetune, convert, fuse, info, random_model, doctor, capabilities):
+_commands = (generate, edit, ask, chat, serve, batch, finetune, convert, fuse, info, random_model, doctor, capabilities)
+for module in _commands:
     program.command(module.NAME, cls=_Command)(_prepared(module.command))
 
 _models = typer.Typer(name=models.NAME, cls=_Group, rich_markup_mode=None)
