@@ -137,7 +137,8 @@ def _engine(setup: Setup, servers: str | None, api_key: str | None) -> tuple[Eng
     from mobileo_mlx.errors import OptionError
 
     if servers is not None:
-        from mobileo_mlx.batch.servers import Servers, read_servers
+        from mobileo_mlx.batch.http import read_servers
+        from mobileo_mlx.batch.servers import Servers
 
         if setup.loading:
             raise OptionError(f"--{next(iter(setup.loading))} is a matter of the servers; leave it out.")

@@ -245,7 +245,7 @@ def check_manifest(folder: Path, common: Common) -> None:
         OptionError: the folder was begun with another model, or other settings; it says which.
         OutputError: the folder can't be written.
     """
-    path, settings = folder / MANIFEST, json.loads(json.dumps(common.settings))
+    path, settings = folder / MANIFEST, parse_json(json.dumps(common.settings))
     if not is_file(path, error=OutputError):
         manifest = {"format": 1, "software": f"mobileo-mlx {__version__}", "settings": settings}
         try:
