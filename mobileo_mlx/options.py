@@ -9,10 +9,12 @@ and replay are derived from `declared(GenerationOptions)`. Nothing heavy is impo
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, get_args, get_origin
 
 from .errors import OptionError
@@ -132,7 +134,8 @@ def python_number(value: Any) -> Any:
     return value.item() if single else value
 
 
-def declared(options: type) -> dict[str, Option]:
+@functools.cache  # it is asked for each of a million lines
+def declared(options: type) -> Mapping[str, Option]:
     """The options of a TypedDict whose annotations hold an `Option`, by name."""
     found = {}
     for name, annotation in options.__annotations__.items():
@@ -142,7 +145,7 @@ def declared(options: type) -> dict[str, Option]:
         several = any(get_origin(kind) is Sequence for kind in kinds)
         kind = plain[0] if plain else list if several else None
         found[name] = replace(option, name=name, kind=kind, several=bool(plain) and several)
-    return found
+    return MappingProxyType(found)
 
 
 def resolve_options(

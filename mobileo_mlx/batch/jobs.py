@@ -220,7 +220,7 @@ def _number_of(task: Task) -> int:
 
 def _mark(common: Common) -> str:
     """Of what makes a line good or bad, beside itself."""
-    return hashlib.sha256(json.dumps([str(common.folder), common.settings]).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([str(common.folder), common.digest]).encode()).hexdigest()[:32]
 
 
 def _read_line(file: BinaryIO) -> tuple[int, bytes | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -90,8 +91,14 @@ class Common:
         """What must be the same when a run goes on, as JSON can hold it."""
         return {**self.model, **self.options, "format": self.suffix.removeprefix(".")}
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the settings."""
+        return _digest(self.settings)
 
-def options_of(task: str) -> dict[str, Option]:
+
+@functools.cache
+def options_of(task: str) -> Mapping[str, Option]:
     """The options that a line of a task may have: those of the library that JSON can hold."""
     found = declared(OPTIONS[task] if task in DRAWING else AnswerOptions)  # type: ignore[index]
     return {name: option for name, option in found.items() if option.kind is not None and name != "preset"}
@@ -135,7 +142,7 @@ def read_task(entry: Any, line: int, common: Common, *, look: bool = False) -> T
     path = picture_path(name, line, common.suffix) if task in DRAWING else ""
     if path and not fits(FORMATS[common.suffix], text, options.get("negative_prompt") or ""):
         raise LineError("has a text that is too long for the settings in a JPEG file; choose another format")
-    digest = _digest([common.settings, name, task, text, entry.get("image"), options])
+    digest = _digest([common.digest, name, task, text, entry.get("image"), options])
     return Task(line, name, task, text, images, options, path, digest)
 
 

@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from .faking import FakeModel
 
@@ -73,8 +74,8 @@ def prompts(count: int, word: str = "prompt") -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    yield Place(tmp_path)
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
 
 
 @pytest.fixture
@@ -84,3 +85,13 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
     monkeypatch.setattr("mobileo_cli.options.load", lambda *names, **options: model)
     monkeypatch.setattr("mobileo_mlx.identity.of", lambda model: {"weights": "fake"})
     return model
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small picture in two colours."""
+    image = Image.new("RGB", (96, 64), (200, 30, 30))
+    image.paste((40, 60, 200), (0, 32, 48, 64))
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    image.save(path)
+    return path

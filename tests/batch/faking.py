@@ -76,8 +76,8 @@ def main() -> int:
 
     model = FakeModel(Path(sys.argv[1]))
     with (
-        mock.patch("mobileo_cli.options.load", lambda *names, **options: model),
-        mock.patch("mobileo_mlx.identity.of", lambda model: {"weights": "fake"}),
+        mock.patch("mobileo_cli.options.load", return_value=model),
+        mock.patch("mobileo_mlx.identity.of", return_value={"weights": "fake"}),
     ):
         return command(sys.argv[2:])
 
