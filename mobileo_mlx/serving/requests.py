@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 from collections.abc import Collection, Mapping
@@ -69,8 +70,11 @@ def read_options(
 
 
 def _checked(option: Option, name: str, value: Any, texts: bool) -> Any:
+    if isinstance(value, str) and (texts or option.read):
+        with contextlib.suppress(ValueError):  # what can't be read is refused as what it is, a text
+            value = (option.read or option.kind or str)(value)
     try:
-        return option.checked(option.parse(value) if texts or (option.read and isinstance(value, str)) else value)
+        return option.checked(value)
     except OptionError as error:
         raise ApiError(400, str(error), param=name, code="invalid_value") from None
 

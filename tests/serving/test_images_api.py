@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +112,15 @@ def test_several_pictures_have_seeds_in_a_row(client, model):
     assert [item["seed"] for item in items] == [3, 4, 5]
     for item in items:
         assert_same(opened(item), model.generate(PROMPT, seed=item["seed"], steps=4).images[0])
+
+
+def test_batch_draws_the_same_up_to_rounding(client, service, tasks, model):
+    service.settings = replace(service.settings, batch=2)
+    items = generate(client, seed=3, n=3).json()["data"]
+    assert tasks[0].turns == 2
+    for item in items:
+        expected = np.asarray(model.generate(PROMPT, seed=item["seed"], steps=4).images[0], int)
+        assert np.abs(np.asarray(opened(item), int) - expected).max() <= 1
 
 
 def test_without_a_seed_each_request_has_its_own(client):
@@ -472,6 +482,11 @@ def test_form_that_is_cut_short(client):
         headers={"content-type": "multipart/form-data; boundary=x"},
     )
     assert error(response)["type"] == "invalid_request_error"
+
+
+def test_text_of_a_form_that_is_no_number_is_shown(client):
+    found = error(edit(client, {"image": file_of(BEFORE)}, steps="four"))
+    assert found["message"] == "steps 'four' is not possible; choose a whole number."
 
 
 def test_mask_is_refused_with_the_reason(client):
