@@ -86,15 +86,12 @@ def new_context(browser: Browser, server: Server, watch: Watch) -> Iterator[Call
     made: list[BrowserContext] = []
 
     def make(**options: Any) -> BrowserContext:
-        defaults: dict[str, Any] = {
-            "base_url": server.url,
-            "viewport": {"width": 1280, "height": 900},
-            "reduced_motion": "reduce",
-        }
-        context = browser.new_context(**{**defaults, **options})
+        origin = options.setdefault("base_url", server.url)
+        options.setdefault("viewport", {"width": 1280, "height": 900})
+        context = browser.new_context(**options)
         context.set_default_timeout(PATIENCE)
         context.set_default_navigation_timeout(PATIENCE)
-        watch.follow(context, server.url)
+        watch.follow(context, origin)
         made.append(context)
         return context
 
