@@ -90,7 +90,16 @@ def load_images(sources: ImageSource | Sequence[ImageSource]) -> list[Image.Imag
 
 
 def preprocess(image: Image.Image, size: int) -> mx.array:
-    """What the vision tower sees: padded to a square with black, bicubic resize, no normalisation.
+    """What the vision tower sees, with no normalisation; see `square_image`.
+
+    Returns:
+        `(1, size, size, 3)`, float32 in [0, 1].
+    """
+    return _to_unit(square_image(image, size))
+
+
+def square_image(image: Image.Image, size: int) -> Image.Image:
+    """Padded to a square with black, bicubic resize. Of such a square it is the same again.
 
     The square of a long and narrow image would take many times its memory. Where it is large, the image is resized
     along its longer side first, which needs no padding, and then along the other one, some rows at a time: the same
@@ -99,15 +108,12 @@ def preprocess(image: Image.Image, size: int) -> mx.array:
     Args:
         image: RGB.
         size: side of the result in pixels.
-
-    Returns:
-        `(1, size, size, 3)`, float32 in [0, 1].
     """
     from PIL import Image
 
     side = max(image.size)
     if side * side <= _LARGEST_SQUARE:
-        return _to_unit(pad_to_square(image).resize((size, size), Image.Resampling.BICUBIC))
+        return pad_to_square(image).resize((size, size), Image.Resampling.BICUBIC)
     square = Image.new("RGB", (size, size))
     if image.height > image.width:
         rows, left = _pad_and_resize_rows(image.resize((image.width, size), Image.Resampling.BICUBIC), side, size)
@@ -116,7 +122,7 @@ def preprocess(image: Image.Image, size: int) -> mx.array:
         small = image.resize((size, image.height), Image.Resampling.BICUBIC)
         columns, top = _pad_and_resize_rows(small.transpose(Image.Transpose.TRANSPOSE), side, size)
         square.paste(columns.transpose(Image.Transpose.TRANSPOSE), (0, top))
-    return _to_unit(square)
+    return square
 
 
 def _pad_and_resize_rows(image: Image.Image, side: int, size: int) -> tuple[Image.Image, int]:

@@ -21,7 +21,7 @@ from .checkpoints.hub import DEFAULT_MODEL
 from .checkpoints.precision import dtypes_text, parse_dtypes
 from .checkpoints.quantize import resolve_bits
 from .conditioning import read_prompts, text_input, unconditional_input
-from .conversations import Turn, read_conversation, stream_conversation
+from .conversations import Conversation, Turn, read_conversation, stream_conversation
 from .diffusion import GenerationStep, denoise
 from .errors import OptionError, PromptError
 from .generation_options import AnswerSettings, EditOptions, GenerationOptions, GenerationSettings, Task, resolve
@@ -250,15 +250,31 @@ class MobileO:
         """A conversation that remembers."""
         return Chat(self.parts, system_prompt=system_prompt)
 
+    def read_messages(self, messages: Sequence[Turn], *, system_prompt: str = SYSTEM_PROMPT) -> Conversation:
+        """Checks and encodes a conversation for `stream_messages`, which does it otherwise. It needs no network.
+
+        Raises:
+            ImageError, PromptError, OptionError: see `conversations.read_conversation`.
+        """
+        return read_conversation(self.parts, messages, system_prompt=system_prompt)
+
     def answer(
-        self, messages: Sequence[Turn], *, system_prompt: str = SYSTEM_PROMPT, **options: Unpack[AnswerOptions]
+        self,
+        messages: Sequence[Turn] | Conversation,
+        *,
+        system_prompt: str = SYSTEM_PROMPT,
+        **options: Unpack[AnswerOptions],
     ) -> Answer:
         """The whole answer to a conversation; takes what `stream_messages` takes."""
         with self.parts.lock:
             return Answer.of(list(self.stream_messages(messages, system_prompt=system_prompt, **options)))
 
     def stream_messages(
-        self, messages: Sequence[Turn], *, system_prompt: str = SYSTEM_PROMPT, **options: Unpack[AnswerOptions]
+        self,
+        messages: Sequence[Turn] | Conversation,
+        *,
+        system_prompt: str = SYSTEM_PROMPT,
+        **options: Unpack[AnswerOptions],
     ) -> Iterator[AnswerToken]:
         """Answers a conversation that the caller keeps, yielding each token.
 
@@ -266,7 +282,8 @@ class MobileO:
         begins alike, it does not compute again as long as its keys and values are kept (where networks are).
 
         Args:
-            messages: all turns, the oldest first. Where the last one is the assistant's, the answer goes on with it.
+            messages: all turns, the oldest first; or what `read_messages` made of them. Where the last one is the
+                assistant's, the answer goes on with it.
             system_prompt: said first where the first turn is not the system's; nothing where it is empty.
             options: see `mobileo_mlx.generation_options.AnswerOptions`.
 
@@ -274,9 +291,10 @@ class MobileO:
             ImageError, PromptError, OptionError, CheckpointError, NotFiniteError: see `Chat.stream`.
         """
         settings = AnswerSettings(**options)
-        conversation = read_conversation(self.parts, messages, system_prompt=system_prompt)
-        self.parts.require("answer", *(["vision"] if conversation.images else []))
-        return self.parts.in_turns(stream_conversation(self.parts, conversation, settings))
+        if not isinstance(messages, Conversation):
+            messages = self.read_messages(messages, system_prompt=system_prompt)
+        self.parts.require("answer", *(["vision"] if messages.images else []))
+        return self.parts.in_turns(stream_conversation(self.parts, messages, settings))
 
     # The phases of a drawing
 

@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Route
 from ..generation_options import OPTIONS
 from ..generation_options import Task as TaskName
 from ..images import pixel_hash
+from .chat_requests import read_answering
 from .errors import ApiError
 from .image_requests import check_drawing
 from .jobs import Event, Job
@@ -136,7 +137,7 @@ class _Jobs:
         return self._service.pictures.add(drawn.data).as_json()
 
     async def _answer(self, fields: Mapping[str, Any]) -> Task:
-        raise ApiError(501, "not yet")
+        return await read_answering(fields, self._service)
 
 
 def _event_number(request: Request) -> int:

@@ -24,6 +24,7 @@ ALIASES = {
     "preset": "speed",
     "cfg_scale": "guidance_scale",
     "guidance": "guidance_scale",
+    "max_completion_tokens": "max_tokens",
 }
 
 _MAX_RANDOM_SEED = 2**32
