@@ -123,7 +123,7 @@ def _read_options(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _flag(fields: Mapping[str, Any], name: str, param: str) -> bool:
     value = fields.get(name)
     if value is not None and not isinstance(value, bool):
-        raise ApiError(400, f"{name} {shown(value)} is not possible; it is true or false.", param=param)
+        raise ApiError(400, f"{name} {shown(value)} is neither true nor false.", param=param, code="invalid_value")
     return bool(value)
 
 

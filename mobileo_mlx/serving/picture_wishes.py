@@ -43,7 +43,7 @@ _EDIT = re.compile(
     rf"{_POLITE}(?P<edit>(?:"
     r"(?:edit|change|replace|recolou?r|restyle|transform|convert|modify) \S"
     rf"|(?:remove|erase|delete|make|turn|colou?r|paint|repaint|redraw) {_THING}"
-    r"|add (?:an?|some|more|the|another|two|three|\d+) \S"
+    r"|add (?:an?|some|more|the|another|two|three) \S"
     r"|(?:draw|give|put) (?:it|this|that|him|her|them)\b"
     r"|(?:draw|paint|put) [^.!?]*\b(?:on|onto|over|behind|under|in|around|beside) (?:it|this|that|him|her|them)\b"
     r").*)",
