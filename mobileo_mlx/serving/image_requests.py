@@ -160,8 +160,7 @@ async def read_asked(task: Task, request: Request, service: Service) -> Asked:
     Raises:
         ApiError: a field is missing, out of range, unknown, or not supported.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    texts = kind in ("multipart/form-data", "application/x-www-form-urlencoded")
+    texts = request.headers.get("content-type", "").lower().startswith("multipart/form-data")
     if texts:
         fields, sources = await _read_form(request, service)
     else:

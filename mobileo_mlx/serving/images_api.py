@@ -36,16 +36,7 @@ def routes(service: Service) -> list[BaseRoute]:
         return await _answer("edit", request, service)
 
     handlers = {"generations": generations, "edits": edits, "variations": _no_variations}
-    paths = {f"/v1/images/{name}": handler for name, handler in handlers.items()}
-    return [
-        *(Route(path, handler, methods=["POST"]) for path, handler in paths.items()),
-        # SillyTavern asks with it whether a server is there; browsers' own question has headers, see `security`.
-        *(Route(path, _options, methods=["OPTIONS"]) for path in paths),
-    ]
-
-
-async def _options(request: Request) -> Response:
-    return Response(status_code=204, headers={"Allow": "POST, OPTIONS"})
+    return [Route(f"/v1/images/{name}", handler, methods=["POST"]) for name, handler in handlers.items()]
 
 
 async def _no_variations(request: Request) -> Response:

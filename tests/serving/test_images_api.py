@@ -266,7 +266,10 @@ def test_mistakes_are_named_before_anything_is_drawn(client, tasks, fields, para
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"prompt": NaN}', b"\xff"])
 def test_body_that_is_no_json_object(client, body):
-    assert error(client.post("/v1/images/generations", content=body))["code"] == "invalid_json"
+    assert (
+        error(client.post("/v1/images/generations", content=body, headers={"Content-Type": "application/json"}))["code"]
+        == "invalid_json"
+    )
 
 
 def test_failure_of_the_server_is_no_mistake_of_the_client(client, monkeypatch):
@@ -455,7 +458,7 @@ def test_photo_with_an_orientation_is_edited_upright(client, model):
 @pytest.mark.parametrize(
     ("files", "fields", "param", "code"),
     [
-        ({}, {}, "image", "missing_parameter"),
+        ({"prompt": (None, "x")}, {}, "image", "missing_parameter"),
         ({"image": b""}, {}, "image", "invalid_image"),
         ({"image": b"<html>"}, {}, "image", "invalid_image"),
         ({"image": file_of(BEFORE), "mask": file_of(BEFORE)}, {}, "mask", "unsupported_parameter"),
@@ -465,12 +468,12 @@ def test_photo_with_an_orientation_is_edited_upright(client, model):
         ({"image": file_of(BEFORE)}, {"steps": "four"}, "steps", "invalid_value"),
         ({"image": file_of(BEFORE)}, {"n": "eleven"}, "n", "invalid_value"),
         ([("image[]", file_of(BEFORE))] * 3, {"n": "4"}, "image", "too_large"),
-        ({}, {"image": "/etc/passwd"}, "image", "invalid_image"),
-        ({}, {"image": "http://127.0.0.1/x.png"}, "image", "image_url_not_allowed"),
+        ({"image": (None, "/etc/passwd")}, {}, "image", "invalid_image"),
+        ({"image": (None, "http://127.0.0.1/x.png")}, {}, "image", "image_url_not_allowed"),
     ],
 )
 def test_mistakes_in_forms(client, tasks, files, fields, param, code):
-    found = error(edit(client, files or None, **fields))
+    found = error(edit(client, files, **fields))
     assert (found["param"], found["code"]) == (param, code)
     assert tasks == []
 
