@@ -19,6 +19,7 @@ from ..prompts import edit_prompt, encode_prompt, generate_prompt
 from .edits import Edits
 from .errors import ApiError
 from .image_inputs import read_image
+from .references import read_reference
 from .requests import known_fields, read_drawing, read_json, read_text, read_whole, refuse_unknown
 from .service import Service
 from .tasks import Drawing
@@ -279,9 +280,14 @@ def _sources(value: Any, param: str) -> list[tuple[Source, str]]:
 
 
 async def _read_input(source: Source, name: str, service: Service) -> Input:
-    image = await read_image(source, service.settings, param="image")
+    picture = None
+    if isinstance(source, str):
+        image, picture = await read_reference(source, service, "image")
+    else:
+        image = await read_image(source, service.settings, param="image")
     digest = await asyncio.to_thread(pixel_hash, image)
-    return Input(image, ({"image": _base_name(name)} if name else {}) | {"image_sha256": digest})
+    known = {"image": _base_name(name), "image_sha256": digest, "source": picture}
+    return Input(image, {name: value for name, value in known.items() if value})
 
 
 def _base_name(name: str) -> str:

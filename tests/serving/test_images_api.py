@@ -423,6 +423,20 @@ def test_edit_in_json(client, model, image, name):
     assert_same(opened(answer["data"][0]), model.edit(BEFORE, EDIT.text, seed=7, steps=2).images[0])
 
 
+def test_picture_of_the_server_is_edited_by_its_id(client, service, model):
+    id = generate(client, seed=1, response_format="url").json()["data"][0]["url"].split("/")[-2]
+    answer = client.post(
+        "/v1/images/edits",
+        json={"image": f"picture:{id}", "prompt": EDIT.text, "steps": 2, "seed": 7, "response_format": "url"},
+    ).json()
+    edited = answer["data"][0]["url"].split("/")[-2]
+    assert (service.pictures.get(edited).kind, service.pictures.get(edited).source) == ("edited", id)
+    expected = model.edit(service.pictures.image(id), EDIT.text, seed=7, steps=2).images[0]
+    assert_same(service.pictures.image(edited), expected)
+    found = error(client.post("/v1/images/edits", json={"image": "picture:x", "prompt": EDIT.text}))
+    assert (found["param"], found["code"]) == ("image", "picture_not_found")
+
+
 @pytest.mark.parametrize("names", [("image[]", "image[]"), ("image", "image"), ("image[0]", "image[1]")])
 def test_several_images_are_edited_one_by_one(client, model, names):
     other = BEFORE.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
