@@ -314,6 +314,20 @@ def test_request_that_is_cancelled_stops_the_drawing_at_its_step(server, gate):
     asyncio.run(draw())
 
 
+def test_request_that_is_cancelled_while_it_waits_leaves_the_queue(server, client, gate):
+    """The drawing that is on the way goes on."""
+    first = client.images.generate(prompt=PROMPT, stream=True, extra_body={"seed": 7, "steps": 2})
+    gate.wait()
+    second = client.images.generate(prompt=PROMPT, stream=True)
+    (job,) = server.service.worker.waiting()
+    second.close()
+    server.run(ended(job))
+    assert (job.status, job.started_at) == ("cancelled", None)
+    assert server.service.worker.waiting() == []
+    gate.allow_all()
+    assert [event.type for event in first] == ["image_generation.completed"]
+
+
 def test_full_queue_says_when_to_come_again_and_the_package_does(server, gate, monkeypatch):
     """One drawing is on the way, one waits, and there is no room for a third until the package has waited."""
     monkeypatch.setattr(server.service.worker, "_limit", 1)
