@@ -252,8 +252,10 @@ async def _read_form(request: Request, service: Service) -> tuple[dict[str, Any]
                     sources.append((await value.read(), value.filename or ""))
                 elif value:
                     sources.append((value, ""))
+            elif isinstance(value, UploadFile) and base in _READ:
+                raise ApiError(400, f"{base} is sent as a file; send a text.", param=base, code="invalid_value")
             elif isinstance(value, UploadFile):
-                fields[base] = value.filename or "a file"
+                fields[base] = "a file"  # which is refused
             else:
                 fields[name] = value
     return fields, sources

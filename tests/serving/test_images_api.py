@@ -477,6 +477,7 @@ def test_photo_with_an_orientation_is_edited_upright(client, model):
         ({"image": b"<html>"}, {}, "image", "invalid_image"),
         ({"image": file_of(BEFORE), "mask": file_of(BEFORE)}, {}, "mask", "unsupported_parameter"),
         ({"image": file_of(BEFORE), "other": b"x"}, {}, "other", "unknown_parameter"),
+        ({"image": file_of(BEFORE), "size": b"64x64"}, {}, "size", "invalid_value"),
         ({"image": file_of(BEFORE)}, {"strength": "0"}, "strength", "invalid_value"),
         ({"image": file_of(BEFORE)}, {"strength": "0.01"}, "strength", "invalid_value"),
         ({"image": file_of(BEFORE)}, {"steps": "four"}, "steps", "invalid_value"),
