@@ -74,20 +74,23 @@ def _body(asked: Asked, job: Job, request: Request, service: Service) -> str:
 
 
 def _item(asked: Asked, drawn: Drawn, request: Request, service: Service) -> dict[str, Any]:
-    """One of the pictures, by its address or its bytes, with its seed; for several images with that image's number."""
-    more = {"seed": drawn.seed} | ({"image_index": _image_of(asked, drawn)} if len(asked.inputs) > 1 else {})
+    """One of the pictures, by its address or its bytes."""
+    bytes_ = {} if asked.by_url else {"b64_json": base64.b64encode(drawn.data).decode()}
+    return bytes_ | _about(asked, drawn, request, service)
+
+
+def _about(asked: Asked, drawn: Drawn, request: Request, service: Service) -> dict[str, Any]:
+    """Its seed, its address if it has one, and of several images the number of the one that was edited."""
+    about: dict[str, Any] = {"seed": drawn.seed}
     if drawn.record is not None:
-        return {"url": service.url(request, drawn.record["url"]), **more}
-    return {"b64_json": base64.b64encode(drawn.data).decode(), **more}
-
-
-def _image_of(asked: Asked, drawn: Drawn) -> int:
-    return drawn.index // len(asked.seeds)
+        about["url"] = service.url(request, drawn.record["url"])
+    if len(asked.inputs) > 1:
+        about["image_index"] = drawn.index // len(asked.seeds)
+    return about
 
 
 async def _stream(asked: Asked, job: Job, request: Request, service: Service) -> AsyncIterator[str]:
     """OpenAI's events, and what else is known in fields of their own: `seed`, `index`, `step`."""
-    name = _EVENTS[asked.task]
     common = {
         "created_at": int(time.time()),
         "size": asked.size,
@@ -95,31 +98,23 @@ async def _stream(asked: Asked, job: Job, request: Request, service: Service) ->
         "background": "opaque",
         "output_format": asked.format,
     }
+
+    def told(kind: str, picture: bytes, more: dict[str, Any]) -> str:
+        name = f"{_EVENTS[asked.task]}.{kind}"
+        data = {"type": name, "b64_json": base64.b64encode(picture).decode(), **common, **more}
+        return sent_event(json.dumps(data), event=name)
+
     partials: Counter[int] = Counter()
     async for event in job.events():
-        kind: str | None = None
         if event.kind == "preview":
-            index = event.data["index"]
-            kind = f"{name}.partial_image"
-            data = {
-                "b64_json": base64.b64encode(event.data["data"]).decode(),
-                "partial_image_index": partials[index],
-                "index": index,
-                "step": event.data["step"],
-                "steps": event.data["steps"],
-            }
-            partials[index] += 1
+            more = {name: value for name, value in event.data.items() if name != "data"}
+            more["partial_image_index"] = partials[more["index"]]
+            partials[more["index"]] += 1
+            yield await asyncio.to_thread(told, "partial_image", event.data["data"], more)
         elif event.kind == "picture":
-            kind = f"{name}.completed"
             drawn: Drawn = event.data
-            data = {
-                "b64_json": base64.b64encode(drawn.data).decode(),
-                "usage": asked.usage(1),
-                "index": drawn.index,
-                **_item(asked, drawn, request, service),
-            }
+            more = {"usage": asked.usage(1), "index": drawn.index, **_about(asked, drawn, request, service)}
+            yield await asyncio.to_thread(told, "completed", drawn.data, more)
         elif event.kind in ("failed", "cancelled"):
             error = job.error or ApiError(503, "The task was cancelled.", code="cancelled")
             yield sent_event(json.dumps({"type": "error", "error": error.fields}), event="error")
-        if kind is not None:
-            yield sent_event(json.dumps({"type": kind, **common, **data}), event=kind)
