@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from ..errors import MobileOError
@@ -35,6 +35,7 @@ def make_app(service: Service) -> Starlette:
             MobileOError: handle_error,
             HTTPException: handle_error,
             ClientGone: _answer_nobody,
+            ClientDisconnect: _answer_nobody,
             Exception: handle_error,
         },
     )

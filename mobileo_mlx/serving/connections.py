@@ -49,7 +49,8 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.is_free and self.conn.their_state is not h11.IDLE:  # the rest of a body that nobody wanted
+        # The rest of a body that nobody wanted, or the beginning of another request.
+        if self.is_free and (self.conn.their_state is not h11.IDLE or self.conn.trailing_data[0]):
             self.owing_since = self.loop.time()
 
     def pause_writing(self) -> None:
