@@ -88,3 +88,10 @@ export function growing(area) {
   area.addEventListener("input", fit);
   return fit;
 }
+
+/** Gives the frame of a picture its shape, and a limit to how large a small one becomes. */
+export function fitFrame(frame, width, height) {
+  frame.style.setProperty("--ratio", `${width} / ${height}`);
+  frame.style.setProperty("--ratio-number", width / height);
+  frame.style.setProperty("--most", `${width * 8}px`);
+}

@@ -109,6 +109,7 @@ async function begin() {
     }
   });
   await Promise.all([refreshShelf(), resume()]);
+  showServer(info);
   document.documentElement.dataset.ready = "";
   keepUp();
 }

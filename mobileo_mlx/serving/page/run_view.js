@@ -2,7 +2,8 @@
 
 import { actionBar } from "./actions.js";
 import { compare } from "./compare.js";
-import { announce, make, show } from "./dom.js";
+import { announce, fitFrame, make, show } from "./dom.js";
+import { defaultSize } from "./info.js";
 import { secondsPerStep } from "./jobs.js";
 import { describe } from "./shelf.js";
 import { count, left, seconds } from "./words.js";
@@ -81,8 +82,7 @@ function build(tab, stage, task) {
 function tile(tab, task, index, n) {
   const { width, height } = task.job.request ?? {};
   const frame = make("div", { class: "frame", data: { state: "waiting" } });
-  frame.style.setProperty("--ratio", width && height ? `${width} / ${height}` : "1");
-  frame.style.setProperty("--ratio-number", width && height ? width / height : 1);
+  fitFrame(frame, width ?? defaultSize()[0], height ?? defaultSize()[1]);
   const foot = make("figcaption", {});
   const element = make("figure", { class: "tile" }, frame, foot);
   let preview = null, finished = false;
@@ -90,8 +90,7 @@ function tile(tab, task, index, n) {
   function finish(picture) {
     finished = true;
     frame.dataset.state = "done";
-    frame.style.setProperty("--ratio", `${picture.width} / ${picture.height}`);
-    frame.style.setProperty("--ratio-number", picture.width / picture.height);
+    fitFrame(frame, picture.width, picture.height);
     const alt = describe(picture);
     if (picture.source) {
       frame.replaceChildren(compare(`/v1/pictures/${picture.source}/content`, picture.url, { id: index ? null : `${tab}-compare`, alt }));

@@ -2,7 +2,7 @@
 
 import { actionBar } from "./actions.js";
 import { compare } from "./compare.js";
-import { byId, iconButton, make } from "./dom.js";
+import { byId, fitFrame, iconButton, make } from "./dom.js";
 import { describe, findPicture, pictures, shelf } from "./shelf.js";
 import { bytes, label, when } from "./words.js";
 
@@ -33,8 +33,7 @@ function render() {
   const move = (name, words, by) => iconButton(name === "previous" ? "left" : "right", words,
     { id: `viewer-${name}`, class: `turn ${name}`, disabled: at < 0 || !pictures[at + by], onclick: () => { step(by); byId(`viewer-${name}`).focus(); } }, false);
   const frame = make("div", { class: "frame" }, image);
-  frame.style.setProperty("--ratio", `${picture.width} / ${picture.height}`);
-  frame.style.setProperty("--ratio-number", picture.width / picture.height);
+  fitFrame(frame, picture.width, picture.height);
   dialog.replaceChildren(
     make("div", { class: "viewer-picture" }, move("previous", "Newer picture", -1), frame, move("next", "Older picture", 1)),
     make("div", { class: "viewer-side" },
