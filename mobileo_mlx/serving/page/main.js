@@ -12,7 +12,7 @@ import { info, loadInfo } from "./info.js";
 import { activeTasks, jobs, queue, refresh } from "./jobs.js";
 import { startQueue } from "./queue.js";
 import { showServer } from "./server.js";
-import { add, loadPicture, refreshShelf, startShelf } from "./shelf.js";
+import { add, refreshShelf, startShelf } from "./shelf.js";
 import { openViewer, startViewer } from "./viewer.js";
 
 const tabs = {};
