@@ -10,10 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from ..files import read_bytes
 from .errors import ApiError
 from .service import Service
 
 FOLDER = Path(__file__).parent / "page"
+
+_MAX_BYTES = 2**20  # of a file
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -42,7 +45,7 @@ def page_files() -> dict[str, tuple[bytes, str, str]]:
     found = {}
     for path in sorted(FOLDER.iterdir()):
         if path.suffix in _TYPES:
-            data = path.read_bytes()
+            data = read_bytes(path, limit=_MAX_BYTES)
             found[path.name] = (data, _TYPES[path.suffix], f'"{hashlib.sha256(data).hexdigest()[:32]}"')
     return found
 
