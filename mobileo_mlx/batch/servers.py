@@ -1,7 +1,8 @@
 """The engine that lets running servers compute (`mobileo-mlx serve`), over the API that all of its clients use.
 
 Each server has two requests at a time: while it computes one, the next one waits there already. A server that does not
-answer is asked again and again, with growing pauses, while the others go on.
+answer is asked again and again, with growing pauses, while the others go on; and a task that it went away over goes to
+another one first.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -44,6 +46,8 @@ class Servers:
         self._results: queue.Queue[Outcome | BaseException] = queue.Queue()
         self._stop = threading.Event()
         self._absent: dict[Server, float] = {}  # since when
+        self._drops: Counter[Server] = Counter()  # tasks in a row in which it went away
+        self._dropped: dict[int, set[Server]] = {}  # by line, where that has happened
 
     def identity(self) -> dict[str, Any]:
         """See `engine.Engine`."""
@@ -122,13 +126,24 @@ class Servers:
             except BaseException as error:
                 self._results.put(error)
                 return
-            pause = self._try(server, task)
+            if self._is_for_others(server, task):
+                self._work.put(task)
+                pause = PAUSE
+            else:
+                pause = self._try(server, task)
+
+    def _is_for_others(self, server: Server, task: Task) -> bool:
+        """Whether a server went away over a task before, and another one is there that has not."""
+        before = self._dropped.get(task.line, set())
+        return server in before and any(other not in before and other not in self._absent for other in self._servers)
 
     def _try(self, server: Server, task: Task) -> float:
         """One attempt at a task, and the seconds to wait before the next one."""
         begin = time.monotonic()
         try:
             data, answer = perform(server, task, self._setup.suffix)
+            self._drops[server] = 0
+            self._dropped.pop(task.line, None)
             self._results.put(Done(task.line, time.monotonic() - begin, data, answer))
         except AtFault as error:
             self._results.put(Failed(task.line, str(error)))
@@ -139,11 +154,13 @@ class Servers:
             if self._stop.is_set():
                 return 0.0
             self._absent.setdefault(server, time.monotonic())
-            if error.working:
-                self._results.put(Failed(task.line, str(error), died=True))
-            else:
+            if not error.working:
                 self._work.put(task)
-            return PAUSE
+                return PAUSE
+            self._drops[server] += 1
+            self._dropped.setdefault(task.line, set()).add(server)
+            self._results.put(Failed(task.line, str(error), died=True))
+            return min(_LONGEST_PAUSE, PAUSE * 2 ** self._drops[server])
         except BaseException as error:
             self._results.put(error)
         return 0.0
