@@ -25,6 +25,7 @@ from . import (
     fuse,
     generate,
     info,
+    mcp,
     models,
     options,
     printing,
@@ -93,7 +94,10 @@ program = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-_commands = (generate, edit, ask, chat, serve, batch, finetune, convert, fuse, info, random_model, doctor, capabilities)
+_commands = (
+    *(generate, edit, ask, chat, serve, batch, mcp),
+    *(finetune, convert, fuse, info, random_model, doctor, capabilities),
+)
 for module in _commands:
     program.command(module.NAME, cls=_Command)(_prepared(module.command))
 
