@@ -58,6 +58,18 @@ def command(
             "--api-key", metavar="KEY", help="Of servers that have none in the file. [default: $MOBILEO_API_KEY]"
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", metavar="N", help="Let N processes of this machine compute, by means of Dask."),
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            "--dask",
+            metavar="ADDRESS",
+            help="Let the workers of a running Dask scheduler compute, e.g. tls://10.0.0.1:8786; see docs/scale.md.",
+        ),
+    ] = None,
     skip_bad_lines: Annotated[
         bool, typer.Option("--skip-bad-lines", help="Do the other lines; bad ones go to failed.jsonl.")
     ] = False,
@@ -91,7 +103,7 @@ def command(
     target = make_folder(out)
     check_output(target / f"picture{suffix}", overwrite=True)
     try:
-        engine, config = _engine(Setup(target, loading, suffix), servers, api_key)
+        engine, config = _engine(Setup(target, loading, suffix), servers, api_key, workers, dask)
         common = Common(path.parent, chosen, suffix, engine.identity(), config)
         opened = _checked(path, target, common, skip=skip_bad_lines)
         run = Run(opened, Folder(target), retry_failed=retry_failed)
@@ -132,10 +144,14 @@ def _suffix(kind: str) -> str:
     return suffix
 
 
-def _engine(setup: Setup, servers: str | None, api_key: str | None) -> tuple[Engine, Any]:
+def _engine(
+    setup: Setup, servers: str | None, api_key: str | None, workers: int | None, dask: str | None
+) -> tuple[Engine, Any]:
     """What computes, and the configuration of its model where it is here."""
     from mobileo_mlx.errors import OptionError
 
+    if sum(given is not None for given in (servers, workers, dask)) > 1:
+        raise OptionError("--servers, --workers and --dask say where to compute; give one of them.")
     if servers is not None:
         from mobileo_mlx.batch.http import read_servers
         from mobileo_mlx.batch.servers import Servers
@@ -145,6 +161,14 @@ def _engine(setup: Setup, servers: str | None, api_key: str | None) -> tuple[Eng
         return Servers(read_servers(servers, api_key or os.environ.get("MOBILEO_API_KEY")), setup), None
     if api_key is not None:
         raise OptionError("--api-key is that of servers: give --servers, too.")
+    if dask is not None:
+        from mobileo_mlx.batch.dask import Dask
+
+        return Dask(setup, address=dask), None
+    if workers is not None:
+        from mobileo_mlx.batch.dask import Dask
+
+        return Dask(setup, workers=workers), options.load(**setup.loading).config
     from mobileo_mlx.batch.local import Local
 
     model = options.load(**setup.loading, keep_loaded=True)
