@@ -23,7 +23,7 @@ from .service import Service
 _READ = {"messages", "model", "stream", "stream_options", "tools", "tool_choice"}
 
 # What says something about the request, or asks for something that this server does in any case.
-_IGNORED = {
+IGNORED = {
     "user",
     "metadata",
     "store",
@@ -38,7 +38,7 @@ _IGNORED = {
 }
 
 # What would change the answer, by the values with which it changes nothing.
-_REFUSED: dict[str, tuple[Any, ...]] = {
+REFUSED: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
     "logprobs": (False,),
@@ -92,7 +92,7 @@ async def read_asked(fields: Mapping[str, Any]) -> Asked:
     Raises:
         ApiError: a field is missing, out of range, unknown or not supported.
     """
-    for name, allowed in _REFUSED.items():
+    for name, allowed in REFUSED.items():
         if fields.get(name) is not None and fields[name] not in allowed:
             raise ApiError(
                 400,
@@ -100,7 +100,7 @@ async def read_asked(fields: Mapping[str, Any]) -> Asked:
                 param=name,
                 code="unsupported_parameter",
             )
-    refuse_unknown(fields, _READ | _IGNORED | _REFUSED.keys() | known_fields(AnswerOptions))
+    refuse_unknown(fields, _READ | IGNORED | REFUSED.keys() | known_fields(AnswerOptions))
     options = _read_options(fields)
     tools = read_tools(fields)
     stream = _flag(fields, "stream", "stream")

@@ -24,14 +24,17 @@ _WORDS = {
     403: "A page of another origin may not ask.",
     404: "There is none.",
     405: "Not with this method.",
+    408: "The body came too slowly.",
     413: "The request is too large.",
+    415: "The body is of a kind that is not read here.",
     421: "The server does not answer to this name.",
     429: "The queue is full; `Retry-After` says for how many seconds.",
     500: "The server failed.",
     503: "The server is ending.",
 }
 _ALWAYS = (400, 401, 403, 421, 500)
-_MODEL = (413, 429, 503)  # of what takes a turn of the model
+_BODY = (408, 413, 415, 503)  # of what has a body; 503 where too many are being read
+_MODEL = (429, 503)  # of what takes a turn of the model
 
 Operation = dict[str, Any]
 
@@ -122,10 +125,10 @@ def _json(name: str, words: str) -> dict[str, Any]:
     return _answer(words, ref(name))
 
 
-def _streamed(name: str, words: str) -> dict[str, Any]:
-    """JSON, or server-sent events where they are asked for."""
+def _streamed(name: str, event: str, words: str) -> dict[str, Any]:
+    """JSON, or server-sent events, each as `event` describes it, where they are asked for."""
     found = _json(name, words)
-    found["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    found["content"]["text/event-stream"] = {"schema": ref(event)}
     return found
 
 
@@ -146,7 +149,7 @@ def _chat() -> dict[str, Any]:
                 "chat",
                 "createChatCompletion",
                 "Answer a conversation, with or without images.",
-                {"200": _streamed("ChatCompletion", "The answer.")},
+                {"200": _streamed("ChatCompletion", "ChatEvent", "The answer.")},
                 takes={"application/json": ref("ChatRequest")},
                 errors=_MODEL,
             )
@@ -161,7 +164,7 @@ def _images() -> dict[str, Any]:
                 "images",
                 "createImage",
                 "Draw pictures of a prompt.",
-                {"200": _streamed("Images", "The pictures.")},
+                {"200": _streamed("Images", "ImageEvent", "The pictures.")},
                 takes={"application/json": ref("ImageRequest")},
                 errors=_MODEL,
             )
@@ -171,9 +174,14 @@ def _images() -> dict[str, Any]:
                 "images",
                 "createImageEdit",
                 "Change a picture as an instruction says.",
-                {"200": _streamed("Images", "The pictures.")},
+                {"200": _streamed("Images", "ImageEvent", "The pictures.")},
                 takes={"multipart/form-data": ref("ImageEditForm"), "application/json": ref("ImageEditRequest")},
                 errors=_MODEL,
+            )
+        },
+        "/v1/images/variations": {
+            "post": _operation(
+                "images", "createImageVariation", "Not supported; the answer says what is.", {}, errors=(404,)
             )
         },
     }
@@ -252,7 +260,6 @@ def _pictures() -> dict[str, Any]:
                 "Upload a picture.",
                 {"201": _json("Picture", "As it is kept.")},
                 takes={"multipart/form-data": upload, "image/*": {}},
-                errors=(413,),
                 words=_UPLOADS,
             ),
         },

@@ -8,6 +8,7 @@ from typing import Any
 from ..capabilities import capabilities
 from ..generation_options import OPTIONS, AnswerOptions
 from ..options import Option, declared
+from . import chat_requests, image_requests
 from .jobs_api import MAX_PREVIEWS
 from .requests import ALIASES
 from .settings import ServerSettings
@@ -16,7 +17,7 @@ Schema = dict[str, Any]
 
 _MAX_SEED = 2**64 - 1
 _TYPES: dict[type | None, str] = {int: "integer", float: "number", str: "string", list: "array"}
-_LARGEST = 3.4e38  # of float32
+_LARGEST: dict[type | None, float] = {int: 2**63 - 1, float: 3.4e38}  # of int64 and float32
 
 
 def ref(name: str) -> Schema:
@@ -97,8 +98,8 @@ def option_schema(option: Option, settings: ServerSettings, size_multiple: int) 
         high = min(high, settings.max_steps)
     elif option.name == "seed":
         low, high = 0, _MAX_SEED
-    elif option.kind is float:
-        high = min(high, _LARGEST)
+    elif option.kind in _LARGEST:
+        high = min(high, _LARGEST[option.kind])
     if option.kind is list:
         found |= {"items": {"type": "number", "minimum": 0, "maximum": 1}, "minItems": 2, "maxItems": 2}
     if abs(low) != float("inf"):
@@ -109,6 +110,8 @@ def option_schema(option: Option, settings: ServerSettings, size_multiple: int) 
         found["enum"] = list(option.choices)
     if option.default is not None and option.name != "seed":
         found["default"] = option.default
+    if option.several and option.kind is str:
+        return {"anyOf": [text(), array(text()), {"type": "null"}], "description": option.help}
     return or_null(found)
 
 
@@ -278,6 +281,7 @@ def _jobs(
             {"task": constant("answer"), "messages": array(ref("Message"), minItems=1), **answer},
             "The URL of an image in a message may be `picture:<id>`.",
             optional=answer,
+            more=False,
         ),
         "Job": record(
             {
@@ -321,36 +325,40 @@ def _jobs(
 
 
 def _chat(answer: dict[str, Schema]) -> dict[str, Schema]:
+    url = text("A data URI, or `picture:<id>`.", minLength=1)
     part = {
-        "anyOf": [
+        "oneOf": [
             record({"type": constant("text"), "text": text()}),
-            record(
-                {
-                    "type": constant("image_url"),
-                    "image_url": {"anyOf": [text(), record({"url": text("A data URI.")})]},
-                }
-            ),
+            record({"type": constant("image_url"), "image_url": {"anyOf": [url, record({"url": url})]}}),
         ]
     }
-    streaming = record({"include_usage": truth("Whether a last chunk tells the usage.")}, optional=("include_usage",))
+    roles = ["system", "developer", "user", "assistant", "tool"]
+    streaming = record(
+        {"include_usage": or_null(truth("Whether a last chunk tells the usage."))}, optional=("include_usage",)
+    )
+    extras: dict[str, Schema] = {
+        "model": or_null(text("Any name; the model that is loaded answers.")),
+        "stream": or_null(truth("Whether the answer comes as server-sent events.")),
+        "stream_options": or_null(streaming),
+        "tools": or_null(array({"type": "object"}, "Those named `generate_image` and `edit_image` may be called.")),
+        "tool_choice": {"description": "As OpenAI has it."},
+        **{name: {"description": "Makes no difference here."} for name in sorted(chat_requests.IGNORED)},
+        **{
+            name: {"description": "Not supported but for what changes nothing.", "enum": [*allowed, None]}
+            for name, allowed in chat_requests.REFUSED.items()
+        },
+    }
     return {
         "Message": record(
             {
-                "role": {"type": "string", "enum": ["system", "developer", "user", "assistant"]},
-                "content": {"anyOf": [text(), array(part)]},
-            }
+                "role": {"type": "string", "enum": roles},
+                "content": {"anyOf": [text(), array(part), {"type": "null"}]},
+            },
         ),
         "ChatRequest": record(
-            {
-                "messages": array(ref("Message"), minItems=1),
-                "model": or_null(text("Any name; the model that is loaded answers.")),
-                "stream": or_null(truth("Whether the answer comes as server-sent events.")),
-                "stream_options": or_null(streaming),
-                "max_completion_tokens": answer["max_tokens"],
-                "stop": {"anyOf": [text(), array(text()), {"type": "null"}]},
-                **answer,
-            },
-            optional={"model", "stream", "stream_options", "max_completion_tokens", "stop", *answer},
+            {"messages": array(ref("Message"), minItems=1), **extras, **answer},
+            optional={*extras, *answer},
+            more=False,
         ),
         "ChatCompletion": record(
             {
@@ -362,7 +370,14 @@ def _chat(answer: dict[str, Schema]) -> dict[str, Schema]:
                     record(
                         {
                             "index": whole(),
-                            "message": record({"role": constant("assistant"), "content": or_null(text())}),
+                            "message": record(
+                                {
+                                    "role": constant("assistant"),
+                                    "content": or_null(text()),
+                                    "tool_calls": array({"type": "object"}),
+                                },
+                                optional=("tool_calls",),
+                            ),
                             "finish_reason": text(),
                         }
                     )
@@ -370,6 +385,26 @@ def _chat(answer: dict[str, Schema]) -> dict[str, Schema]:
                 "usage": ref("Usage"),
             }
         ),
+        "ChatChunk": record(
+            {
+                "id": text(),
+                "object": constant("chat.completion.chunk"),
+                "created": whole(),
+                "model": text(),
+                "choices": array(
+                    record({"index": whole(), "delta": {"type": "object"}, "finish_reason": or_null(text())}),
+                    "None in the last one, which has the usage, where that was asked for.",
+                ),
+                "usage": or_null(ref("Usage")),
+            },
+            optional=("usage",),
+        ),
+        "ChatEvent": {
+            "oneOf": [
+                event("message", ref("ChatChunk")),
+                record({"event": constant("message"), "data": constant("[DONE]")}),
+            ]
+        },
         "Usage": record({"prompt_tokens": whole(), "completion_tokens": whole(), "total_tokens": whole()}),
     }
 
@@ -380,35 +415,82 @@ def _images(options: dict[Any, dict[str, Schema]], settings: ServerSettings) -> 
         "model": or_null(text("Any name; the model that is loaded draws.")),
         **drawing_extras(settings),
         "response_format": or_null({"type": "string", "enum": ["b64_json", "url"]}),
-        "output_format": or_null({"type": "string", "enum": ["png", "jpeg", "webp"]}),
+        "output_format": or_null({"type": "string", "enum": list(image_requests.FORMATS)}),
         "output_compression": or_null(whole("Quality of JPEG and WebP.", minimum=0, maximum=100)),
         "stream": or_null(truth("Whether the answer comes as server-sent events.")),
-        "partial_images": or_null(whole("Previews in the stream.", minimum=0, maximum=3)),
+        "partial_images": or_null(
+            whole("Previews of each picture in the stream.", minimum=0, maximum=image_requests.MAX_PARTIALS)
+        ),
+        **{name: {"description": "Makes no difference here."} for name in sorted(image_requests.IGNORED)},
     }
     upload = {"type": "string", "format": "binary"}
     uri = text("A data URI, or base64.")
+    images = {"description": "One or several; `n` pictures are made of each."}
+    json_images = {"anyOf": [uri, array(uri, minItems=1)], **images}
+
+    def request(task: str, image: Schema | None = None) -> Schema:
+        fields = {**common, **options[task]}
+        found = {**fields, **({} if image is None else {"image": image})}
+        return record(found, optional=set(fields) - {"prompt"}, more=False)
+
+    item = {"b64_json": text(), "url": text(), "seed": whole(), "image_index": whole("Of the image that was edited.")}
+    usage = record(
+        {
+            "input_tokens": whole(),
+            "input_tokens_details": record({"text_tokens": whole(), "image_tokens": whole()}),
+            "output_tokens": whole(),
+            "total_tokens": whole(),
+        }
+    )
+    about = {
+        "size": text("WIDTHxHEIGHT."),
+        "quality": text(),
+        "background": constant("opaque"),
+        "output_format": {"type": "string", "enum": ["png", "jpeg", "webp"]},
+    }
+    streamed = {"created_at": whole(), **about, "index": whole("Of the picture."), "b64_json": text()}
+    preview = {**streamed, "partial_image_index": whole(), "step": whole(), "steps": whole()}
+    finished = {**streamed, "seed": whole(), "url": text(), "image_index": whole(), "usage": usage}
+    optional = ("url", "image_index")
+    error = {"type": constant("error"), "error": {"type": "object"}}
     return {
-        "ImageRequest": record(
-            {**common, **options["generate"]}, optional={*common, *options["generate"]} - {"prompt"}
-        ),
-        "ImageEditForm": record(
-            {**common, "image": {"anyOf": [upload, array(upload)]}, **options["edit"]},
-            optional={*common, *options["edit"]} - {"prompt"},
-        ),
-        "ImageEditRequest": record(
-            {**common, "image": {"anyOf": [uri, array(uri)]}, **options["edit"]},
-            optional={*common, *options["edit"]} - {"prompt"},
-        ),
+        "ImageRequest": request("generate"),
+        "ImageEditForm": _as_form(request("edit", {"anyOf": [upload, array(upload, minItems=1)], **images})),
+        "ImageEditRequest": request("edit", json_images),
         "Images": record(
             {
-                "created": whole(),
-                "data": array(
-                    record(
-                        {"b64_json": text(), "url": text(), "seed": whole(), "revised_prompt": text()},
-                        optional=("b64_json", "url", "revised_prompt", "seed"),
-                    )
-                ),
+                "created": whole("Seconds since 1970."),
+                "data": array(record(item, optional=("b64_json", "url", "image_index"))),
+                **about,
+                "usage": usage,
             },
-            optional=(),
+            optional=("quality",),
         ),
+        "ImageEvent": {
+            "oneOf": [
+                *(
+                    event(f"{name}.{kind}", record({"type": constant(f"{name}.{kind}"), **fields}, optional=optional))
+                    for name in ("image_generation", "image_edit")
+                    for kind, fields in (("partial_image", preview), ("completed", finished))
+                ),
+                event("error", record(error)),
+            ]
+        },
     }
+
+
+def _as_form(schema: Schema) -> Schema:
+    """The same as a form, which has texts: no null, and two numbers with a comma between."""
+    fields = {name: _without_null(field) for name, field in schema["properties"].items()}
+    fields["guidance_interval"] = text(fields["guidance_interval"]["description"], examples=["0.3,0.95"])
+    return {**schema, "properties": fields}
+
+
+def _without_null(schema: Schema) -> Schema:
+    kinds = schema.get("type")
+    found = dict(schema)
+    if isinstance(kinds, list):
+        (found["type"],) = [kind for kind in kinds if kind != "null"]
+    if "enum" in schema:
+        found["enum"] = [value for value in schema["enum"] if value is not None]
+    return found

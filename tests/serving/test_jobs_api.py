@@ -65,13 +65,25 @@ def tiny(service) -> Iterator[Live]:
         yield running
 
 
+def upload(server: Live, image: Image.Image):
+    data = encode(image, "PNG", None)
+    return server.client.post("/v1/pictures", content=data, headers={"Content-Type": "image/png"})
+
+
+def begin(server: Live, task: Script):
+    """A job that has begun: no more events follow but those that the test allows."""
+    job = server.submit(task)
+    assert task.running.wait(60)
+    return job
+
+
 def take(events: Iterator, count: int) -> list:
     return [next(events) for _ in range(count)]
 
 
 def test_reader_who_comes_back_gets_exactly_the_rest(server):
     task = Script(*says("a ", "red ", "circle ", "on ", "white"), DONE)
-    job = server.submit(task)
+    job = begin(server, task)
     first = server.events(job.id)
     task.allow(2)
     read = take(first, 3)  # its status, and two words
@@ -89,7 +101,7 @@ def test_reader_who_comes_back_gets_exactly_the_rest(server):
 
 def test_two_readers_hear_the_same(server):
     task = Script(*says("a ", "b "), ("progress", {"step": 1, "steps": 1, "index": 0, "n": 1, "seconds_left": 0}), DONE)
-    job = server.submit(task)
+    job = begin(server, task)
     readers = [server.events(job.id) for _ in range(2)]
     assert next(readers[0])["data"]["id"] == next(readers[1])["data"]["id"] == job.id
     task.allow()
@@ -101,7 +113,7 @@ def test_two_readers_hear_the_same(server):
 def test_events_without_bytes_of_pictures_in_the_job(server):
     preview = {"index": 0, "step": 2, "steps": 4, "data": b"jpeg"}
     task = Script(("preview", preview), *says("x"), DONE)
-    job = server.submit(task)
+    job = begin(server, task)
     reader = server.events(job.id)
     task.allow(1)
     _, shown = take(reader, 2)
@@ -127,7 +139,7 @@ def test_a_waiting_job_is_cancelled_at_once(server):
 
 def test_a_running_job_is_cancelled_at_its_next_step(server):
     task = Script(*says("a", "b", "c"), DONE)
-    job = server.submit(task)
+    job = begin(server, task)
     reader = server.events(job.id)
     task.allow(1)
     take(reader, 2)
@@ -228,7 +240,7 @@ def test_pictures_and_previews_come_in_order(tiny):
 
 def test_an_edit_of_a_picture_on_the_shelf(tiny):
     image = Image.new("RGB", (64, 64), (255, 0, 0))
-    source = tiny.client.post("/v1/pictures", content=encode(image, "PNG", None)).json()
+    source = upload(tiny, image).json()
     body = {"task": "edit", "prompt": "make it blue", "image": f"picture:{source['id']}", "seed": 3, "steps": 2}
     (edited,) = tiny.ended(tiny.client.post("/v1/jobs", json=body).json()["id"])["pictures"]
     assert (edited["kind"], edited["source"]) == ("edited", source["id"])
@@ -243,6 +255,28 @@ def test_an_edit_of_a_picture_on_the_shelf(tiny):
     assert again["source"] is None
     pixels = [load_image(tiny.client.get(one["url"]).content).tobytes() for one in (edited, again)]
     assert pixels[0] == pixels[1]
+
+
+def test_an_answer_about_a_picture_on_the_shelf(tiny):
+    image = Image.new("RGB", (64, 64), (255, 0, 0))
+    id = upload(tiny, image).json()["id"]
+
+    def ask(url: str) -> dict:
+        parts = [{"type": "text", "text": "What is here?"}, {"type": "image_url", "image_url": {"url": url}}]
+        body = {"task": "answer", "messages": [{"role": "user", "content": parts}], "max_tokens": 8}
+        made = tiny.client.post("/v1/jobs", json=body)
+        assert made.status_code == 202, made.text
+        return made.json()
+
+    job = ask(f"picture:{id}")
+    assert job["request"]["messages"][0]["content"][1]["image_url"]["url"] == f"picture:{id}"
+    events = list(tiny.events(job["id"]))
+    ended = events[-1]["data"]
+    assert ended["text"] == "".join(event["data"]["delta"] for event in events if event["event"] == "text") != ""
+    assert ended["finish_reason"] in ("stop", "length")
+    assert ended["usage"]["completion_tokens"] <= 8
+    again = ask("data:image/png;base64," + base64.b64encode(encode(image, "PNG", None)).decode())
+    assert tiny.ended(again["id"])["text"] == ended["text"]
 
 
 DRAW = {"task": "generate", "prompt": "a circle"}
@@ -266,6 +300,8 @@ DRAW = {"task": "generate", "prompt": "a circle"}
         ({**DRAW, "size": "65x64"}, "size", "multiples of"),
         ({**DRAW, "prompt": "word " * 5000}, "prompt", "context"),
         ({**DRAW, "negative_prompt": "x", "guidance_scale": 1}, "negative_prompt", "needs guidance"),
+        ({"task": "answer"}, "messages", "no messages"),
+        ({"task": "answer", "messages": [{"role": "user", "content": "x"}], "stream": True}, "stream", "no parameter"),
         ({"task": "edit", "prompt": "x"}, "image", "no image"),
         ({"task": "edit", "prompt": "x", "image": 5}, "image", "no image"),
         ({"task": "edit", "prompt": "x", "image": "picture:../../x"}, "image", "there is no picture"),

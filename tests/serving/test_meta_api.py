@@ -50,7 +50,7 @@ def test_info_says_what_a_page_needs(client):
 def test_health_and_queue_while_the_model_computes(worker):
     """With a job that holds the worker, and others that wait."""
     service = Service(ServerSettings(), worker)
-    with TestClient(make_app(service)) as client:
+    with TestClient(make_app(service), base_url="http://localhost") as client:
         task = Steps(held=True)
         made = [client.portal.call(submit, service, one) for one in (task, Steps())]
         assert task.reached.acquire(timeout=60)
@@ -76,7 +76,7 @@ async def submit(service, task, kept=True):
 
 def test_jobs_of_requests_are_counted_but_can_not_be_asked_for(worker):
     service = Service(ServerSettings(), worker)
-    with TestClient(make_app(service)) as client:
+    with TestClient(make_app(service), base_url="http://localhost") as client:
         task = Steps(held=True)
         job = client.portal.call(submit, service, task, False)
         assert task.reached.acquire(timeout=60)
@@ -91,7 +91,7 @@ def test_health_when_the_worker_has_ended(tmp_path):
 
     worker = Worker(lambda: object(), limit=1, max_bytes=1)
     worker.start()
-    with TestClient(make_app(Service(ServerSettings(), worker))) as client:
+    with TestClient(make_app(Service(ServerSettings(), worker)), base_url="http://localhost") as client:
         assert worker.stop(60)
         answer = client.get("/health")
         assert (answer.status_code, answer.json()) == (503, {"status": "ending"})
@@ -139,7 +139,7 @@ def test_a_failing_route_counts_as_500(service, monkeypatch):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(type(service.metrics), "text", fail)
-    with TestClient(make_app(service), raise_server_exceptions=False) as client:
+    with TestClient(make_app(service), base_url="http://localhost", raise_server_exceptions=False) as client:
         answer = client.get("/metrics")
         assert answer.status_code == 500
         assert "a bug" not in answer.text

@@ -24,13 +24,20 @@ def data(size: tuple[int, int] = (640, 64)) -> bytes:
     return encode(Image.new("RGB", size, (255, 0, 0)), "PNG", SETTINGS)
 
 
+PNG = {"Content-Type": "image/png"}
+
+
+def upload(client: TestClient, content: bytes | None = None):
+    return client.post("/v1/pictures", content=content or data(), headers=PNG)
+
+
 @pytest.fixture
 def service(worker, tmp_path):
     return Service(ServerSettings(pictures=tmp_path / "pictures", max_pixels=100_000), worker)
 
 
 def test_raw_and_form_uploads(client):
-    raw = client.post("/v1/pictures", content=data(), headers={"Content-Type": "image/png"})
+    raw = upload(client)
     form = client.post("/v1/pictures", files={"image": ("a b.png", data(), "image/png")})
     for answer in (raw, form):
         picture = answer.json()
@@ -43,7 +50,7 @@ def test_raw_and_form_uploads(client):
 
 
 def test_files_and_thumbnails(client):
-    picture = client.post("/v1/pictures", content=data()).json()
+    picture = upload(client).json()
     content = client.get(picture["url"])
     assert content.headers["content-type"] == "image/png"
     assert "immutable" in content.headers["cache-control"]
@@ -56,7 +63,7 @@ def test_files_and_thumbnails(client):
 
 
 def test_pages(client):
-    ids = [client.post("/v1/pictures", content=data((8, 8))).json()["id"] for _ in range(3)]
+    ids = [upload(client, data((8, 8))).json()["id"] for _ in range(3)]
     first = client.get("/v1/pictures", params={"limit": 2}).json()
     assert ([one["id"] for one in first["data"]], first["has_more"]) == (ids[:0:-1], True)
     rest = client.get("/v1/pictures", params={"limit": 2, "before": ids[1]}).json()
@@ -67,7 +74,7 @@ def test_pages(client):
 
 
 def test_deleted_and_restored(client):
-    picture = client.post("/v1/pictures", content=data()).json()
+    picture = upload(client).json()
     assert client.delete(f"/v1/pictures/{picture['id']}").json() == {
         "id": picture["id"],
         "object": "picture",
@@ -90,8 +97,8 @@ def test_ids_lead_nowhere(client, id):
     ("sent", "words"),
     [
         ({"content": b""}, "empty"),
-        ({"content": b"no image"}, "not an image"),
-        ({"content": data((400, 300))}, "at most 0.1 million are accepted"),
+        ({"content": b"no image", "headers": PNG}, "not an image"),
+        ({"content": data((400, 300)), "headers": PNG}, "at most 0.1 million are accepted"),
         ({"files": {"picture": data()}}, "no file 'image'"),
         ({"data": {"image": "x"}, "files": {"other": b"x"}}, "no file 'image'"),
         ({"content": b"--x", "headers": {"Content-Type": "multipart/form-data"}}, "boundary"),
@@ -106,20 +113,20 @@ def test_uploads_that_are_refused(client, sent, words):
 
 
 def test_a_folder_that_was_removed_is_told_without_its_path(client, service, tmp_path):
-    picture = client.post("/v1/pictures", content=data()).json()
+    picture = upload(client).json()
     shutil.rmtree(tmp_path / "pictures")
     for path in ("", f"/{picture['id']}", f"/{picture['id']}/content"):
         answer = client.get(f"/v1/pictures{path}")
         assert answer.status_code == 500
         assert "can't be read" in answer.json()["error"]["message"]
         assert str(tmp_path) not in answer.text
-    kept = client.post("/v1/pictures", content=data()).json()
+    kept = upload(client).json()
     assert "kept in memory" in kept["warning"]
     assert client.get(kept["url"]).status_code == 200
 
 
 def test_without_a_folder(worker):
-    with TestClient(make_app(Service(ServerSettings(), worker))) as client:
-        picture = client.post("/v1/pictures", content=data()).json()
+    with TestClient(make_app(Service(ServerSettings(), worker)), base_url="http://localhost") as client:
+        picture = upload(client).json()
         assert client.get("/v1/pictures").json()["data"] == [picture]
         assert "warning" not in picture
