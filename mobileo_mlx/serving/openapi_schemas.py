@@ -10,7 +10,7 @@ from ..generation_options import OPTIONS, AnswerOptions
 from ..options import Option, declared
 from . import chat_requests, image_requests
 from .jobs_api import MAX_PREVIEWS
-from .requests import ALIASES
+from .requests import ALIASES, MAX_GUIDANCE
 from .settings import ServerSettings
 
 Schema = dict[str, Any]
@@ -96,6 +96,8 @@ def option_schema(option: Option, settings: ServerSettings, size_multiple: int) 
         low, high = size_multiple, settings.max_side // size_multiple * size_multiple
     elif option.name == "steps":
         high = min(high, settings.max_steps)
+    elif option.name == "guidance_scale":
+        high = MAX_GUIDANCE
     elif option.name == "seed":
         low, high = 0, _MAX_SEED
     elif option.kind in _LARGEST:

@@ -27,6 +27,7 @@ ALIASES = {
     "max_completion_tokens": "max_tokens",
 }
 
+MAX_GUIDANCE = 100.0  # far above what draws anything; still higher, numbers overflow in the middle of a drawing
 _MAX_RANDOM_SEED = 2**32
 
 
@@ -160,10 +161,12 @@ def read_drawing(
     """
     options = read_options(OPTIONS[task], fields, skip=("seed",), texts=texts)
     options = read_size(fields) | options
-    for name, limit in {"width": settings.max_side, "height": settings.max_side, "steps": settings.max_steps}.items():
+    limits: dict[str, float] = {"width": settings.max_side, "height": settings.max_side, "steps": settings.max_steps}
+    limits["guidance_scale"] = MAX_GUIDANCE
+    for name, limit in limits.items():
         if options.get(name, 0) > limit:
             raise ApiError(
-                400, f"{name} {options[name]} is more than this server allows, {limit}.", param=name, code="too_large"
+                400, f"{name} {options[name]} is more than this server allows, {limit:g}.", param=name, code="too_large"
             )
     count = read_whole(fields, "n", 1, 1, settings.max_pictures)
     seeds = read_options(OPTIONS[task], {"seed": fields.get("seed")}, texts=texts).get("seed")

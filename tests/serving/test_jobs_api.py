@@ -293,6 +293,7 @@ DRAW = {"task": "generate", "prompt": "a circle"}
         ({**DRAW, "image": "picture:x"}, "image", "no parameter 'image'"),
         ({**DRAW, "steps": 0}, "steps", "steps 0 is not possible"),
         ({**DRAW, "steps": 201}, "steps", "more than this server allows"),
+        ({**DRAW, "guidance_scale": 1e30}, "guidance_scale", "more than this server allows, 100"),
         ({**DRAW, "n": 11}, "n", "choose 1 to 10"),
         ({**DRAW, "previews": 51}, "previews", "choose 0 to 50"),
         ({**DRAW, "previews": True}, "previews", "choose 0 to 50"),
