@@ -21,6 +21,10 @@ _HEAD = """<!doctype html>
 """
 
 
+_OR_NULL = " or null"
+_NO_LIMIT = 1e18  # that a number can be held is no limit that anybody needs to read
+
+
 def docs_page(document: dict[str, Any]) -> str:
     """The page as HTML.
 
@@ -77,10 +81,13 @@ def _object(schema: dict[str, Any]) -> Iterator[str]:
         yield from _object(one)
     required = schema.get("required", ())
     rows = [
-        (name if name in required else f"{name}?", _kind(one) + _range(one), one.get("description", ""))
+        (name, _kind(one), _range(one), one.get("description", ""))
+        if name in required
+        # That null stands for the default goes without saying.
+        else (f"{name}?", _kind(one).removesuffix(_OR_NULL), _range(one), one.get("description", ""))
         for name, one in schema.get("properties", {}).items()
     ]
-    yield from _table(("field", "value", "meaning"), rows)
+    yield from _table(("field", "value", "meaning"), [(name, value + more, words) for name, value, more, words in rows])
 
 
 def _table(heads: tuple[str, ...], rows: list[tuple[str, str, str]]) -> Iterator[str]:
@@ -104,17 +111,21 @@ def _kind(schema: dict[str, Any]) -> str:
     if "const" in schema:
         return f"<code>{_text(json.dumps(schema['const']))}</code>"
     if "enum" in schema:
-        return " or ".join(f"<code>{_text(json.dumps(value))}</code>" for value in schema["enum"])
+        shown = [f"<code>{_text(json.dumps(value))}</code>" for value in schema["enum"] if value is not None]
+        return " or ".join(shown) + (_OR_NULL if None in schema["enum"] else "")
     if "contentSchema" in schema:
         return f"JSON: {_kind(schema['contentSchema'])}"
     kinds = schema.get("type", "")
-    shown = " or ".join([kinds] if isinstance(kinds, str) else kinds)
-    return f"{shown} of {_kind(schema['items']) or 'anything'}" if "items" in schema else shown
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    shown = [kind for kind in kinds if kind != "null"] or ["null"]
+    if "items" in schema:
+        shown = [f"array of {_kind(schema['items']) or 'anything'}"]
+    return " or ".join(shown) + (_OR_NULL if len(kinds) > 1 and "null" in kinds else "")
 
 
 def _range(schema: dict[str, Any]) -> str:
     words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "multipleOf": "multiple of"}
-    found = [f"{word} {schema[name]}" for name, word in words.items() if name in schema]
+    found = [f"{word} {schema[name]}" for name, word in words.items() if abs(schema.get(name, _NO_LIMIT)) < _NO_LIMIT]
     if "default" in schema:
         found.append(f"default {json.dumps(schema['default'])}")
     return f" <small>{_text(', '.join(found))}</small>" if found else ""

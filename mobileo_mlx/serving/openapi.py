@@ -108,9 +108,8 @@ def _operation(
     if takes is not None:
         content = {kind: {"schema": schema} for kind, schema in takes.items()}
         found["requestBody"] = {"required": True, "content": content}
-    errors_of = {
-        str(status): {"$ref": f"#/components/responses/Error{status}"} for status in sorted({*_ALWAYS, *errors})
-    }
+    refused = sorted({*_ALWAYS, *errors, *(_BODY if takes is not None else ())})
+    errors_of = {str(status): {"$ref": f"#/components/responses/Error{status}"} for status in refused}
     found["responses"] = {**answers, **errors_of}
     if public:
         found["security"] = []

@@ -100,6 +100,7 @@ def option_schema(option: Option, settings: ServerSettings, size_multiple: int) 
         high = MAX_GUIDANCE
     elif option.name == "seed":
         low, high = 0, _MAX_SEED
+        found["description"] = "Of the randomness; a random one by default. The same seed gives the same again."
     elif option.kind in _LARGEST:
         high = min(high, _LARGEST[option.kind])
     if option.kind is list:
