@@ -32,7 +32,7 @@ KEEP_ALIVE_SECONDS = 75  # longer than clients keep connections: one that closes
 _BACKLOG = 512
 _MOST_CONNECTIONS = 1000
 _RESERVED_FILES = 100  # of those that a process may have open, for all else than connections
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 _SENTENCES = {
     errno.EADDRINUSE: "port {port} is taken, by another program or another server; choose one with --port",
