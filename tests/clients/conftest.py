@@ -1,20 +1,32 @@
-"""A real server on a free port of this machine, with the bundled model."""
+"""A real server on a free port of this machine, with the bundled model.
+
+With MOBILEO_TRANSCRIPT=FILE, what clients send and are answered is added to that file.
+"""
 
 import asyncio
-import socket
+import os
 import threading
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("multipart")
 
-import uvicorn
-
-from mobileo_mlx.serving.app import make_app
+from mobileo_mlx.serving.server import Server, listen
 from mobileo_mlx.serving.service import Service
 from mobileo_mlx.serving.settings import ServerSettings
 from mobileo_mlx.serving.worker import Worker
+
+from .transcript import Transcript
+
+
+class _Server(Server):
+    loop: asyncio.AbstractEventLoop
+
+    async def startup(self, sockets=None) -> None:
+        self.loop = asyncio.get_running_loop()
+        await super().startup(sockets)
 
 
 class RunningServer:
@@ -31,26 +43,23 @@ class RunningServer:
         worker = Worker(lambda: MobileO.load("tiny"), limit=settings.max_queue, max_bytes=settings.max_waiting_bytes)
         worker.start()
         self.service = Service(settings, worker)
-        listener = socket.socket()
-        listener.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(make_app(self.service), log_level="error"))
-        self._loop = asyncio.new_event_loop()
-        listener.listen()  # whoever connects before it serves waits
-        self._thread = threading.Thread(
-            target=self._loop.run_until_complete, args=(self._server.serve(sockets=[listener]),)
-        )
+        ready = threading.Event()
+        self._server = _Server(self.service, listen(settings), on_ready=lambda url: ready.set())
+        if path := os.environ.get("MOBILEO_TRANSCRIPT"):
+            self._server.config.app = Transcript(self._server.config.app, Path(path))
+        self._thread = threading.Thread(target=self._server.run)
         self._thread.start()
+        assert ready.wait(60)
+        self.url = self.service.base_url
 
     def run(self, coroutine):
         """Runs something in the server's event loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._server.loop).result(60)
 
     def close(self) -> None:
-        self._server.should_exit = True
+        self._server.end()
         self._thread.join(60)
         assert self.service.worker.stop(60)
-        self._loop.close()
 
 
 @pytest.fixture(scope="session")
