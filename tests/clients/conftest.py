@@ -20,6 +20,8 @@ from mobileo_mlx.serving.worker import Worker
 
 from .transcript import Transcript
 
+TRANSCRIPT = os.environ.get("MOBILEO_TRANSCRIPT")
+
 
 class _Server(Server):
     loop: asyncio.AbstractEventLoop
@@ -45,8 +47,8 @@ class RunningServer:
         self.service = Service(settings, worker)
         ready = threading.Event()
         self._server = _Server(self.service, listen(settings), on_ready=lambda url: ready.set())
-        if path := os.environ.get("MOBILEO_TRANSCRIPT"):
-            self._server.config.app = Transcript(self._server.config.app, Path(path))
+        if TRANSCRIPT:
+            self._server.config.app = Transcript(self._server.config.app, Path(TRANSCRIPT))
         self._thread = threading.Thread(target=self._server.run)
         self._thread.start()
         assert ready.wait(60)
@@ -68,3 +70,11 @@ def server(tmp_path_factory):
     server = RunningServer(ServerSettings(port=0, pictures=tmp_path_factory.mktemp("pictures")))
     yield server
     server.close()
+
+
+@pytest.fixture(autouse=True)
+def headed(request):
+    """The transcript says what follows."""
+    if TRANSCRIPT:
+        with Path(TRANSCRIPT).open("a", encoding="utf-8") as file:
+            file.write(f"## {request.path.stem}: {request.node.name}\n\n")

@@ -37,7 +37,7 @@ class Transcript:
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                lines.extend([shortened(sent), "", str(message["status"]), *_told(message["headers"])])
+                lines.extend([shortened(sent), f"-> {message['status']}", *_told(message["headers"])])
             answered.extend(message.get("body", b""))
             await send(message)
 
@@ -45,7 +45,7 @@ class Transcript:
             await self._app(scope, receiving, sending)
         finally:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write("\n".join([*filter(None, [*lines, shortened(answered)]), "", ""]) + "\n")
+                file.write("\n".join([*filter(None, [*lines, shortened(answered)]), "", ""]))
 
 
 def _told(headers: list[tuple[bytes, bytes]]) -> list[str]:
