@@ -96,7 +96,9 @@ def draw_prompts(model: MobileO, prompts: Sequence[str], steps: int) -> list[Any
     inputs = conditioning.embed_prompts(parts.llm.embed_tokens, _padded(ids), attention_mask=_mask(ids))
     states = conditioning.hidden_states(parts, inputs)
     text = conditioning.text_input(parts, states, mask=inputs.padding_mask)
-    unconditional = conditioning.unconditional_input(parts, states)
+    # Guidance's unconditional half has the length of the prompt, so each has its own.
+    dropped = mx.ones(len(prompts), mx.bool_)
+    unconditional = conditioning.text_input(parts, states, mask=inputs.padding_mask, dropped=dropped)
     noise: mx.array = mx.concatenate(
         [latents.noise(model.config, seed, settings.width, settings.height) for seed in range(len(prompts))]
     )
