@@ -59,7 +59,7 @@ export function makeFields(tab, task, host) {
     },
     /** Leads to the control of a parameter that was refused. */
     point(param) {
-      const control = param && byId(`${tab}-${param}`);
+      const control = param && (of(param)?.control ?? byId(`${tab}-${param}`));
       if (!control) return;
       if (control.closest("details")) control.closest("details").open = true;
       control.focus();

@@ -1,7 +1,7 @@
 // A control for an option, made of what `capabilities` says of it: a new option of the library appears by itself.
 
 import { Problem } from "./api.js";
-import { make } from "./dom.js";
+import { byId, make } from "./dom.js";
 import { label } from "./words.js";
 
 const shownDefault = (option, value = option.default_help ?? option.default) =>
@@ -9,7 +9,8 @@ const shownDefault = (option, value = option.default_help ?? option.default) =>
 
 /** {element, value(), set(value), assume(value)}: value() is undefined where the default is meant. */
 export function optionField(tab, option) {
-  const id = `${tab}-${option.name}`;
+  const plain = `${tab}-${option.name}`;
+  const id = byId(plain) ? `${tab}-option-${option.name}` : plain; // `stop` is also a button
   const text = option.type === "string" && !option.choices; // its help stands in the box
   const help = make("small", { id: `${id}-help`, class: text && "hidden" }, option.help);
   const control = option.choices ? choice(option, id) : box(option, id);
