@@ -14,6 +14,7 @@ export const shelf = new EventTarget();
 let more = true;
 let loading = null;
 let open = () => {};
+const deleted = new Set(); // here, so that an answer on its way does not bring one back
 const byIdOf = new Map(); // element by picture's id
 
 export const describe = (picture) => picture.settings?.prompt || (picture.kind === "uploaded" ? "Uploaded picture" : "Picture");
@@ -60,9 +61,12 @@ export function add(picture) {
 
 /** Reads the newest again, for pictures that were made elsewhere. */
 export async function refreshShelf() {
+  const known = [...pictures]; // what comes meanwhile is not in the answer
   const found = await get(`/v1/pictures?limit=${PAGE}`);
   if (!pictures.length) more = found.has_more ?? found.data.length === PAGE;
-  found.data.reverse().forEach(add);
+  const there = new Set(found.data.map((one) => one.id)), oldest = found.data.at(-1);
+  known.filter((one) => !there.has(one.id) && (!oldest || isNewer(one, oldest))).forEach(forget); // deleted elsewhere
+  found.data.reverse().filter((one) => !deleted.has(one.id)).forEach(add);
   changed();
 }
 
@@ -90,21 +94,27 @@ export async function upload(file) {
   return picture;
 }
 
+function forget(picture) {
+  byIdOf.get(picture.id)?.remove();
+  byIdOf.delete(picture.id);
+  const at = pictures.findIndex((one) => one.id === picture.id);
+  if (at >= 0) pictures.splice(at, 1);
+}
+
 /** Deletes a picture, with a notice that brings it back. */
 export async function remove(picture) {
   await request("DELETE", `/v1/pictures/${picture.id}`);
   const element = byIdOf.get(picture.id);
   const hadFocus = element?.contains(document.activeElement);
   const next = element?.nextElementSibling ?? element?.previousElementSibling;
-  element?.remove();
-  byIdOf.delete(picture.id);
-  const at = pictures.findIndex((one) => one.id === picture.id);
-  if (at >= 0) pictures.splice(at, 1);
+  deleted.add(picture.id);
+  forget(picture);
   changed();
   if (hadFocus) focus(next?.querySelector("button"));
   notice("Picture deleted.", { action: "Undo", run: async () => {
     try {
       await request("POST", `/v1/pictures/${picture.id}/restore`);
+      deleted.delete(picture.id);
       add(picture);
       announce("The picture is back.");
     } catch (problem) {

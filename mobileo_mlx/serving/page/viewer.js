@@ -11,7 +11,7 @@ let shown = null;
 function rows(picture) {
   const { settings } = picture;
   const size = `${picture.width} × ${picture.height}, ${bytes(picture.bytes)}`;
-  const known = settings ? Object.entries(settings).filter(([name, value]) => value !== null && !["prompt", "width", "height", "task", "source", "image_sha256"].includes(name)) : [];
+  const known = settings ? Object.entries(settings).filter(([name, value]) => value !== null && !["width", "height", "task", "source", "image_sha256"].includes(name)) : [];
   const seed = settings && "seed" in settings ? [] : picture.seed === null || picture.seed === undefined ? [] : [["Seed", picture.seed]];
   return [["Size", size], ["Made", when(picture.created_at)], ...seed, ...known.map(([name, value]) => [label(name), Array.isArray(value) ? value.join(", ") : String(typeof value === "object" ? JSON.stringify(value) : value)])];
 }
