@@ -242,17 +242,18 @@ def _draw(server: Server, task: Task, suffix: str) -> bytes:
     body = {"prompt": task.text, "n": 1, "response_format": "b64_json", "output_format": "png", **task.options}
     if "width" in body and "height" in body:
         body["size"] = f"{body.pop('width')}x{body.pop('height')}"
-    more = {}
     if task.task == "edit":
         body["image"] = _data_uri(task.images[0])
-        more["image"] = Path(task.images[0]).name
     path = "/v1/images/edits" if task.task == "edit" else "/v1/images/generations"
     data = base64.b64decode(server.ask("POST", path, body)["data"][0]["b64_json"])
     try:
         metadata = read_metadata(data)
     except ImageError:  # a server that writes none
         metadata = {"task": task.task, "prompt": task.text, **task.options}
-    return with_settings(load_image(data), task, suffix, {**metadata, **more})
+    if task.task == "edit":  # a server knows no name; and in the order of those that are made here
+        digest = metadata.pop("image_sha256", None)
+        metadata |= {"image": Path(task.images[0]).name, "image_sha256": digest}
+    return with_settings(load_image(data), task, suffix, metadata)
 
 
 def _answer(server: Server, task: Task) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Servers:
         first, self._identity = next(iter(found.items()))
         for server, identity in found.items():
             _compare(first, self._identity, server, identity)
-        return self._identity
+        return {name: value for name, value in self._identity.items() if name != "version"}
 
     def outcomes(self, source: Source) -> Iterator[Outcome]:
         """See `engine.Engine`."""

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from .. import identity
 from .._version import __version__
 from ..capabilities import capabilities
 from ..ops import backend
@@ -124,6 +125,7 @@ class _Meta:
         config = self._service.model.config
         return {
             "model": self._model,
+            "identity": identity.of(self._service.model),
             "device": backend.chip_name() or backend.backend(),
             "backend": backend.backend(),
             "default_size": list(config.default_size),

@@ -194,6 +194,10 @@ def _meta() -> dict[str, Schema]:
                 "object": constant("info"),
                 "version": text(),
                 "model": ref("Model"),
+                "identity": {
+                    "type": "object",
+                    "description": "Digests and settings by which one model is told from another of the same name.",
+                },
                 "device": text("What computes."),
                 "backend": {"type": "string", "enum": ["cpu", "metal", "cuda"]},
                 "default_size": array(whole(), "Width and height.", minItems=2, maxItems=2),
