@@ -44,10 +44,12 @@ class Shard:
     Attributes:
         names: of files.
         answers: records by line.
+        read: how far each file of answers was read, in bytes.
     """
 
     names: set[str] = field(default_factory=set)
     answers: dict[int, dict[str, Any]] = field(default_factory=dict)
+    read: dict[str, int] = field(default_factory=dict)
 
 
 class Folder:
@@ -91,13 +93,17 @@ class Folder:
 
     # What is done
 
-    def shard(self, name: str) -> Shard:
+    def shard(self, name: str, known: Shard | None = None) -> Shard:
         """What is done of the lines of one shard, read now.
+
+        Args:
+            name: of its folder.
+            known: what was read of it before, which is brought up to date.
 
         Raises:
             OutputError: the folder can't be read.
         """
-        folder, found = self.path / name, Shard()
+        folder, found = self.path / name, known or Shard()
         try:
             with os.scandir(folder) as entries:
                 found.names = {entry.name for entry in entries}
@@ -107,8 +113,10 @@ class Folder:
             raise OutputError(f"'{folder}' can't be read ({error.strerror}); check the disk.") from error
         for part in sorted(found.names):
             if part.startswith("answers-") and part.endswith(".jsonl"):
-                for record in _records(folder / part):
-                    found.answers.setdefault(record["line"], record)
+                for record, end in _records(folder / part, found.read.get(part, 0)):
+                    found.read[part] = end
+                    if record is not None:
+                        found.answers.setdefault(record["line"], record)
         return found
 
     def is_done(self, task: Task, shard: Shard) -> bool:
@@ -172,9 +180,11 @@ class Folder:
         begin = read if which == found.st_ino else 0
         if found.st_size == begin:
             return
-        for record in _records(path, begin):
-            self.failed.add(record["line"])
-        self._seen = (found.st_ino, begin + _whole(path, begin))
+        for record, end in _records(path, begin):
+            begin = end
+            if record is not None:
+                self.failed.add(record["line"])
+        self._seen = (found.st_ino, begin)
 
     def forget_failures(self) -> int:
         """Lets all lines that were given up be tried again, and returns how many."""
@@ -190,7 +200,7 @@ class Folder:
         """The records of lines that were given up; of each line the last one."""
         path = self.path / FAILED
         if is_file(path, error=OutputError):
-            yield from {record["line"]: record for record in _records(path)}.values()
+            yield from {record["line"]: record for record, _ in _records(path, 0) if record is not None}.values()
 
     def _answers(self, shard: str) -> Path:
         return self.path / shard / f"answers-{self._token}.jsonl"
@@ -269,25 +279,26 @@ def _words(value: Any) -> str:
     return "not given" if value is None else shown(value)
 
 
-def _records(path: Path, begin: int = 0) -> Iterator[dict[str, Any]]:
-    """The records of a file of ours; without those that are cut short, or mixed up where locks are missing."""
-    _repair(path)
+def _records(path: Path, begin: int) -> Iterator[tuple[dict[str, Any] | None, int]]:
+    """The records of a file of ours that stand behind a place, each with the place where it ends.
+
+    None stands for what is none, as there may be where locks are missing; a last line that is cut short is passed over.
+    """
     with open_input(path, error=OutputError) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > begin and os.pread(file.fileno(), 1, size - 1) != b"\n":
+            _repair(path)
         file.seek(begin)
         for line in file:
+            if not line.endswith(b"\n"):
+                return
+            begin += len(line)
             try:
                 record = parse_json(line)
             except JSONError:
-                continue
-            if isinstance(record, dict) and isinstance(record.get("line"), int) and line.endswith(b"\n"):
-                yield record
-
-
-def _whole(path: Path, begin: int) -> int:
-    """How many bytes after `begin` are whole lines."""
-    with open_input(path, error=OutputError) as file:
-        file.seek(begin)
-        return sum(len(line) for line in file if line.endswith(b"\n"))
+                record = None
+            whole = isinstance(record, dict) and isinstance(record.get("line"), int)
+            yield record if whole else None, begin
 
 
 def _repair(path: Path) -> None:

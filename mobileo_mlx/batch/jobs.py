@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from ..atomic import atomic_write
 from ..errors import MobileOError, OptionError
-from ..files import JSONError, is_file, open_input, parse_json, read_json
+from ..files import JSONError, check_input, is_file, open_input, parse_json, read_json
 from ..training.gzipped import chunks as unpacked_pieces
 from ..training.gzipped import is_gzip
 from ..training.quadruplets import Malformed
@@ -298,7 +298,7 @@ def _read_index(folder: Path) -> Index | None:
     if not is_file(path, error=OptionError):
         return None
     try:
-        value = read_json(path, error=OptionError, limit=2**31)
+        value = read_json(path, error=OptionError, limit=check_input(path, error=OptionError))
         index = Index(**value)
         index.repeated = {int(line): first for line, first in index.repeated.items()}
         return index

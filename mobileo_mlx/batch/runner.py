@@ -165,7 +165,7 @@ class Run:
             self._busy.append(number)
             return []
         self._folder.read_failures()  # what others have done until now
-        self._shard = (name, self._folder.shard(name))
+        self._folder.shard(name, self._shard[1])
         tasks = self._undone(found, self._shard[1])
         chunk = self._open[number] = _Chunk(claim, {task.line: task for task in tasks if isinstance(task, Task)})
         left = {one.line for one in tasks}
