@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 PATIENCE = 120.0  # seconds without any worker after which a run ends
 PIECE = 1.0  # seconds that a worker computes for before it says what became of it
 _LOOK = 1.0  # seconds between two looks which workers there are
+_WAITS = 5.0  # seconds without any worker after which that is said
 _ANSWER = 30.0  # seconds for the scheduler to answer, or for results to come over
 _FAREWELL = 5.0  # seconds for a connection or a cluster to be closed
 
@@ -89,7 +90,7 @@ class Dask:
         self._finished: queue.Queue[Future] = queue.Queue()
         self._next_look = self._last_ready = 0.0
         self._seconds = PIECE  # that a task takes, about
-        self._begun = False
+        self._begun = self._waits = False
 
     def identity(self) -> dict[str, Any]:
         """See `engine.Engine`.
@@ -215,19 +216,26 @@ class Dask:
         """
         from distributed import KilledWorker
 
-        try:
-            if future.status in ("finished", "error"):
-                # Results of a worker that ends just now are lost: Dask would wait for another one of this address.
-                return future.result(timeout=_ANSWER)
-        except MobileOError:
-            raise
-        except (KilledWorker, TimeoutError, OSError, asyncio.TimeoutError, asyncio.CancelledError) as error:
-            raise _DiedError from error
-        except Exception as error:
+        if future.status == "error":
+            error = future.exception()
+            if isinstance(error, MobileOError):
+                raise error
+            if isinstance(error, KilledWorker):
+                raise _DiedError
             raise MobileOError(
                 f"the worker at {address} can't compute ({type(error).__name__}: {error}); let workers, scheduler and "
                 f"this command run from the same environment, with mobileo-mlx {__version__}."
-            ) from error
+            )
+        limit = time.monotonic() + _ANSWER
+        while future.status == "finished" and time.monotonic() < limit:
+            try:
+                return future.result(timeout=_LOOK)
+            except (TimeoutError, asyncio.TimeoutError):
+                # Where the worker has ended just now, Dask waits for another one of its address.
+                if address not in self._addresses():
+                    break
+            except (OSError, asyncio.CancelledError):
+                break
         raise _DiedError
 
     # Which workers there are
@@ -250,6 +258,9 @@ class Dask:
             self._submit(address, worker, describe, self._setup.loading, self._token.name)
         if self._workers:
             self._last_ready = now
+        elif not self._waits and now - self._last_ready > _WAITS:
+            self._waits = True
+            _log.warning("waiting for a worker of %s", self._address or "this run")
         elif now - self._last_ready > self._patience:
             raise MobileOError(
                 f"there has been no worker for {self._patience:.0f} seconds; start them"
@@ -324,7 +335,7 @@ class Dask:
         except ImportError:
             raise OptionError("Dask is not installed; install it: `pip install 'mobileo-mlx[cluster]'`.") from None
         # What happens is said in our words. And images that are sent along are more than Dask expects of arguments.
-        for name in ("distributed", "distributed.client", "tornado"):
+        for name in ("distributed", "distributed.client", "tornado", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         dask.config.set({"distributed.admin.large-graph-warning-threshold": "2 GiB"})
         try:
@@ -346,6 +357,7 @@ class Dask:
                 memory_limit=0,  # it counts what MLX only keeps, and would kill them
                 host="127.0.0.1",
                 dashboard_address=None,
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # where it says how it is; there may be two runs
                 security=security,
                 silence_logs=logging.CRITICAL,
                 env={"DASK_LOGGING__DISTRIBUTED": "critical"},
