@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 PLACES = {
-    f"{device} {theme}": {**options, "color_scheme": theme}
+    f"{device} {theme}": {**options, "color_scheme": theme, "reduced_motion": "reduce"}
     for device, options in {"desktop": {}, "phone": PHONE}.items()
     for theme in ("light", "dark")
 }

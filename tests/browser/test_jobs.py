@@ -34,8 +34,7 @@ def test_stop_stops(page: Page) -> None:
     expect(page.locator("#draw-status")).to_contain_text("Stopped")
     assert steps.pictures(page) == []
     # The model is free at once: the next drawing is not the stopped one's successor in a queue.
-    draw(page)
-    assert status_of(page) == "completed"
+    draw(page, steps=4)
 
 
 def test_escape_stops(page: Page) -> None:
@@ -113,7 +112,7 @@ def test_the_server_is_restarted_under_the_page(
         expect(page.locator("#banner")).to_be_hidden()
         expect(page.locator("#shelf").get_by_test_id("shelf-picture")).to_have_count(1)
         page.locator("#draw-stop").wait_for(state="hidden")
-        draw(page, seed=2)
+        draw(page, seed=2, steps=4)
         assert len(steps.pictures(page)) == 2
 
 
@@ -131,7 +130,7 @@ def test_a_key_is_asked_for_once(watch: Watch, new_context: Callable[..., Browse
         page.keyboard.press("Enter")
         expect(dialog).to_be_hidden()
         page.wait_for_selector("html[data-ready]")
-        draw(page)
+        begin(page, "draw", PROMPT)
         shown = page.locator("#shelf").get_by_test_id("shelf-picture").locator("img").first
         page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=shown.element_handle())
         page.reload()

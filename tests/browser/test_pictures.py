@@ -193,7 +193,7 @@ def test_nothing_in_a_prompt_runs(page: Page) -> None:
     page.locator("#queue-button").click()
     page.keyboard.press("Escape")
     page.locator("#shelf").get_by_test_id("shelf-picture").first.click()
-    expect(page.locator("#viewer-settings")).to_contain_text("<script>window.ran=1</script>")
+    expect(page.locator("#viewer")).to_contain_text("<script>window.ran=1</script>")
     page.locator("#viewer-again").click()
     expect(page.locator("#draw-prompt")).to_have_value(ATTACK)
     page.reload()

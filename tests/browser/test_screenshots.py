@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,21 +43,35 @@ def save(page: Page, folder: Path, name: str) -> None:
 
 
 def fill_shelf(page: Page) -> None:
-    """Draws a few pictures, as if the page had been used."""
+    """Draws a few pictures, as if the page had been used, and waits until they are seen."""
     for prompt, seed in SHELF:
         job = page.request.post("/v1/jobs", data={"task": "generate", "prompt": prompt, "seed": seed}).json()
         assert "event: completed" in page.request.get(f"/v1/jobs/{job['id']}/events", timeout=0).text()
+    shelf = page.locator("#shelf").get_by_test_id("shelf-picture")
+    expect(shelf).to_have_count(len(SHELF))
+    for image in shelf.locator("img").all():
+        image.scroll_into_view_if_needed()
+        page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image.element_handle())
+
+
+def from_the_top(page: Page, tab: str) -> None:
+    """Closes the fold that was opened for an option, and scrolls the controls back."""
+    page.locator(f"#{tab}-options").evaluate("fold => { fold.open = false; }")
+    page.locator(f"#{tab}-prompt").evaluate(
+        "element => { for (let at = element; at; at = at.parentElement) at.scrollTop = 0; element.blur(); }"
+    )
 
 
 def test_draw(open_page: Open, screenshots: Path) -> None:
     page = open_page(**DESKTOP)
     fill_shelf(page)
     begin(page, "draw", PROMPT, seed=SEED, n=4, steps=120)
+    from_the_top(page, "draw")
     expect(results(page, "draw")).to_have_count(2)
     expect(page.locator("#draw-progress")).not_to_have_attribute("value", "0")
     page.locator("#draw-result").get_by_test_id("result-preview").first.wait_for()
-    # A preview from the second half, where something is to be seen.
-    page.wait_for_function("document.querySelector('#draw-status').textContent.match(/Step ([6-9]\\d|1\\d\\d) of/)")
+    # A preview that is one to see: no longer noise, not yet the picture.
+    expect(page.locator("#draw-status")).to_contain_text(re.compile(r"Picture 3 .* Step 4\d of"))
     save(page, screenshots, "draw")
 
 
@@ -64,7 +79,7 @@ def test_edit(open_page: Open, screenshots: Path, png: Callable[..., Path]) -> N
     page = open_page(**DESKTOP)
     fill_shelf(page)
     choose_picture(page, "edit", png(render(SCENE)))
-    job = begin(page, "edit", "change the circle into a star", seed=SEED)
+    job = begin(page, "edit", "change the background to cyan", seed=SEED)
     page.locator("#edit-compare").wait_for()
     steps.ended(page, "edit", job)
     save(page, screenshots, "edit")
@@ -96,4 +111,5 @@ def test_phone(open_page: Open, screenshots: Path) -> None:
     page = open_page(**PHONE)
     fill_shelf(page)
     draw(page)
+    page.locator("#shelf").evaluate("shelf => { shelf.scrollLeft = 0; }")
     save(page, screenshots, "phone")
