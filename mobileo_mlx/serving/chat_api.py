@@ -10,7 +10,8 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -18,7 +19,6 @@ from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
 from ..errors import MobileOError
-from ..generation_options import Task
 from ..images import pixel_hash
 from .answer_task import usage
 from .chat_requests import Asked, answering, read_asked
@@ -30,7 +30,7 @@ from .references import read_reference
 from .requests import read_json, refused
 from .service import Service
 from .sse import EventStream, run_to_end, sent_event
-from .tasks import Drawing, Drawn
+from .tasks import Drawing, Drawn, Task
 
 _DONE = "Here is the picture."
 _FAILED = "The picture could not be made."
@@ -40,21 +40,33 @@ def routes(service: Service) -> list[BaseRoute]:
     """The routes of this module."""
 
     async def completions(request: Request) -> Any:
-        fields = await read_json(request)
-        return await _answer(await read_asked(fields), fields, request, service)
+        reply, done = await _read(request, service)
+        if isinstance(done, _Said):
+            return reply.at_once(done)
+        return await reply.of_job(service.submit(done, request))
 
     return [Route("/v1/chat/completions", completions, methods=["POST"])]
 
 
-async def _answer(asked: Asked, fields: Mapping[str, Any], request: Request, service: Service) -> Any:
+@dataclass(frozen=True)
+class _Said:
+    """A message that nobody has to compute."""
+
+    message: dict[str, Any]
+    finish_reason: str
+
+
+async def _read(request: Request, service: Service) -> tuple[_Reply, Task | _Said]:
+    """What is to be done. Megabytes of images in the request are not held while that waits."""
+    fields = await read_json(request)
+    asked = await read_asked(fields)
     reply = _Reply(asked, request, service)
     if asked.messages.result is not None:
-        return reply.at_once({"content": _FAILED if _is_error(asked.messages.result) else _DONE}, "stop")
+        return reply, _Said({"content": _FAILED if _is_error(asked.messages.result) else _DONE}, "stop")
     if (call := _tool_call(asked)) is not None:
-        return reply.at_once({"tool_calls": [call]}, "tool_calls")
+        return reply, _Said({"tool_calls": [call]}, "tool_calls")
     wish = asked.wish() if service.settings.inline_images and not asked.tools.by_task else None
-    task = await (answering(asked, fields, service) if wish is None else _drawing(wish, asked, service))
-    return await reply.of_job(service.submit(task, request))
+    return reply, await (answering(asked, fields, service) if wish is None else _drawing(wish, asked, service))
 
 
 def _is_error(result: str) -> bool:
@@ -72,7 +84,7 @@ def _tool_call(asked: Asked) -> dict[str, Any] | None:
     if wish is None and not asked.tools.forced:
         return None
     prompt = messages.wish if wish is None else wish.prompt
-    usual: Task = next(iter(tools)) if wish is None else wish.task
+    usual = next(iter(tools)) if wish is None else wish.task
     task = asked.tools.named or usual
     image = messages.pictures[-1].url if task == "edit" and messages.pictures else None
     arguments = tools[task].arguments(prompt, image)
@@ -118,19 +130,20 @@ class _Reply:
     """The bodies of an answer, at once or in pieces."""
 
     def __init__(self, asked: Asked, request: Request, service: Service):
-        self._asked, self._request, self._service = asked, request, service
+        self._stream, self._with_usage = asked.stream, asked.with_usage
+        self._request, self._service = request, service
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time())}
         self._model = service.model_id
 
-    def at_once(self, message: dict[str, Any], finish_reason: str) -> Any:
-        """An answer that nobody has to compute."""
-        if not self._asked.stream:
-            return JSONResponse(self._body({"content": None, **message}, finish_reason, usage(0, 0)))
-        return EventStream(self._pieces_at_once(message, finish_reason))
+    def at_once(self, said: _Said) -> Any:
+        """The answer that is known."""
+        if not self._stream:
+            return JSONResponse(self._body({"content": None, **said.message}, said.finish_reason, usage(0, 0)))
+        return EventStream(self._pieces_at_once(said))
 
     async def of_job(self, job: Job) -> Any:
         """The answer of a job, which ends with the request."""
-        if self._asked.stream:
+        if self._stream:
             return EventStream(self._pieces(job), on_gone=lambda: self._service.worker.cancel(job))
         await run_to_end(self._service, job, self._request)
         text = "".join([job.text, *(self._picture(drawn, job) for drawn in job.drawn)])
@@ -157,20 +170,20 @@ class _Reply:
                 yield sent_event(json.dumps({"error": error.fields}))
         yield sent_event("[DONE]")
 
-    async def _pieces_at_once(self, message: dict[str, Any], finish_reason: str) -> AsyncIterator[str]:
+    async def _pieces_at_once(self, said: _Said) -> AsyncIterator[str]:
         yield self._piece({"role": "assistant", "content": ""})
-        for i, call in enumerate(message.pop("tool_calls", [])):
-            yield self._piece({"tool_calls": [{"index": i, **call}]})
-        if message:
-            yield self._piece(message)
-        for piece in self._last(finish_reason, usage(0, 0)):
+        calls = said.message.get("tool_calls", [])
+        yield self._piece(
+            {"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]} if calls else said.message
+        )
+        for piece in self._last(said.finish_reason, usage(0, 0)):
             yield piece
         yield sent_event("[DONE]")
 
     def _last(self, finish_reason: str, account: dict[str, Any]) -> list[str]:
         """Why the answer ends, and the account if it was asked for."""
         pieces = [self._piece({}, finish_reason)]
-        if self._asked.with_usage:
+        if self._with_usage:
             pieces.append(
                 sent_event(json.dumps({**self._start("chat.completion.chunk"), "choices": [], "usage": account}))
             )
@@ -181,7 +194,7 @@ class _Reply:
             **self._start("chat.completion.chunk"),
             "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}],
         }
-        return sent_event(json.dumps(chunk | ({"usage": None} if self._asked.with_usage else {})))
+        return sent_event(json.dumps(chunk | ({"usage": None} if self._with_usage else {})))
 
     def _body(self, message: dict[str, Any], finish_reason: str, account: dict[str, Any]) -> dict[str, Any]:
         said = {"role": "assistant", "refusal": None, **message}
