@@ -19,7 +19,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
 from ..errors import MobileOError
+from ..generation_options import EditOptions
 from ..images import pixel_hash
+from ..options import declared
 from .answer_task import usage
 from .chat_requests import Asked, answering, read_asked
 from .errors import ApiError
@@ -110,15 +112,17 @@ async def _drawing(wish: Wish, asked: Asked, service: Service) -> Drawing:
         digest = await asyncio.to_thread(pixel_hash, image)
         source = {"image_sha256": digest, **({} if id is None else {"source": id})}
     seed = asked.options.get("seed", secrets.randbelow(2**32))
+    steps, most = declared(EditOptions)["steps"].default, service.settings.max_steps
+    options: EditOptions = {"steps": most} if steps > most else {}
     try:
-        await asyncio.to_thread(service.model.check, wish.task, wish.prompt, seed=seed)
+        await asyncio.to_thread(service.model.check, wish.task, wish.prompt, **options)
     except MobileOError as error:
         raise refused(error, "messages") from None
     return Drawing(
         name=wish.task,
         prompt=wish.prompt,
         seeds=[seed],
-        options={},
+        options=options,
         request={"prompt": wish.prompt, "seed": seed},
         image=image,
         source=source,

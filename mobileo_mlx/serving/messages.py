@@ -137,7 +137,7 @@ def read_messages(value: Any) -> Messages:
         role, result = message.get("role"), None
         text, images = _read_content(message.get("content"), f"{param}.content")
         if role in _TOOLS:
-            if message.get("name") in NAMES or _text(message.get("tool_call_id")) in calls:
+            if _text(message.get("name")) in NAMES or _text(message.get("tool_call_id")) in calls:
                 result = text
                 pictures += _in_result(text, param)
                 continue
@@ -202,7 +202,7 @@ def _calls(message: Mapping[str, Any]) -> set[str]:
     found = set()
     for call in calls if isinstance(calls, list) else []:
         function = call.get("function") if isinstance(call, dict) else None
-        if isinstance(function, dict) and function.get("name") in NAMES:
+        if isinstance(function, dict) and _text(function.get("name")) in NAMES:
             found.add(_text(call.get("id")))
     return found
 

@@ -127,7 +127,7 @@ def _tool(name: str, function: Mapping[str, Any]) -> Tool:
     parameters, required = schema.get("properties"), schema.get("required")
     if not isinstance(parameters, dict) or not parameters:
         parameters = {"prompt": {"type": "string"}}  # a tool that declares nothing
-    names = [one for one in required if one in parameters] if isinstance(required, list) else []
+    names = [one for one in parameters if one in required] if isinstance(required, list) else []
     return Tool(name, parameters, names)
 
 

@@ -24,6 +24,7 @@ from mobileo_mlx import MobileO, Turn
 from mobileo_mlx.image_settings import read_metadata
 from mobileo_mlx.results import AnswerToken
 from mobileo_mlx.serving import sse
+from mobileo_mlx.serving.answer_task import Answering
 from mobileo_mlx.serving.app import make_app
 from mobileo_mlx.serving.chat_requests import read_asked
 from mobileo_mlx.serving.service import Service
@@ -441,6 +442,13 @@ def test_a_picture_that_is_gone_leaves_a_word(drawer):
     assert (response.status_code, response.json()["error"]["code"]) == (400, "picture_not_found")
 
 
+def test_the_servers_limit_of_steps_holds_for_it(tiny_worker):
+    service = Service(ServerSettings(inline_images=True, max_steps=2), tiny_worker)
+    with TestClient(make_app(service), base_url="http://localhost") as client:
+        _, choice = ask(client, user("draw a red star"))
+        assert read_metadata(picture_in(client, choice["message"]["content"])[1])["steps"] == 2
+
+
 def test_without_the_option_a_text_answers(client):
     _, choice = ask(client, user("draw a red star"), max_tokens=4)
     assert "![" not in choice["message"]["content"]
@@ -546,6 +554,14 @@ def test_a_stream_is_kept_alive_while_nothing_comes(server, held, monkeypatch):
         lines = response.iter_lines()
         assert json.loads(next(lines).removeprefix("data: "))["choices"][0]["delta"]["role"] == "assistant"
         assert ": keepalive" in lines  # they come for as long as the first token does not
+
+
+def test_what_was_read_before_a_stop_is_not_read_again(model):
+    turns = [Turn("user", "Who stops in the middle of an answer?")]
+    run = Answering(model.read_messages(turns), {}, {}).run(model, 0)
+    assert next(run)[0] == "text"
+    run.close()
+    assert model.answer(turns).prompt_tokens == 1
 
 
 def only_job(server):
