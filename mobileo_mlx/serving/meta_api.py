@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import cached_property
 from typing import Any
 
@@ -83,11 +84,12 @@ class _Meta:
 
     async def info(self, request: Request) -> Response:
         settings = self._service.settings
+        of_the_model = await asyncio.to_thread(lambda: self._of_the_model)  # which reads files, once
         return JSONResponse(
             {
                 "object": "info",
                 "version": __version__,
-                **self._of_the_model,
+                **of_the_model,
                 "memory": self._service.worker.memory,
                 "seconds_per_turn": round(self._service.worker.seconds, 3),
                 "pictures": "memory" if settings.pictures is None else "folder",
