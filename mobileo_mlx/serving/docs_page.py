@@ -111,13 +111,14 @@ def _kind(schema: dict[str, Any]) -> str:
     if "const" in schema:
         return f"<code>{_text(json.dumps(schema['const']))}</code>"
     if "enum" in schema:
-        shown = [f"<code>{_text(json.dumps(value))}</code>" for value in schema["enum"] if value is not None]
+        shown = [f"<code>{_text(json.dumps(value))}</code>" for value in schema["enum"] if value not in (None, "")]
         return " or ".join(shown) + (_OR_NULL if None in schema["enum"] else "")
     if "contentSchema" in schema:
         return f"JSON: {_kind(schema['contentSchema'])}"
     kinds = schema.get("type", "")
     kinds = [kinds] if isinstance(kinds, str) else kinds
-    shown = [kind for kind in kinds if kind != "null"] or ["null"]
+    hidden = ("null", "string") if schema.get("maxLength") == 0 else ("null",)
+    shown = [kind for kind in kinds if kind not in hidden] or ["null"]
     if "items" in schema:
         shown = [f"array of {_kind(schema['items']) or 'anything'}"]
     return " or ".join(shown) + (_OR_NULL if len(kinds) > 1 and "null" in kinds else "")

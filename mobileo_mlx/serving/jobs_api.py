@@ -21,7 +21,7 @@ from .errors import ApiError
 from .image_requests import check_drawing
 from .jobs import Event, Job
 from .references import read_reference, without_images
-from .requests import known_fields, read_drawing, read_json, read_text, read_whole, refuse_unknown
+from .requests import known_fields, read_drawing, read_json, read_query, read_text, read_whole, refuse_unknown
 from .service import Service
 from .sse import EventStream, sent_event
 from .tasks import Drawing, Drawn, Task
@@ -72,7 +72,7 @@ class _Jobs:
         return JSONResponse(job.describe(), 202, headers={"Location": f"/v1/jobs/{job.id}"})
 
     async def _list(self, request: Request) -> Response:
-        limit = read_whole(request.query_params, "limit", 50, 1, 200)
+        limit = read_query(request.query_params, "limit", 50, 1, 200)
         jobs = self._service.jobs.newest()
         return JSONResponse(
             {"object": "list", "data": [job.describe() for job in jobs[:limit]], "has_more": len(jobs) > limit}
@@ -143,7 +143,7 @@ class _Jobs:
 def _event_number(request: Request) -> int:
     """After which event a reader goes on: what its browser says when it connects again, else what the address says."""
     texts = request.headers.get("last-event-id"), request.query_params.get("after")
-    given = [text for text in texts if text]
+    given = [text for text in texts if text is not None]
     for text in given:
         if not re.fullmatch("[0-9]{1,9}", text):
             raise ApiError(

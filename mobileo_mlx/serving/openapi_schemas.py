@@ -73,6 +73,16 @@ def or_null(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
+def defaulted(schema: Schema) -> Schema:
+    """A field of a request whose default null and "" stand for."""
+    found = or_null(schema)
+    if "enum" in found:
+        return {**found, "enum": [*found["enum"], ""]}
+    if "string" in found["type"]:
+        return found
+    return {**found, "type": [*found["type"], "string"], "maxLength": 0}  # which limits nothing but a string
+
+
 def constant(value: str) -> Schema:
     """A string that is always the same."""
     return {"type": "string", "const": value}
@@ -115,7 +125,9 @@ def option_schema(option: Option, settings: ServerSettings, size_multiple: int) 
         found["default"] = option.default
     if option.several and option.kind is str:
         return {"anyOf": [text(), array(text()), {"type": "null"}], "description": option.help}
-    return or_null(found)
+    if option.kind is list:
+        return {**or_null(found), "type": ["array", "null", "string"]}  # "0.3,0.95", as on the command line
+    return defaulted(found)
 
 
 def option_schemas(
@@ -151,10 +163,10 @@ def schemas(settings: ServerSettings, size_multiple: int) -> dict[str, Schema]:
 def drawing_extras(settings: ServerSettings) -> dict[str, Schema]:
     """What a drawing takes beside its options."""
     return {
-        "n": or_null(
+        "n": defaulted(
             whole("How many pictures; their seeds follow each other.", minimum=1, maximum=settings.max_pictures)
         ),
-        "size": or_null(text("WIDTHxHEIGHT in pixels, or auto.", examples=["512x512"])),
+        "size": defaulted(text("WIDTHxHEIGHT in pixels, or auto.", examples=["512x512"])),
     }
 
 
@@ -261,7 +273,7 @@ def _jobs(
     drawing = {
         "prompt": text("What to draw; for an edit, what to change.", minLength=1),
         **drawing_extras(settings),
-        "previews": or_null(
+        "previews": defaulted(
             whole("How many steps of each picture are shown meanwhile.", minimum=0, maximum=MAX_PREVIEWS, default=0)
         ),
     }
@@ -421,17 +433,17 @@ def _images(options: dict[Any, dict[str, Schema]], settings: ServerSettings) -> 
         "prompt": text("What to draw; for an edit, what to change.", minLength=1),
         "model": or_null(text("Any name; the model that is loaded draws.")),
         **drawing_extras(settings),
-        "response_format": or_null({"type": "string", "enum": ["b64_json", "url"]}),
-        "output_format": or_null({"type": "string", "enum": list(image_requests.FORMATS)}),
-        "output_compression": or_null(whole("Quality of JPEG and WebP.", minimum=0, maximum=100)),
-        "stream": or_null(truth("Whether the answer comes as server-sent events.")),
-        "partial_images": or_null(
+        "response_format": defaulted({"type": "string", "enum": ["b64_json", "url"]}),
+        "output_format": defaulted({"type": "string", "enum": list(image_requests.FORMATS)}),
+        "output_compression": defaulted(whole("Quality of JPEG and WebP.", minimum=0, maximum=100)),
+        "stream": defaulted(truth("Whether the answer comes as server-sent events.")),
+        "partial_images": defaulted(
             whole("Previews of each picture in the stream.", minimum=0, maximum=image_requests.MAX_PARTIALS)
         ),
         **{name: {"description": "Makes no difference here."} for name in sorted(image_requests.IGNORED)},
     }
     upload = {"type": "string", "format": "binary"}
-    uri = text("A data URI, or base64.")
+    uri = text("A data URI, base64, or `picture:<id>`.")
     images = {"description": "One or several; `n` pictures are made of each."}
     json_images = {"anyOf": [uri, array(uri, minItems=1)], **images}
 
@@ -494,10 +506,9 @@ def _as_form(schema: Schema) -> Schema:
 
 
 def _without_null(schema: Schema) -> Schema:
-    kinds = schema.get("type")
-    found = dict(schema)
-    if isinstance(kinds, list):
-        (found["type"],) = [kind for kind in kinds if kind != "null"]
+    found = {name: value for name, value in schema.items() if name != "maxLength"}
+    if isinstance(schema.get("type"), list):
+        found["type"] = schema["type"][0]
     if "enum" in schema:
-        found["enum"] = [value for value in schema["enum"] if value is not None]
+        found["enum"] = [value for value in schema["enum"] if value]
     return found

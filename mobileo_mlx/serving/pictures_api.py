@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 
 from .errors import ApiError
 from .pictures import Picture, UnknownPictureError
-from .requests import read_whole
+from .requests import read_query
 from .service import Service
 
 Result = TypeVar("Result")
@@ -54,7 +54,7 @@ class _Pictures:
         return JSONResponse((await _run(self._pictures.get, id)).as_json())
 
     async def _list(self, request: Request) -> Response:
-        limit = read_whole(request.query_params, "limit", 40, 1, 100)
+        limit = read_query(request.query_params, "limit", 40, 1, 100)
         before = request.query_params.get("before") or None
         found, more = await _run(self._pictures.page, limit, before, param="before")
         return JSONResponse({"object": "list", "data": [one.as_json() for one in found], "has_more": more})

@@ -131,6 +131,17 @@ def read_whole(fields: Mapping[str, Any], name: str, default: int, low: int, hig
     return value
 
 
+def read_query(query: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    """A whole number of an address.
+
+    Raises:
+        ApiError: it is another value, or empty.
+    """
+    if query.get(name) == "":
+        raise ApiError(400, f"{name} is empty; choose {low} to {high}.", param=name, code="invalid_value")
+    return read_whole(query, name, default, low, high)
+
+
 def read_size(fields: Mapping[str, Any]) -> dict[str, int]:
     """OpenAI's `size`, "512x512" or "auto", as width and height.
 

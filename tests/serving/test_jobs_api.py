@@ -168,6 +168,8 @@ def test_newest_first(server):
     found = server.client.get("/v1/jobs", params={"limit": 2}).json()
     assert [job["id"] for job in found["data"]] == jobs[:0:-1]
     assert found["has_more"]
+    for limit in ("", "0", "201", "x"):
+        assert server.client.get("/v1/jobs", params={"limit": limit}).status_code == 400
 
 
 def test_a_failure_is_told(server):
@@ -318,7 +320,7 @@ def test_requests_that_are_refused(client, body, param, words):
     assert client.get("/v1/jobs").json()["data"] == []
 
 
-@pytest.mark.parametrize("after", ["-1", "x", "1.5", "9" * 20])
+@pytest.mark.parametrize("after", ["", "-1", "x", "1.5", "9" * 20])
 def test_events_after_no_number(server, after):
     job = server.submit(Script(DONE, held=False))
     server.ended(job.id)

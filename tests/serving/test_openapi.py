@@ -86,7 +86,7 @@ def test_options_are_those_that_are_declared(document):
     width = schemas["EditJob"]["properties"]["width"]
     assert (width["minimum"], width["maximum"], width["multipleOf"]) == (64, 960, 64)
     assert schemas["EditJob"]["properties"]["strength"]["exclusiveMinimum"] == 0
-    assert schemas["GenerateJob"]["properties"]["scheduler"]["enum"] == ["dpm++", "dpm++3", "euler", None]
+    assert schemas["GenerateJob"]["properties"]["scheduler"]["enum"] == ["dpm++", "dpm++3", "euler", None, ""]
     assert schemas["ImageRequest"]["properties"]["n"]["maximum"] == 3
 
 
