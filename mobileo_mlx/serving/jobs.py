@@ -8,7 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .errors import ApiError
@@ -82,6 +82,8 @@ class Job:
             self.progress = data
             self.steps += 1
         elif kind == "picture":
+            if self.kept and data.record is not None:  # whose bytes are with the server's pictures
+                data = replace(data, data=b"")
             self.drawn.append(data)
         elif kind == "text":
             self.text += data["delta"]

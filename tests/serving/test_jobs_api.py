@@ -215,6 +215,7 @@ def test_a_job_whose_client_left_goes_on_and_a_restart_keeps_its_pictures(tiny, 
     assert ended["status"] == "completed"
     assert [picture["seed"] for picture in ended["pictures"]] == [5, 6]
     assert ended["timings"]
+    assert [drawn.data for drawn in tiny.service.jobs.get(job["id"]).drawn] == [b"", b""]  # they take no memory
     shelf = tiny.client.get("/v1/pictures").json()["data"]
     assert [picture["id"] for picture in shelf] == [picture["id"] for picture in reversed(ended["pictures"])]
     assert shelf[0]["settings"]["steps"] == 4
