@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 import h11
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .errors import ApiError
@@ -19,8 +20,18 @@ STALLED_SECONDS = 60.0  # in which a client takes nothing of an answer that wait
 MAX_HEADERS = 2**16  # bytes
 
 
+class Config(uvicorn.Config):
+    """uvicorn's settings, and one more.
+
+    Attributes:
+        most_connections: that are open at once; above it, the one goes that has waited longest for its client.
+    """
+
+    most_connections = 1000
+
+
 class Connection(H11Protocol):
-    """One connection, as uvicorn has it.
+    """One connection, as uvicorn has it. Its `config` is a `Config` of this module.
 
     Attributes:
         owing_since: when the client began to send what is not a whole request yet; None between requests, for which
@@ -38,6 +49,9 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        if len(self.connections) > self.config.most_connections:  # type: ignore[attr-defined]
+            owing = [one for one in self.connections if isinstance(one, Connection) and one.owing_since is not None]
+            min(owing, key=lambda one: one.owing_since or 0.0, default=self).close_now()
         self.owing_since = self.loop.time()
 
     def data_received(self, data: bytes) -> None:
@@ -61,6 +75,11 @@ class Connection(H11Protocol):
         super().resume_writing()
         self.stalled_since = None
 
+    def close_now(self) -> None:
+        """Without a word."""
+        self.connections.discard(self)  # it is not counted any more, whenever the system is done with it
+        self.transport.abort()
+
     def send_400_response(self, msg: str) -> None:
         """Answers what is no HTTP; in the middle of an answer there is nothing more to say."""
         self.owing_since = self.loop.time()
@@ -80,19 +99,14 @@ class Connection(H11Protocol):
         self.transport.close()
 
 
-def close_useless(connections: Collection[Any], now: float, limit: int) -> None:
-    """Closes connections that have waited too long for their client, and the longest waiting ones above a limit.
+def close_late(connections: Collection[Any], now: float) -> None:
+    """Closes connections whose client has let them wait too long.
 
     Args:
         connections: all that there are.
         now: the event loop's time.
-        limit: how many may be open.
     """
-    owing = sorted((one for one in connections if one.owing_since is not None), key=lambda one: one.owing_since)
-    too_many = max(0, len(connections) - limit)
-    late = [one for one in owing[too_many:] if now - one.owing_since > OWING_SECONDS]
-    stalled = [
-        one for one in connections if one.stalled_since is not None and now - one.stalled_since > STALLED_SECONDS
-    ]
-    for one in {*owing[:too_many], *late, *stalled}:
-        one.transport.abort()
+    for one in list(connections):
+        owing = one.owing_since is not None and now - one.owing_since > OWING_SECONDS
+        if owing or (one.stalled_since is not None and now - one.stalled_since > STALLED_SECONDS):
+            one.close_now()

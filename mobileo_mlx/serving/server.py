@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import OptionError
 from .app import make_app
-from .connections import MAX_HEADERS, Connection, close_useless
+from .connections import MAX_HEADERS, Config, Connection, close_late
 from .service import Service
 from .settings import ServerSettings
 
@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 JOB_SECONDS = 5.0  # that the running job has to come to its next step
 CLIENT_SECONDS = 2.0  # that clients have to read the end of their answers
 KEEP_ALIVE_SECONDS = 75  # longer than clients keep connections: one that closes just when it is used fails a request
-_BACKLOG = 512
-_MOST_CONNECTIONS = 1000
-_RESERVED_FILES = 100  # of those that a process may have open, for all else than connections
+_BACKLOG = 100  # also how many are accepted at once, before one above the limit of connections is closed
+_MOST_CONNECTIONS = Config.most_connections
+_RESERVED_FILES = 300  # of those that a process may have open, for all else than connections
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 _SENTENCES = {
@@ -117,10 +117,12 @@ class Server(uvicorn.Server):
     ) -> None:
         app: ASGIApp = make_app(service)
         super().__init__(
-            uvicorn.Config(
+            Config(
                 app if on_request is None else RequestLog(app, on_request),
                 http=Connection,
                 ws="none",
+                lifespan="off",
+                backlog=_BACKLOG,
                 log_config=None,
                 log_level="error",
                 access_log=False,
@@ -131,11 +133,11 @@ class Server(uvicorn.Server):
             )
         )
         self._service, self._listeners, self._on_ready = service, list(sockets), on_ready
-        self._most = most_connections()
+        self.config.most_connections = most_connections()  # type: ignore[attr-defined]
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serves, and returns when it has ended. An interruption that is raised meanwhile ends it there and then."""
-        for name in ("uvicorn.error", "asyncio"):
+        for name in ("uvicorn.error", "asyncio", "python_multipart"):
             relay(name)
         # asyncio.run would wait at its end for threads that decode an image, however long they take.
         loop = asyncio.new_event_loop()
@@ -165,7 +167,7 @@ class Server(uvicorn.Server):
         self._on_ready(self._service.base_url)
 
     async def on_tick(self, counter: int) -> bool:
-        close_useless(self.server_state.connections, asyncio.get_running_loop().time(), self._most)
+        close_late(self.server_state.connections, asyncio.get_running_loop().time())
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -184,7 +186,6 @@ class Server(uvicorn.Server):
         for task in list(self.server_state.tasks):
             task.cancel()
         await _until(self._has_answered, CLIENT_SECONDS)
-        await self.lifespan.shutdown()
 
     def _has_answered(self) -> bool:
         return not (self.server_state.connections or self.server_state.tasks)
@@ -222,12 +223,15 @@ class RequestLog:
 
 
 def relay(name: str) -> None:
-    """Sends what a library logs about bugs to the log of ours, and nothing else of it anywhere."""
+    """Sends what a library logs of errors to the log of ours, and nothing else of it anywhere."""
+
+    # Connections that break, and tasks that are cancelled at the end, are nobody's mistake.
+    usual = (asyncio.CancelledError, OSError) if name == "asyncio" else asyncio.CancelledError
 
     class Relay(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             error = record.exc_info[1] if record.exc_info else None
-            if not isinstance(error, asyncio.CancelledError):  # as at the end
+            if not isinstance(error, usual):
                 log.handle(record)
 
     logger = logging.getLogger(name)

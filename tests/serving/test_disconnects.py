@@ -392,9 +392,9 @@ def test_upgrades_are_passed_over(running: Running):
 
 
 def test_connections_above_the_limit_cost_those_that_have_waited_longest(running: Running):
-    running.server._most = 5
+    running.server.config.most_connections = 5
     idle = [running.connect() for _ in range(10)]
-    wait_until(lambda: 0 < len(running.server.server_state.connections) <= 5)
+    wait_until(lambda: len(running.server.server_state.connections) == 5)
     assert running.is_healthy()
     newest = idle[-1]
     newest.sendall(b"GET /ok HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")

@@ -19,7 +19,7 @@ import pytest
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
-pytest.importorskip("multipart")
+pytest.importorskip("python_multipart")
 
 from mobileo_cli import serve as serving
 from mobileo_cli import signals
@@ -323,7 +323,7 @@ def test_the_limit_of_open_files_is_raised_no_further_than_allowed(monkeypatch: 
 
     monkeypatch.setattr(resource, "getrlimit", lambda what: tuple(limits))
     monkeypatch.setattr(resource, "setrlimit", setrlimit)
-    assert server.most_connections() == 500
+    assert server.most_connections() == 300
     assert limits == [600, 600]
     limits[:] = [256, resource.RLIM_INFINITY]
     assert server.most_connections() == 1000
