@@ -55,32 +55,32 @@ export function makeChat() {
       if (!last) throw new Problem("There is no picture yet to edit; add one, or /draw one.");
       return { task: kind, prompt: rest, image: reference(last), seed, previews: 8 };
     }
-    return { task: kind, messages: [...await history(), userMessage(text, [...await drawnSince(), ...pictures])], ...values() };
+    return { task: kind, messages: await context(text, pictures), ...values() };
   }
 
   const ids = () => entries.flatMap((entry) => entry.pictures);
   const newestPicture = async () => (ids().length ? loadPicture(ids().at(-1)) : null);
 
-  // What was drawn is no message of the model's: it is shown to it with the user's next message.
-  async function history() {
+  // The model looks at one picture best (docs/page.md): a new one begins anew. What was drawn is no message of the model's;
+  // it is shown with the next question.
+  async function context(text, given) {
+    const from = given.length ? entries.length : Math.max(0, entries.findLastIndex((entry) => entry.pictures.length));
     const messages = [];
-    let drawn = [];
-    for (const entry of entries) {
+    let shown = [], asked = [];
+    for (const entry of [...entries.slice(from), { role: "user", text, pictures: given.map((one) => one.id), kind: "answer" }]) {
       const pictures = (await Promise.all(entry.pictures.map(loadPicture))).filter(Boolean);
-      if (entry.kind !== "answer") {
-        drawn.push(...pictures);
-      } else if (entry.role === "user") {
-        messages.push(userMessage(entry.text, [...drawn, ...pictures]));
-        drawn = [];
+      if (entry.kind !== "answer") shown = pictures.length ? pictures : shown;
+      else if (entry.role === "user") {
+        asked = [...shown, ...pictures];
+        messages.push(userMessage(entry.text, asked));
+        shown = [];
       } else if (entry.text) messages.push({ role: "assistant", content: entry.text });
-      else messages.pop(); // a question without an answer
+      else {
+        messages.pop(); // a question without an answer
+        shown = asked;
+      }
     }
     return messages;
-  }
-  async function drawnSince() {
-    const from = entries.findLastIndex((entry) => entry.kind === "answer") + 1;
-    const found = await Promise.all([...new Set(entries.slice(from).flatMap((entry) => entry.pictures))].map(loadPicture));
-    return found.filter(Boolean);
   }
 
   function stop() {

@@ -128,7 +128,8 @@ export class Task extends EventTarget {
 }
 
 const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
-const once = (target, name, milliseconds) =>
+/** Resolves at an event, or after a time. */
+export const once = (target, name, milliseconds) =>
   Promise.race([wait(milliseconds), new Promise((done) => target.addEventListener(name, done, { once: true }))]);
 
 function know(job) {

@@ -9,7 +9,7 @@ import { makeDrawing } from "./drawing.js";
 import { startDropping } from "./dropping.js";
 import { openTab, shownTab, startConnection, startKeys, startTabs, startTheme } from "./frame.js";
 import { info, loadInfo } from "./info.js";
-import { activeTasks, jobs, queue, refresh } from "./jobs.js";
+import { activeTasks, jobs, once, queue, refresh } from "./jobs.js";
 import { startQueue } from "./queue.js";
 import { showServer } from "./server.js";
 import { add, refreshShelf, startShelf } from "./shelf.js";
@@ -56,7 +56,7 @@ function showTask(task) {
 async function keepUp() {
   for (;;) {
     const busy = activeTasks().length > 0;
-    await new Promise((done) => setTimeout(done, document.hidden ? 15_000 : busy ? 1_500 : serverIsUp() ? 6_000 : 2_000));
+    await once(queue, "free", document.hidden ? 15_000 : busy ? 1_500 : serverIsUp() ? 6_000 : 2_000);
     try {
       if (await refresh() || !busy) await refreshShelf();
       showServer(await get("/v1/info"));

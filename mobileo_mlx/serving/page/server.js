@@ -8,6 +8,6 @@ import { bytes, seconds } from "./words.js";
 export function showServer(found) {
   byId("server-model").textContent = modelName();
   byId("server-device").textContent = found.device;
-  byId("server-memory").textContent = found.memory?.peak ? `${bytes(found.memory.peak)} of memory at most` : "";
+  byId("server-memory").textContent = found.memory?.peak ? `Peak memory ${bytes(found.memory.peak)}` : "";
   byId("server-speed").textContent = speed.step ? `${seconds(speed.step)} per step` : "";
 }
