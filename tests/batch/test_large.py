@@ -20,15 +20,15 @@ MB = 2**20
 
 def test_memory_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda descriptor: None)  # a disk takes far longer than all that is tried here
-    counting.write(tmp_path, 2500)
-    for computed in (2500, 0):
+    counting.write(tmp_path, 1200)
+    for computed in (1200, 0):
         tracemalloc.start()
         try:
             assert counting.run(tmp_path) == computed
             assert tracemalloc.get_traced_memory()[1] < 10 * MB
         finally:
             tracemalloc.stop()
-    check_results(tmp_path, 2500)
+    check_results(tmp_path, 1200)
 
 
 @pytest.mark.slow
@@ -49,9 +49,9 @@ def check_results(folder: Path, count: int) -> None:
 
 
 def test_an_id_that_is_repeated_far_away_is_found(tmp_path: Path) -> None:
-    counting.write(tmp_path, 2500)
+    counting.write(tmp_path, 1200)
     with (tmp_path / "jobs.jsonl").open("a") as file:
         file.write('{"id": "ITEM-2", "prompt": "x"}\n')
     jobs, _ = open_jobs(tmp_path / "jobs.jsonl", tmp_path / "out", Common(tmp_path))
     (found,) = jobs.check()
-    assert (found.line, found.problem) == (2501, "has the id, or name of a file, of line 2")
+    assert (found.line, found.problem) == (1201, "has the id, or name of a file, of line 2")
