@@ -107,6 +107,10 @@ def command(
         common = Common(path.parent, chosen, suffix, engine.identity(), config)
         opened = _checked(path, target, common, skip=skip_bad_lines)
         run = Run(opened, Folder(target), retry_failed=retry_failed)
+        if not run.locks:
+            printing.note(f"note: the file system of '{target}' has no locks: several runs in it may do a line twice.")
+        for sentence in getattr(engine, "notes", ()):
+            printing.note(f"note: {sentence}.")
     except BaseException:
         with suppress(OSError):
             target.rmdir()  # where nothing is in it

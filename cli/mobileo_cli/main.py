@@ -1,7 +1,7 @@
 """The entry point: runs a command, and turns what is raised into one sentence and an exit status.
 
-Exit status: 0 done, 1 `doctor` found something wrong, 2 the user's mistake, 129 ended by SIGHUP, 130 stopped with
-Ctrl-C, 141 the reader of the output went away, 143 ended by SIGTERM.
+Exit status: 0 done, 1 `doctor` found something wrong, or lines of a `batch` failed, 2 the user's mistake, 129 ended by
+SIGHUP, 130 stopped with Ctrl-C, 141 the reader of the output went away, 143 ended by SIGTERM.
 Anything else that goes wrong is a bug and shows its traceback.
 """
 

@@ -107,6 +107,11 @@ class Run:
         """How far it is."""
         return Progress(self._jobs.index.tasks, self._done, self._failed, self._computed)
 
+    @property
+    def locks(self) -> bool:
+        """Whether other runs in the folder see what this one works on."""
+        return self._claims.locks
+
     def events(self, engine: Engine) -> Iterator[Progress | GivenUp]:
         """Does all tasks. What an engine computes at the same time may be lost when this generator is closed.
 
