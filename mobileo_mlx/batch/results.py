@@ -36,8 +36,11 @@ def _records(jobs: Jobs, first: int, shard: Shard, failures: dict[int, str]) -> 
         elif line in shard.answers:
             yield {key: value for key, value in shard.answers[line].items() if key != "digest"}
         else:
-            entry = entry_of(text)
-            name, task = name_of(entry, line), entry.get("task", "generate")
+            try:
+                entry = entry_of(text)
+                name, task = name_of(entry, line), entry.get("task", "generate")
+            except (LineError, AttributeError):  # a bad line, which another process wants to try again
+                continue
             path = picture_path(name, line, jobs.common.suffix) if task in DRAWING else ""
             if path.rpartition("/")[2] in shard.names:
                 yield {"id": name, "line": line, "task": task, "picture": path}

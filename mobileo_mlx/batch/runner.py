@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 
 from ..errors import MobileOError
 from .claims import Claim, Claims
@@ -219,7 +220,7 @@ class Run:
             self._computed += 1
         else:
             if not outcome.died:
-                self._look_for_cause(outcome.error)
+                self._look_for_cause(task, outcome.error)
             errors = chunk.errors.setdefault(outcome.line, [])
             errors.append(outcome.error)
             if len(errors) + chunk.claim.deaths.get(outcome.line, 0) < ATTEMPTS:
@@ -229,12 +230,13 @@ class Run:
                 self._computed += 1
         self._close_if_finished(number)
 
-    def _look_for_cause(self, error: str) -> None:
+    def _look_for_cause(self, task: Task, error: str) -> None:
         """Stops a run in which nothing has succeeded and all has failed in the same way."""
         if self._first_errors is None:
             return
         self._first_errors.append(error)
-        if len(set(self._first_errors)) > 1:
+        # Many lines may have the same broken image.
+        if len(set(self._first_errors)) > 1 or any(Path(image).name in error for image in task.images):
             self._first_errors = None
         elif len(self._first_errors) == _SAME:
             raise BrokenRun(f"all of the first {_SAME} attempts failed: {error}")

@@ -20,7 +20,7 @@ from .http import AtFault, Busy, Gone, Server, info_of, perform
 from .tasks import Task
 
 _AT_ONCE = 2  # requests for each server
-_FAREWELL = 5.0  # seconds for a thread to end; one that is just connecting takes longer, and does no harm
+_FAREWELL = 5.0  # seconds for threads to end; one that is just connecting takes longer, and does no harm
 _LONGEST_PAUSE = 30.0  # seconds between two looks whether a server is there again
 
 PATIENCE = 120.0  # seconds without any server after which a run ends
@@ -79,8 +79,9 @@ class Servers:
             self._stop.set()
             for server in self._servers:
                 server.hang_up()
+            end = time.monotonic() + _FAREWELL
             for thread in threads:
-                thread.join(_FAREWELL)
+                thread.join(max(0.0, end - time.monotonic()))
 
     def _feed(self, source: Source, room: int) -> Iterator[Outcome]:
         ended, held = False, 0

@@ -169,6 +169,11 @@ def test_a_run_in_which_all_fails_in_the_same_way_ends(runs: Runs) -> None:
     assert runs.events(Scripted())[-1] == Progress(TOTAL, TOTAL, 0, TOTAL)
 
 
+def test_an_image_that_many_lines_share_is_their_own_fault(runs: Runs) -> None:
+    engine = Scripted(lambda task, attempt: Failed(task.line, "'a.png' is damaged."))
+    assert runs.events(engine)[-1] == Progress(TOTAL, 0, TOTAL, TOTAL)
+
+
 def test_later_failures_of_one_kind_do_not_end_it(runs: Runs) -> None:
     def act(task: Task, attempt: int) -> Outcome:
         return done(task, attempt) if task.line <= CHUNK else Failed(task.line, "the same")
