@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -47,10 +48,11 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.prefix: tuple[str, ...] = ()  # of commands, such as one that enters a namespace
 
     def start(self, *arguments: object, **environment: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-m", *map(str, arguments)],
+            [*self.prefix, sys.executable, "-m", *map(str, arguments)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, **environment},
@@ -311,3 +313,75 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(place: Place, small_disk: Pa
     after = pictures(small_disk)
     assert len(after) == 100
     assert {name: data for name, data in after.items() if name in kept} == kept
+
+
+class Hosts:
+    """Network namespaces that stand for machines: "here", and others that a cable of their own leads to."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.cables: dict[str, str] = {}
+
+    def ip(self, *words: object) -> None:
+        done = subprocess.run(["ip", *map(str, words)], capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.skip(f"no network namespaces can be made here: {done.stderr.strip()}")
+
+    def add(self, name: str) -> str:
+        """A machine."""
+        name = f"mobileo{os.getpid()}{name}"
+        self.ip("netns", "add", name)
+        self.names.append(name)
+        self.ip("-n", name, "link", "set", "lo", "up")
+        return name
+
+    def connect(self, here: str, other: str, number: int) -> None:
+        """Lays the cable; `here` has the address 10.91.NUMBER.1 on it, the other one 10.91.NUMBER.2."""
+        ends = f"mo{os.getpid()}h{number}"[-15:], f"mo{os.getpid()}o{number}"[-15:]
+        self.ip("link", "add", ends[0], "netns", here, "type", "veth", "peer", "name", ends[1], "netns", other)
+        for host, end, last in ((here, ends[0], 1), (other, ends[1], 2)):
+            self.ip("-n", host, "addr", "add", f"10.91.{number}.{last}/24", "dev", end)
+            self.ip("-n", host, "link", "set", end, "up")
+        self.ip("-n", other, "route", "add", "default", "via", f"10.91.{number}.1")
+        self.cables[other] = ends[0]
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("unshare") is None:
+        pytest.skip("network namespaces need root, ip and unshare")
+    hosts = Hosts()
+    yield hosts
+    for name in hosts.names:
+        subprocess.run(["ip", "netns", "delete", name])
+
+
+@pytest.mark.slow
+def test_hosts_that_share_no_disk_and_one_whose_cable_is_pulled(
+    place: Place, cluster: Cluster, hosts: Hosts, photo: Path, tmp_path: Path
+) -> None:
+    """Images go there, pictures come back; what the lost machine held is done by the other one."""
+    inside = Place(tmp_path / "private")
+    inside.folder.mkdir()
+    shutil.copy(photo, inside.folder / "photo.png")
+    edits = [{"task": "edit", "image": "photo.png", "instruction": f"slow edit {i}"} for i in range(300)]
+    inside.write([*edits, {"task": "ask", "image": ["photo.png", "photo.png"], "question": "What?"}])
+    here, one, two = (hosts.add(name) for name in ("here", "one", "two"))
+    hosts.connect(here, one, 1)
+    hosts.connect(here, two, 2)
+    host, cluster.prefix = "10.91.1.1", ("ip", "netns", "exec", here)
+    _, address = cluster.scheduler(host)
+    hidden = f'mount -t tmpfs none {inside.folder} && exec "$@"'
+    for name in (one, two):
+        cluster.prefix = ("ip", "netns", "exec", name, "unshare", "-m", "sh", "-c", hidden, "sh")
+        cluster.worker(address, FAKE_LOG=str(place.folder / name))
+    logs = [place.folder / name for name in (one, two)]
+    command = ["ip", "netns", "exec", here, *inside.arguments("--dask", address)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: process.poll() is not None or all(log.exists() for log in logs))
+    hosts.ip("-n", here, "link", "set", hosts.cables[two], "down")
+    status, _, err = finish(process)
+    assert (status, err) == (0, "")
+    assert [result["line"] for result in inside.results()] == list(range(1, 302))
+    assert len(pictures(inside.out)) == 300
+    assert read_metadata(next(inside.out.rglob("*.png")))["image"] == "photo.png"
