@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 NAME = "mcp"
 
 
-@options.takes(options.group(options.Loading))
+@options.takes(options.group(options.Loading), [options.keeping("keep-loaded")])
 def command(
     allow_folder: Annotated[
         list[str] | None,
@@ -63,6 +63,7 @@ def command(
         output = Path(absolute(output, error=OptionError))
     loading = options.loading(options.resolve_preset(given))
     loading.setdefault("model", options.DEFAULT_MODEL)
+    loading["keep_loaded"] = given["keep_loaded"] is not False
 
     def load() -> MobileO:
         from mobileo_mlx.checkpoints.hub import is_here
