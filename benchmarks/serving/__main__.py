@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -64,11 +65,19 @@ async def asked_again(port: int, requests: Sequence[Request], expected: Mapping[
         return sum([await request.ask(connection) == expected[request.name] for request in requests])
 
 
+TERMINATED = 128 + signal.SIGTERM
+
+
 def right(value: Mapping[str, Any]) -> bool:
     """Whether nothing was dropped or mixed up, and the server answers after the faults as before."""
     wrong = [of[what] for of in (value["load"], value["faults"]) for what in ("dropped", "mixed_up")]
     after = value["after"]
-    return not any(wrong) and after["same"] == after["compared"] and after["exit_status"] == 0
+    return (
+        not any(wrong)
+        and after["same"] == after["compared"]
+        and not after["tracebacks"]
+        and after["exit_status"] == TERMINATED
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,6 +105,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
         run = measure(server, requests, clients=options.clients, count=options.requests, faults=options.faults)
         found = asyncio.run(run)
         found["after"]["exit_status"] = server.stop()
+        found["after"]["tracebacks"] = sum(line.startswith("Traceback") for line in server.output)
     value = {
         "machine": common.machine(),
         "command": command,

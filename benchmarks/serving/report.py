@@ -67,9 +67,9 @@ def markdown(value: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     after = value["after"]
     yield (
-        f"After the faults {after['waiting']} requests wait and {after['running']} run; of {after['compared']} "
-        f"asked once more, {after['same']} get the answer that they got at first. The server ended with status "
-        f"{after['exit_status']}."
+        f"After the faults {after['waiting']} requests wait and {after['running'] or 'none'} runs; "
+        f"of {after['compared']} asked once more, {after['same']} get the answer that they got at first. "
+        f"The server's log has {after['tracebacks']} tracebacks, and SIGTERM ended it with {after['exit_status']}."
     )
     yield ""
     yield f"{common.machine_line(value['machine'])}; model {value['model']}, {value['steps']} steps a drawing."
