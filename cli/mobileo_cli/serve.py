@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypedDict
@@ -145,6 +146,9 @@ def command(**given: Any) -> None:
         def ready(url: str) -> None:
             printing.out(f"Ready: {url} ({printing.visible(service.model_id)}; Ctrl-C ends)")
             printing.happened("ready", url=url, model=service.model_id)
+            if settings.host in server.WILDCARDS:
+                port = url.rpartition(":")[2]
+                printing.note(f"Other machines find it at http://{socket.gethostname()}:{port}, with the API key.")
             if given["open"]:
                 _open(url)
 

@@ -32,7 +32,7 @@ KEEP_ALIVE_SECONDS = 75  # longer than clients keep connections: one that closes
 _BACKLOG = 100  # also how many are accepted at once, before one above the limit of connections is closed
 _MOST_CONNECTIONS = Config.most_connections
 _RESERVED_FILES = 300  # of those that a process may have open, for all else than connections
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 _SENTENCES = {
     errno.EADDRINUSE: "port {port} is taken, by another program or another server; choose one with --port",
@@ -93,7 +93,7 @@ def _listening(family: int, address: Any) -> socket.socket:
 def url_of(settings: ServerSettings, listener: socket.socket) -> str:
     """Where a browser on this machine finds the server."""
     host = settings.host.strip("[]")
-    host = _WILDCARDS.get(host, host)
+    host = WILDCARDS.get(host, host)
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
@@ -149,6 +149,7 @@ class Server(uvicorn.Server):
                 for task in left:
                     task.cancel()
                 loop.run_until_complete(asyncio.wait(left, timeout=1))
+            loop.run_until_complete(loop.shutdown_asyncgens())
             asyncio.set_event_loop(None)
             loop.close()
 

@@ -180,6 +180,18 @@ def test_the_key_is_asked_for_and_told_to_nobody(serve: Callable[..., Process]):
     assert KEY not in one.line + out + err
 
 
+def test_other_machines_are_told_where_to_look(serve: Callable[..., Process]):
+    one = serve("--no-pictures", "--host", "0.0.0.0", MOBILEO_API_KEY=KEY)
+    port = one.url.rpartition(":")[2]
+    name = f"{socket.gethostname()}:{port}"
+    assert one.url == f"http://127.0.0.1:{port}"
+    assert one.ask("GET", "/v1/models", Host=name)[0] == 401
+    assert one.ask("GET", "/v1/models", Host=name, Authorization=f"Bearer {KEY}")[0] == 200
+    assert one.ask("GET", "/v1/models", Host="evil.example", Authorization=f"Bearer {KEY}")[0] == 421
+    _, _, err = one.end(signal.SIGTERM)
+    assert err.splitlines()[0] == f"Other machines find it at http://{name}, with the API key."
+
+
 def test_a_page_in_disguise_is_refused(serve: Callable[..., Process]):
     one = serve("--no-pictures")
     assert one.ask("GET", "/v1/models", Host="evil.example")[0] == 421
