@@ -20,8 +20,9 @@ from .service import Service
 
 Result = TypeVar("Result")
 
-# One picture of 40 million pixels takes several times its 120 megabytes while it is decoded.
-_THREADS = ThreadPoolExecutor(2, thread_name_prefix="mobileo-pictures")
+# One picture of 40 million pixels takes several times its 120 megabytes while it is decoded. Reading files does not
+# wait for that.
+_DECODERS = ThreadPoolExecutor(2, thread_name_prefix="mobileo-pictures")
 
 # A picture of an id never changes; and whoever may not see others' pictures has no cache in common with them.
 _FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
@@ -62,7 +63,9 @@ class _Pictures:
     async def _upload(self, request: Request) -> Response:
         """Takes the bytes of an image as they are, or the part `image` of a form."""
         data = await _read_body(request)
-        picture: Picture = await _run(self._pictures.upload, data, max_pixels=self._settings.max_pixels)
+        picture: Picture = await _run(
+            self._pictures.upload, data, max_pixels=self._settings.max_pixels, threads=_DECODERS
+        )
         return JSONResponse(picture.as_json(), 201, headers={"Location": f"/v1/pictures/{picture.id}"})
 
     async def restore(self, request: Request) -> Response:
@@ -72,7 +75,7 @@ class _Pictures:
         return _file(request, *await _run(self._pictures.content, request.path_params["id"]))
 
     async def thumbnail(self, request: Request) -> Response:
-        return _file(request, *await _run(self._pictures.thumbnail, request.path_params["id"]))
+        return _file(request, *await _run(self._pictures.thumbnail, request.path_params["id"], threads=_DECODERS))
 
 
 def _file(request: Request, data: bytes, media_type: str) -> Response:
@@ -82,14 +85,20 @@ def _file(request: Request, data: bytes, media_type: str) -> Response:
     )
 
 
-async def _run(call: Callable[..., Result], *args: Any, param: str | None = None, **options: Any) -> Result:
+async def _run(
+    call: Callable[..., Result],
+    *args: Any,
+    param: str | None = None,
+    threads: ThreadPoolExecutor | None = None,
+    **options: Any,
+) -> Result:
     """A call of `Pictures`, which reads files and decodes, outside of the event loop.
 
     Raises:
         ApiError: there is no such picture; `param` is the parameter that named it, None for the path.
     """
     try:
-        return await asyncio.get_running_loop().run_in_executor(_THREADS, partial(call, *args, **options))
+        return await asyncio.get_running_loop().run_in_executor(threads, partial(call, *args, **options))
     except UnknownPictureError as error:
         code = "picture_not_found"
         raise ApiError(404 if param is None else 400, str(error), param=param, code=code) from None
