@@ -1,5 +1,7 @@
 """The queue and the one thread behind it."""
 
+import threading
+
 import pytest
 
 from mobileo_mlx.errors import CheckpointError, OptionError
@@ -124,9 +126,13 @@ def test_stopping_ends_all_jobs(loop):
     running = Steps(50, held=True)
     jobs = submitted(loop, worker, running, Steps())
     running.reached.acquire()
-    running.allow(50)
+    # Its steps go on once it is told to stop, and not before: it would be complete by then.
+    going_on = threading.Thread(target=lambda: jobs[0].stop.wait(60) and running.allow(50))
+    going_on.start()
     assert worker.stop(60)
+    going_on.join()
     assert [loop.events(job)[-1].kind for job in jobs] == ["cancelled", "cancelled"]
+    assert len(running.ran) == 1
     with pytest.raises(ApiError) as refused:
         submitted(loop, worker, Steps())
     assert refused.value.status == 503
