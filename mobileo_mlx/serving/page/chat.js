@@ -49,11 +49,11 @@ export function makeChat() {
   async function bodyOf(kind, rest, text, pictures) {
     if (kind !== "answer" && !rest) throw new Problem(kind === "edit" ? "Say what should change: /edit ..." : "Say what the picture should show: /draw ...");
     const seed = crypto.getRandomValues(new Uint32Array(1))[0];
-    if (kind === "generate") return { task: kind, prompt: rest, seed, previews: 8 };
+    if (kind === "generate") return { task: kind, prompt: rest, seed, previews: 4 };
     if (kind === "edit") {
       const last = pictures.at(-1) ?? await newestPicture();
       if (!last) throw new Problem("There is no picture yet to edit; add one, or /draw one.");
-      return { task: kind, prompt: rest, image: reference(last), seed, previews: 8 };
+      return { task: kind, prompt: rest, image: reference(last), seed, previews: 4 };
     }
     return { task: kind, messages: await context(text, pictures), ...values() };
   }

@@ -31,7 +31,7 @@ export function makeDrawing(name, task) {
       tab.prompt.focus();
       throw new Problem(input ? "Say what should change." : "Say what the picture should show.");
     }
-    const body = { task, prompt, previews: 8, ...fields.values(), ...(input ? { image: reference(input.pictures[0]) } : {}) };
+    const body = { task, prompt, previews: 4, ...fields.values(), ...(input ? { image: reference(input.pictures[0]) } : {}) };
     const started = await start(name, body);
     fields.seed.next();
     if (view.task?.active) notice("Added to the queue.");
@@ -45,6 +45,7 @@ export function makeDrawing(name, task) {
   function put(started) {
     view.show(started);
     tab.busy(started);
+    if (!started.active) return;
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
     if (matchMedia("(max-width: 859px)").matches) stage.scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "start" });
   }

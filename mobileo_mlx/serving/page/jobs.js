@@ -97,7 +97,7 @@ export class Task extends EventTarget {
 
   /** Reads the job's events to its end, however often the connection breaks. */
   async follow() {
-    if (this.streaming) return;
+    if (this.streaming || !this.active) return;
     this.streaming = true;
     while (streams >= MAX_STREAMS && this.active) await once(queue, "free", 1000);
     streams++;
@@ -162,6 +162,12 @@ export async function find(id) {
     if (problem instanceof Problem && problem.status === 404) return null;
     throw problem;
   }
+}
+
+/** The job that was last started in a tab of this browser; null where there is none. */
+export async function newest(tab) {
+  const id = Object.keys(mine).filter((one) => mine[one] === tab).at(-1);
+  return id ? find(id) : null;
 }
 
 /** Those that wait or run, the first to be done first. */

@@ -9,7 +9,7 @@ import { makeDrawing } from "./drawing.js";
 import { startDropping } from "./dropping.js";
 import { openTab, shownTab, startConnection, startKeys, startTabs, startTheme } from "./frame.js";
 import { info, loadInfo } from "./info.js";
-import { activeTasks, jobs, once, queue, refresh } from "./jobs.js";
+import { activeTasks, jobs, newest, once, queue, refresh } from "./jobs.js";
 import { startQueue } from "./queue.js";
 import { showServer } from "./server.js";
 import { add, refreshShelf, startShelf } from "./shelf.js";
@@ -67,10 +67,10 @@ async function keepUp() {
 async function resume() {
   await refresh();
   for (const name of ["draw", "edit", "ask"]) {
-    const running = activeTasks().find((task) => task.tab === name);
-    if (!running) continue;
-    running.follow();
-    await tabs[name].show(running);
+    const task = activeTasks().find((one) => one.tab === name) ?? await newest(name);
+    if (!task) continue;
+    task.follow();
+    await tabs[name].show(task);
   }
   await tabs.chat.resume();
 }
@@ -101,7 +101,6 @@ async function begin() {
     for (const task of jobs.values()) {
       if (followed.has(task)) continue;
       followed.add(task);
-      task.job.pictures.forEach(add);
       task.addEventListener("picture", ({ detail }) => {
         add(detail);
         if (detail.warning) notice(detail.warning, { error: true });

@@ -1,7 +1,7 @@
 // One message of the conversation.
 
 import { make, show } from "./dom.js";
-import { describe, loadPicture } from "./shelf.js";
+import { describe, dragged, loadPicture } from "./shelf.js";
 
 /** {element, update({preview, status, waiting})} of an entry of the chat. */
 export function messageView(entry) {
@@ -23,9 +23,9 @@ export function messageView(entry) {
     }
     const found = await Promise.all(entry.pictures.map(loadPicture));
     pictures.replaceChildren(...found.map((picture) => (picture
-      ? make("button", { type: "button", class: "open", testid: "message-picture", data: { id: picture.id }, "aria-label": `Open: ${describe(picture)}`,
+      ? make("button", { type: "button", class: "open", testid: "message-picture", data: { id: picture.id }, "aria-label": `Open: ${describe(picture)}`, ...dragged(picture),
         onclick: (event) => event.target.dispatchEvent(new CustomEvent("open-picture", { bubbles: true, detail: picture })) },
-      make("img", { src: entry.role === "user" ? picture.thumbnail_url : picture.url, alt: describe(picture) }))
+      make("img", { src: entry.role === "user" ? picture.thumbnail_url : picture.url, alt: describe(picture), draggable: false }))
       : make("p", { class: "hint" }, "A picture that was deleted"))));
   }
 

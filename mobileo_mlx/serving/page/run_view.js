@@ -5,7 +5,7 @@ import { compare } from "./compare.js";
 import { announce, fitFrame, make, show } from "./dom.js";
 import { defaultSize } from "./info.js";
 import { secondsPerStep } from "./jobs.js";
-import { describe } from "./shelf.js";
+import { describe, dragged, isDeleted, shelf } from "./shelf.js";
 import { count, left, seconds } from "./words.js";
 
 /** What a job is doing, in one line. */
@@ -96,10 +96,13 @@ function tile(tab, task, index, n) {
       frame.replaceChildren(compare(`/v1/pictures/${picture.source}/content`, picture.url, { id: index ? null : `${tab}-compare`, alt }));
       frame.querySelector("img").dataset.testid = "result-picture";
     } else {
-      frame.replaceChildren(make("button", { type: "button", class: "open", "aria-label": `Open: ${alt}`,
+      frame.replaceChildren(make("button", { type: "button", class: "open", "aria-label": `Open: ${alt}`, ...dragged(picture),
         onclick: () => frame.dispatchEvent(new CustomEvent("open-picture", { bubbles: true, detail: picture })) },
-      make("img", { src: picture.url, alt, testid: "result-picture", data: { id: picture.id } })));
+      make("img", { src: picture.url, alt, testid: "result-picture", data: { id: picture.id }, draggable: false })));
     }
+    const mark = (gone) => { element.classList.toggle("gone", gone); };
+    shelf.addEventListener("change", () => mark(isDeleted(picture)));
+    frame.querySelector("img").addEventListener("error", () => mark(true));
     foot.replaceChildren(actionBar(picture, { words: n === 1, rest: false }));
   }
 

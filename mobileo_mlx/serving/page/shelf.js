@@ -28,10 +28,18 @@ export async function loadPicture(id) {
   return findPicture(id) ?? await get(`/v1/pictures/${id}`).catch(() => null);
 }
 
+/** The properties of an element by which its picture is dragged to where one is wanted. */
+export const dragged = (picture) => ({ draggable: true, ondragstart: (event) => {
+  event.dataTransfer.setData(TYPE, picture.id);
+  event.dataTransfer.effectAllowed = "copy";
+} });
+
+/** Whether it was deleted here. */
+export const isDeleted = (picture) => deleted.has(picture.id);
+
 function thumbnail(picture) {
-  const button = make("button", { type: "button", class: "thumb", testid: "shelf-picture", tabIndex: -1, draggable: true, data: { id: picture.id },
-    title: describe(picture), onclick: () => open(picture),
-    ondragstart: (event) => { event.dataTransfer.setData(TYPE, picture.id); event.dataTransfer.effectAllowed = "copy"; } },
+  const button = make("button", { type: "button", class: "thumb", testid: "shelf-picture", tabIndex: -1, data: { id: picture.id },
+    title: describe(picture), onclick: () => open(picture), ...dragged(picture) },
   make("img", { src: picture.thumbnail_url, alt: describe(picture), loading: "lazy", decoding: "async", draggable: false }));
   const element = make("li", {}, button);
   byIdOf.set(picture.id, element);
