@@ -9,7 +9,7 @@ import { activeTasks, queue, start } from "./jobs.js";
 import { pictureInput, reference } from "./picture_input.js";
 import { runView } from "./run_view.js";
 import { findPicture, loadPicture } from "./shelf.js";
-import { makeTab } from "./tab.js";
+import { NARROW, makeTab } from "./tab.js";
 
 /** Makes Draw ("draw", "generate") or Edit ("edit", "edit"). */
 export function makeDrawing(name, task) {
@@ -47,7 +47,7 @@ export function makeDrawing(name, task) {
     tab.busy(started);
     if (!started.active) return;
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    if (matchMedia("(max-width: 859px)").matches) stage.scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "start" });
+    if (NARROW.matches) stage.scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "start" });
   }
 
   // The next of one's own jobs comes to the stage when the one that is there has ended; nothing else moves what is shown.

@@ -2,6 +2,9 @@
 
 import { byId, kept, notice, show } from "./dom.js";
 
+/** One column, as the stylesheet has it. */
+export const NARROW = matchMedia("(max-width: 859px)");
+
 /** Wires a tab's form: `run()` is called for its button and Ctrl-Enter, `stop()` for its stop button and Esc. */
 export function makeTab(name, { run, stop, enterRuns = false }) {
   const form = byId(`${name}-form`), prompt = byId(`${name}-prompt`), error = byId(`${name}-error`);
@@ -26,6 +29,13 @@ export function makeTab(name, { run, stop, enterRuns = false }) {
     }
   }
   form.noValidate = true;
+  // On a phone the button and the result come before the options.
+  const fields = byId(`${name}-fields`);
+  const place = () => (NARROW.matches ? form.parentElement.append(fields) : form.insertBefore(fields, error));
+  if (fields) {
+    place();
+    NARROW.addEventListener("change", place);
+  }
   form.addEventListener("submit", (event) => { event.preventDefault(); go(); });
   prompt.addEventListener("keydown", (event) => {
     const plain = event.key === "Enter" && !event.shiftKey && !event.isComposing;
