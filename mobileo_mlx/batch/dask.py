@@ -334,6 +334,12 @@ class Dask:
             from distributed import Client, LocalCluster, Security
         except ImportError:
             raise OptionError("Dask is not installed; install it: `pip install 'mobileo-mlx[cluster]'`.") from None
+        encrypted = self._address.startswith("tls:")
+        if encrypted and Security().get_connection_args("client").get("ssl_context") is None:
+            raise OptionError(
+                f"--dask {self._address}: Dask has no certificates here; name their files in its configuration, as "
+                "docs/scale.md shows."
+            )
         # What happens is said in our words. And images that are sent along are more than Dask expects of arguments.
         for name in ("distributed", "distributed.client", "tornado", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -262,26 +262,41 @@ def test_workers_come_and_go_and_bad_ones_are_left_out(place: Place, cluster: Cl
     assert len(pictures(place.out)) == 600
 
 
-@pytest.mark.slow
-def test_tls(place: Place, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Certificates come from Dask's own configuration; who has none is not let in."""
-    from distributed import Security
+_TLS = """
+distributed:
+  comm:
+    require-encryption: true
+    tls:
+      ca-file: {0}/cert.pem
+      scheduler: {{cert: {0}/cert.pem, key: {0}/key.pem}}
+      worker: {{cert: {0}/cert.pem, key: {0}/key.pem}}
+      client: {{cert: {0}/cert.pem, key: {0}/key.pem}}
+"""
 
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_tls_as_the_docs_show_it(
+    place: Place, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Certificates come from Dask's own configuration; who has none is not let in."""
     place.write(prompts(5))
-    made = Security.temporary()
-    (place.folder / "ca.pem").write_text(made.tls_ca_file)
-    (place.folder / "own.pem").write_text(made.tls_client_cert + made.tls_client_key)
-    names = {"CA_FILE": "ca.pem", "CLIENT__CERT": "own.pem", "WORKER__CERT": "own.pem", "SCHEDULER__CERT": "own.pem"}
-    keys = {"CLIENT__KEY": "own.pem", "WORKER__KEY": "own.pem", "SCHEDULER__KEY": "own.pem"}
-    tls = {f"DASK_DISTRIBUTED__COMM__TLS__{n}": str(place.folder / file) for n, file in {**names, **keys}.items()}
-    _, address = cluster.scheduler("tls://127.0.0.1", **tls)
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
+    (make,) = (line for line in page.splitlines() if line.startswith("openssl req "))
+    subprocess.run(make.split(), cwd=tmp_path, check=True, capture_output=True)
+    assert _TLS.format("/path") in page
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "tls.yaml").write_text(_TLS.format(tmp_path))
+    with_tls = {"DASK_CONFIG": str(tmp_path / "config")}
+    _, address = cluster.scheduler("tls://127.0.0.1", **with_tls)
     assert address.startswith("tls://")
-    cluster.worker(address, **tls)
+    cluster.worker(address, **with_tls)
     without = place.run("--dask", address)
-    assert (without.returncode, without.stderr.count("\n")) == (2, 1)
-    for name, value in tls.items():
-        monkeypatch.setenv(name, value)
-    assert place.run("--dask", address).returncode == 0
+    assert (without.returncode, without.stderr.count("\n")) == (2, 1), without.stderr
+    assert "Dask has no certificates here" in without.stderr
+    monkeypatch.setenv("DASK_CONFIG", with_tls["DASK_CONFIG"])
+    done = place.run("--dask", address)
+    assert done.returncode == 0, done.stderr
     assert len(pictures(place.out)) == 5
 
 
