@@ -109,6 +109,17 @@ class Serving(TypedDict, total=False):
             "--max-steps", metavar="N", min=1, max=10_000, help=f"Most steps. [default: {_DEFAULTS.max_steps}]"
         ),
     ]
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            metavar="N",
+            min=1,
+            max=16,
+            help="Pictures of one request that are drawn together: see docs/serving.md for when that pays. "
+            f"[default: {_DEFAULTS.batch}]",
+        ),
+    ]
     pictures: Annotated[
         Path | None,
         typer.Option("--pictures", metavar="DIR", help=f"Where finished pictures are kept. [default: {_PICTURES}]"),
@@ -214,7 +225,7 @@ def _settings(given: dict[str, Any]) -> ServerSettings:
         allow_image_urls=bool(given["allow_image_urls"]),
         inline_images=bool(given["inline_images"]),
         pictures=None if given["no_pictures"] else given["pictures"] or expand(_PICTURES),
-        **options.given(["port"], given),
+        **options.given(["port", "batch"], given),
         **options.given(picked, picked),
     )
 

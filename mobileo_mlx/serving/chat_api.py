@@ -126,7 +126,7 @@ async def _drawing(wish: Wish, asked: Asked, service: Service) -> Drawing:
         request={"prompt": wish.prompt, "seed": seed},
         image=image,
         source=source,
-        keep=lambda drawn, source: service.pictures.add(drawn.data).as_json(),
+        keep=service.keep,
     )
 
 

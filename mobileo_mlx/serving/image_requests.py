@@ -148,7 +148,7 @@ class Asked:
                 quality=self.quality,
                 preview_kind=self.kind,
                 batch=service.settings.batch,
-                keep=(lambda drawn, source: service.pictures.add(drawn.data).as_json()) if self.by_url else None,
+                keep=service.keep if self.by_url else None,
             )
             for given in self.inputs or (None,)
         ]

@@ -129,12 +129,8 @@ class _Jobs:
             request=without_images({**fields, "seed": seeds[0], "n": len(seeds)}),
             previews=read_whole(fields, "previews", 0, 0, MAX_PREVIEWS),
             batch=settings.batch,
-            keep=self._keep,
+            keep=self._service.keep,
         )
-
-    def _keep(self, drawn: Drawn, source: Mapping[str, Any]) -> dict[str, Any]:
-        """Called in the worker's thread."""
-        return self._service.pictures.add(drawn.data).as_json()
 
     async def _answer(self, fields: Mapping[str, Any]) -> Task:
         return await read_answering(fields, self._service)

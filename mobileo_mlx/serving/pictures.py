@@ -29,6 +29,7 @@ from ..image_sources import MAX_PIXELS, opened
 from ..images import load_image
 from ..results import LOADING
 from .picture_stores import Folder, Memory, Store, UnknownPictureError, unknown
+from .tasks import without_folders
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -80,11 +81,7 @@ class Picture:
 
     def as_json(self) -> dict[str, Any]:
         """As the API gives it."""
-        settings = self.settings
-        if settings is not None:  # in which folder of the server a model lies is nothing to others
-            settings = {
-                name: _name_of(value) if name in ("model", "adapter") else value for name, value in settings.items()
-            }
+        settings = None if self.settings is None else without_folders(self.settings)
         found = {
             "id": self.id,
             "object": "picture",
@@ -362,10 +359,3 @@ def _passes(check: Any, value: Any) -> bool:
 def _check_text(value: Any) -> None:
     if not isinstance(value, str):
         raise TypeError("no text")
-
-
-def _name_of(value: Any) -> Any:
-    """The last part of a folder's path."""
-    if isinstance(value, list):
-        return [_name_of(one) for one in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

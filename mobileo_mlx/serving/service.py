@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
@@ -12,7 +12,7 @@ from .jobs import Job, JobStore
 from .metrics import Metrics
 from .pictures import Pictures
 from .settings import ServerSettings
-from .tasks import Task
+from .tasks import Drawn, Task, folder_name
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -70,7 +70,11 @@ class Service:
     @property
     def model_id(self) -> str:
         """What clients call the model."""
-        return self.model.checkpoint.name
+        return str(folder_name(self.model.checkpoint.location))
+
+    def keep(self, drawn: Drawn) -> dict[str, Any]:
+        """Puts a finished picture into the picture folder, and returns what the API says of it; in any thread."""
+        return self.pictures.add(drawn.data).as_json()
 
 
 def client_of(request: Request) -> str:

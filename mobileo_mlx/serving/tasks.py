@@ -6,6 +6,7 @@ and its data, so that the worker can stop it between any two.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -104,7 +105,7 @@ class Drawing:
     quality: int | None = None
     preview_kind: str = "JPEG"
     batch: int = 1
-    keep: Callable[[Drawn, Mapping[str, Any]], dict[str, Any]] | None = None
+    keep: Callable[[Drawn], dict[str, Any]] | None = None
     _timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -143,11 +144,11 @@ class Drawing:
         for name, seconds in result.timings.items():
             self._timings[name] = self._timings.get(name, 0.0) + seconds
         for offset, image in enumerate(result.images):
-            settings = {**result.metadata(offset), **self.source}
+            settings = without_folders({**result.metadata(offset), **self.source})
             data = encode(image, self.kind, settings, quality=self.quality)
             drawn = Drawn(first + offset, result.seeds[offset], data, settings, image.width, image.height)
             if self.keep is not None:
-                drawn = replace(drawn, record=self.keep(drawn, self.source))
+                drawn = replace(drawn, record=self.keep(drawn))
             yield "picture", drawn
 
     def _progress(self, step: GenerationStep, first: int, count: int, seconds: float) -> dict[str, Any]:
@@ -166,3 +167,18 @@ def preview_steps(steps: int, count: int) -> set[int]:
     """`count` of the steps 1 to `steps` - 1, evenly spread; all of them where there are fewer."""
     count = min(count, steps - 1)
     return {round(steps * (i + 1) / (count + 1)) for i in range(count)}
+
+
+def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a picture without the path of a model's or adapter's folder, of which the name stays.
+
+    Where something lies on the server's disk is nothing to its clients.
+    """
+    return {name: folder_name(value) if name in ("model", "adapter") else value for name, value in settings.items()}
+
+
+def folder_name(value: Any) -> Any:
+    """The last part of an absolute path, or of each in a list; all else as it is."""
+    if isinstance(value, list):
+        return [folder_name(one) for one in value]
+    return os.path.basename(os.path.normpath(value)) if isinstance(value, str) and os.path.isabs(value) else value
