@@ -117,7 +117,7 @@ def _kind(schema: dict[str, Any]) -> str:
         return f"JSON: {_kind(schema['contentSchema'])}"
     kinds = schema.get("type", "")
     kinds = [kinds] if isinstance(kinds, str) else kinds
-    hidden = ("null", "string") if schema.get("maxLength") == 0 else ("null",)
+    hidden = ("null", "string") if {"maxLength", "pattern"} & schema.keys() else ("null",)
     shown = [kind for kind in kinds if kind not in hidden] or ["null"]
     if "items" in schema:
         shown = [f"array of {_kind(schema['items']) or 'anything'}"]

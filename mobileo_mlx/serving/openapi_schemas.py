@@ -83,6 +83,13 @@ def defaulted(schema: Schema) -> Schema:
     return {**found, "type": [*found["type"], "string"], "maxLength": 0}  # which limits nothing but a string
 
 
+def counted(schema: Schema) -> Schema:
+    """The same for a whole number of which the digits are understood, too, as forms have them."""
+    found = defaulted(schema)
+    del found["maxLength"]
+    return {**found, "pattern": "^[0-9]{0,9}$"}
+
+
 def constant(value: str) -> Schema:
     """A string that is always the same."""
     return {"type": "string", "const": value}
@@ -163,7 +170,7 @@ def schemas(settings: ServerSettings, size_multiple: int) -> dict[str, Schema]:
 def drawing_extras(settings: ServerSettings) -> dict[str, Schema]:
     """What a drawing takes beside its options."""
     return {
-        "n": defaulted(
+        "n": counted(
             whole("How many pictures; their seeds follow each other.", minimum=1, maximum=settings.max_pictures)
         ),
         "size": defaulted(text("WIDTHxHEIGHT in pixels, or auto.", examples=["512x512"])),
@@ -273,7 +280,7 @@ def _jobs(
     drawing = {
         "prompt": text("What to draw; for an edit, what to change.", minLength=1),
         **drawing_extras(settings),
-        "previews": defaulted(
+        "previews": counted(
             whole("How many steps of each picture are shown meanwhile.", minimum=0, maximum=MAX_PREVIEWS, default=0)
         ),
     }
@@ -435,9 +442,9 @@ def _images(options: dict[Any, dict[str, Schema]], settings: ServerSettings) -> 
         **drawing_extras(settings),
         "response_format": defaulted({"type": "string", "enum": ["b64_json", "url"]}),
         "output_format": defaulted({"type": "string", "enum": list(image_requests.FORMATS)}),
-        "output_compression": defaulted(whole("Quality of JPEG and WebP.", minimum=0, maximum=100)),
+        "output_compression": counted(whole("Quality of JPEG and WebP.", minimum=0, maximum=100)),
         "stream": defaulted(truth("Whether the answer comes as server-sent events.")),
-        "partial_images": defaulted(
+        "partial_images": counted(
             whole("Previews of each picture in the stream.", minimum=0, maximum=image_requests.MAX_PARTIALS)
         ),
         **{name: {"description": "Makes no difference here."} for name in sorted(image_requests.IGNORED)},
@@ -506,7 +513,7 @@ def _as_form(schema: Schema) -> Schema:
 
 
 def _without_null(schema: Schema) -> Schema:
-    found = {name: value for name, value in schema.items() if name != "maxLength"}
+    found = {name: value for name, value in schema.items() if name not in ("maxLength", "pattern")}
     if isinstance(schema.get("type"), list):
         found["type"] = schema["type"][0]
     if "enum" in schema:
