@@ -219,7 +219,7 @@ class Dask:
         if future.status == "error":
             error = future.exception()
             if isinstance(error, MobileOError):
-                raise error
+                raise MobileOError(f"at the worker {address}: {error}") if self._address else error
             if isinstance(error, KilledWorker):
                 raise _DiedError
             raise MobileOError(
@@ -332,8 +332,13 @@ class Dask:
         try:
             import dask
             from distributed import Client, LocalCluster, Security
-        except ImportError:
-            raise OptionError("Dask is not installed; install it: `pip install 'mobileo-mlx[cluster]'`.") from None
+
+            if not self._address:
+                import cryptography  # noqa: F401 - Dask makes certificates with it
+        except ImportError as error:
+            raise OptionError(
+                f"what computes on several workers is not installed ({error}): `pip install 'mobileo-mlx[cluster]'`."
+            ) from None
         encrypted = self._address.startswith("tls:")
         if encrypted and Security().get_connection_args("client").get("ssl_context") is None:
             raise OptionError(
