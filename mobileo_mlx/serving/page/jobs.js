@@ -14,6 +14,7 @@ export const queue = new EventTarget();
 const changed = () => queue.dispatchEvent(new Event("change"));
 const mine = kept.get("jobs", {});
 let streams = 0;
+let listed = new Set(); // ids of the jobs that the server has told last
 
 /** Seconds that a denoising step of the newest finished drawing took. */
 export const speed = { step: null };
@@ -164,10 +165,10 @@ export async function find(id) {
   }
 }
 
-/** The job that was last started in a tab of this browser; null where there is none. */
+/** The job that was last started in a tab of this browser, if the server still lists it; else null. */
 export async function newest(tab) {
   const id = Object.keys(mine).filter((one) => mine[one] === tab).at(-1);
-  return id ? find(id) : null;
+  return listed.has(id) ? find(id) : null;
 }
 
 /** Those that wait or run, the first to be done first. */
@@ -182,7 +183,7 @@ export async function refresh() {
     if (job.timings?.denoise && job.progress) speed.step = secondsPerStep(job);
     if (ACTIVE.has(job.status) || jobs.has(job.id)) know(job);
   }
-  const listed = new Set(found.map((job) => job.id));
+  listed = new Set(found.map((job) => job.id));
   for (const task of activeTasks()) if (!listed.has(task.id) && !task.connected) task.lose("The server no longer knows this task.");
   changed();
   return [...before].some((id) => !jobs.get(id).active);
