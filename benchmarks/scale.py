@@ -168,6 +168,36 @@ def _nothing(index: int) -> int:
     return index
 
 
+def piece_cost(folder: Path, pieces: int = 300) -> float:
+    """Processor seconds of the process that dispatches, with Dask's scheduler in it, for one piece of work.
+
+    Nothing is written: the rest of a run, which keeps what is done, is not in it.
+    """
+    from mobileo_mlx.batch import dask
+    from mobileo_mlx.batch.engine import Setup
+    from mobileo_mlx.batch.tasks import Task
+
+    class One:
+        """Tasks one by one."""
+
+        def __init__(self) -> None:
+            self.line = 0
+
+        def take(self) -> list[Task] | None:
+            self.line += 1
+            options = {"seed": self.line, "steps": 1}
+            task = Task(self.line, str(self.line), "generate", _prompt(0), (), options, f"0000/{self.line}.png", "none")
+            return [task] if self.line <= pieces else None
+
+    dask.PIECE = 0
+    engine = dask.Dask(Setup(folder, {"model": _MODEL}), workers=2)
+    engine.identity()
+    times = []
+    for _ in engine.outcomes(One()):
+        times.append(time.process_time())
+    return (times[-1] - times[pieces // 10]) / (len(times) - 1 - pieces // 10)
+
+
 def checked_lines(folder: Path) -> float:
     """Lines of a jobs file that are checked a second."""
     from mobileo_mlx.batch.jobs import open_jobs
@@ -239,6 +269,7 @@ def run(tasks: int, steps: int, rounds: int, out: Path) -> None:
             "load": [min(loads), max(loads)],
             "ways": {name: max(results, key=lambda each: each["per_second"]) for name, results in found.items()},
             "rounds": found,
+            "piece_seconds": min(piece_cost(_made(folder / f"pieces {n}")) for n in range(rounds)),
             "scheduler_per_second": max(scheduler_speed() for _ in range(rounds)),
             "checked_lines_per_second": max(checked_lines(_made(folder / f"lines {n}")) for n in range(rounds)),
         }
@@ -276,8 +307,9 @@ def report(value: dict[str, Any]) -> Iterator[str]:
     yield from common.markdown_table(head, rows)
     yield ""
     yield (
-        f"Dask's scheduler alone: {value['scheduler_per_second']:.0f} tasks/s that do nothing. Lines checked: "
-        f"{value['checked_lines_per_second']:.0f} a second."
+        f"Dask's scheduler alone: {value['scheduler_per_second']:.0f} tasks/s that do nothing. A piece of work costs "
+        f"the process that dispatches, with the scheduler in it, {1000 * value['piece_seconds']:.1f} ms of processor time. "
+        f"Lines checked: {value['checked_lines_per_second']:.0f} a second."
     )
     yield ""
     low, high = value["load"]

@@ -33,6 +33,7 @@ def test_the_report_names_the_load() -> None:
         "load": [1.0, 5.5],
         "ways": {"a plain loop": way, "--workers 2": {**way, "per_second": 3.0}, "--servers, one": way},
         "rounds": {"a plain loop": [way]},
+        "piece_seconds": 0.006,
         "scheduler_per_second": 900.0,
         "checked_lines_per_second": 8000.0,
     }
