@@ -308,8 +308,8 @@ def report(value: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"Dask's scheduler alone: {value['scheduler_per_second']:.0f} tasks/s that do nothing. A piece of work costs "
-        f"the process that dispatches, with the scheduler in it, {1000 * value['piece_seconds']:.1f} ms of processor time. "
-        f"Lines checked: {value['checked_lines_per_second']:.0f} a second."
+        f"the process that dispatches, with the scheduler in it, {1000 * value['piece_seconds']:.1f} ms of processor "
+        f"time. Lines checked: {value['checked_lines_per_second']:.0f} a second."
     )
     yield ""
     low, high = value["load"]
