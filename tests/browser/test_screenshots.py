@@ -39,7 +39,7 @@ def save(page: Page, folder: Path, name: str) -> None:
     with Image.open(io.BytesIO(shown)) as image:
         image.convert("RGB").save(stream, "WEBP", quality=88, method=6)
     assert len(stream.getvalue()) < MOST
-    (folder / f"page-{name}.webp").write_bytes(stream.getvalue())
+    (folder / f"{name}.webp").write_bytes(stream.getvalue())
 
 
 def fill_shelf(page: Page) -> None:
