@@ -1,7 +1,8 @@
 """The server under requests that schemathesis makes of `/openapi.json`: no 500, and answers as they are described.
 
-Of its checks one is left out, `positive_data_acceptance`: a schema can't say that a text is an image, or that two
-numbers are in order.
+Of its checks two are left out. `positive_data_acceptance`: a schema can't say that a text is an image, or that two
+numbers are in order. `use_after_free`: it does not know that a picture that was deleted can be restored; that it is not
+served meanwhile is tested in `test_pictures_api`.
 """
 
 import os
@@ -29,7 +30,14 @@ def explore(url: str, folder: Path, *options: str) -> str:
     The requests follow from the seed, as far as they do not from answers.
     """
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--seed", "1", "--no-color"]
-    command += ["--exclude-checks", "positive_data_acceptance", "--warnings", "off", "--request-timeout", "60"]
+    command += [
+        "--exclude-checks",
+        "positive_data_acceptance,use_after_free",
+        "--warnings",
+        "off",
+        "--request-timeout",
+        "60",
+    ]
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": "schemathesis_hooks"}
     environment["PYTHONPATH"] = os.pathsep.join(
         filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))
