@@ -9,6 +9,8 @@ import asyncio
 import base64
 import binascii
 import re
+import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +28,11 @@ Result = TypeVar("Result")
 
 # One image of 40 million pixels takes several times its 120 megabytes while it is decoded.
 _DECODERS = ThreadPoolExecutor(2, thread_name_prefix="mobileo-images")
+
+# A file of a hundred kilobytes may have 40 million pixels, and a request ten of those.
+MAX_HELD = 2**31  # bytes of the decoded images of all requests, from when they are read until their tasks have ended
+_held: list[weakref.ref[Image.Image]] = []
+_lock = threading.Lock()
 
 _DATA = re.compile(r"data:([^,;]{0,200})((?:;[^,;]{0,200}){0,8}),", re.IGNORECASE)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,30}):", re.IGNORECASE)
@@ -101,12 +108,37 @@ def decode_image(data: bytes, max_pixels: int, param: str) -> Image.Image:
     """The image of a file's bytes. Its size is known, and refused, before a pixel is decoded.
 
     Raises:
-        ApiError: it can't be read, or is too large.
+        ApiError: it can't be read, or is too large; 503, see `hold`.
     """
     try:
-        return load_image(data, max_pixels=max_pixels)
+        return hold(load_image(data, max_pixels=max_pixels))
     except ImageError as error:
         raise ApiError(400, str(error), param=param, code="invalid_image") from None
+
+
+def hold(image: Image.Image) -> Image.Image:
+    """The image, whose memory is counted for as long as anybody has it.
+
+    Raises:
+        ApiError: 503, the images of all requests take too much together.
+    """
+    with _lock:
+        _held[:] = [reference for reference in _held if reference() is not None]
+        if sum(map(_size, [*_held, weakref.ref(image)])) > MAX_HELD:
+            raise ApiError(
+                503,
+                "Many large images are being worked on; try again in a moment.",
+                code="busy",
+                headers={"Retry-After": "5"},
+            )
+        _held.append(weakref.ref(image))
+    return image
+
+
+def _size(reference: weakref.ref[Image.Image]) -> int:
+    """Bytes of an image, of which Pillow takes four for a pixel."""
+    image = reference()
+    return 0 if image is None else 4 * image.width * image.height
 
 
 def _refused(why: str, param: str, *, code: str = "invalid_image") -> ApiError:

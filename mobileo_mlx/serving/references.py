@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError
 from .errors import ApiError
-from .image_inputs import read_image
+from .image_inputs import hold, read_image
 from .pictures import UnknownPictureError
 from .service import Service
 
@@ -24,7 +24,7 @@ async def read_reference(value: Any, service: Service, param: str) -> tuple[Imag
     """An image, and the id of the picture that it is, or None.
 
     Raises:
-        ApiError: it is missing, damaged, too large, or nothing of the kind.
+        ApiError: it is missing, damaged, too large, or nothing of the kind; 503, see `image_inputs.hold`.
     """
     if not isinstance(value, str) or not value:
         raise ApiError(
@@ -37,7 +37,7 @@ async def read_reference(value: Any, service: Service, param: str) -> tuple[Imag
         return await read_image(value, service.settings, param=param), None
     id = value.removeprefix(_PICTURE)
     try:
-        return await asyncio.to_thread(service.pictures.image, id), id
+        return hold(await asyncio.to_thread(service.pictures.image, id)), id
     except UnknownPictureError as error:
         raise ApiError(400, str(error), param=param, code="picture_not_found") from None
     except ImageError as error:

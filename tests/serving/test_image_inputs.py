@@ -133,6 +133,20 @@ def test_too_many_pixels_are_known_from_the_header():
     assert "at most 0.0001 million" in refusal(png(picture(11, 10)), max_pixels=100).message
 
 
+def test_images_of_all_requests_together_have_a_limit(monkeypatch):
+    monkeypatch.setattr(image_inputs, "MAX_HELD", 2 * 4 * 10 * 10)
+    monkeypatch.setattr(image_inputs, "_held", [])
+    square = png(picture(10, 10))
+    first, second = read(square), read(square)
+    with pytest.raises(ApiError) as caught:
+        read(square)
+    assert caught.value.status == 503
+    assert caught.value.headers["Retry-After"]
+    del first
+    third = read(square)  # whose memory is that of the first
+    assert third.size == second.size
+
+
 def test_few_are_decoded_at_a_time_and_never_on_the_loop(monkeypatch):
     here, running, most = threading.get_ident(), 0, 0
     lock, full = threading.Lock(), threading.Barrier(2, timeout=60)
