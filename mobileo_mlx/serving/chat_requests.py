@@ -61,6 +61,7 @@ _INSTEAD = {
     "function_call": "; take tool_choice",
 }
 _MAX_STOPS = 16
+_LONGEST_STOPS = 4000  # characters of all together; each is looked for after each token
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,13 @@ def _read_options(fields: Mapping[str, Any]) -> dict[str, Any]:
     options = read_options(AnswerOptions, fields)
     if len(options.get("stop", ())) > _MAX_STOPS:
         raise ApiError(400, f"There are more than {_MAX_STOPS} stop texts.", param="stop", code="invalid_value")
+    if sum(map(len, options.get("stop", ()))) > _LONGEST_STOPS:
+        raise ApiError(
+            400,
+            f"The stop texts have more than {_LONGEST_STOPS} characters; send shorter ones.",
+            param="stop",
+            code="invalid_value",
+        )
     if options.get("temperature") and "seed" not in options:
         options["seed"] = secrets.randbelow(2**32)  # who samples wants another answer the next time
     return options

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _PICTURE = "picture:"
 _DATA = re.compile(r"data:[^,]{0,100},", re.IGNORECASE)
 _SHOWN = 20_000  # characters of a text in the description of a job
+_SHOWN_IN_ALL = 2**20  # of all that it holds: jobs are remembered, and listed with it
 
 
 async def read_reference(value: Any, service: Service, param: str) -> tuple[Image.Image, str | None]:
@@ -46,12 +47,25 @@ async def read_reference(value: Any, service: Service, param: str) -> tuple[Imag
 
 def without_images(value: Any) -> Any:
     """What a request asked for, as a job tells it: with `data:image/png,...` for images, and no endless texts."""
-    if isinstance(value, dict):
-        return {name: without_images(inside) for name, inside in value.items()}
-    if isinstance(value, list):
-        return [without_images(inside) for inside in value]
-    if not isinstance(value, str):
-        return value
-    if found := _DATA.match(value):
-        return f"{found[0]}..."
-    return value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
+    return _Shortened().of(value)
+
+
+class _Shortened:
+    """A value without what is too long; what comes after too much is left out."""
+
+    def __init__(self) -> None:
+        self._left = _SHOWN_IN_ALL
+
+    def of(self, value: Any) -> Any:
+        self._left -= 1
+        if isinstance(value, dict):
+            return {self.of(name): self.of(inside) for name, inside in value.items() if self._left > 0}
+        if isinstance(value, list):
+            return [self.of(inside) for inside in value if self._left > 0]
+        if not isinstance(value, str):
+            return value
+        found = _DATA.match(value)
+        most = min(_SHOWN, self._left)
+        text = f"{found[0]}..." if found else value if len(value) <= most else f"{value[:most]}..."
+        self._left -= len(text)
+        return text

@@ -29,6 +29,8 @@ ALIASES = {
 
 MAX_GUIDANCE = 100.0  # far above what draws anything; still higher, numbers overflow in the middle of a drawing
 _MAX_RANDOM_SEED = 2**32
+_MAX_VALUES = 200_000  # of JSON, by its commas and brackets; the parser holds up all other requests meanwhile
+_SHOWN = 100  # characters of a name that a client made up
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -37,8 +39,13 @@ async def read_json(request: Request) -> dict[str, Any]:
     Raises:
         ApiError: it is none.
     """
+    data = await request.body()
+    if sum(map(data.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+        raise ApiError(
+            400, f"The request's body holds more than {_MAX_VALUES:,} values; send fewer.", code="invalid_json"
+        )
     try:
-        body = parse_json(await request.body())
+        body = parse_json(data)
     except JSONError as error:
         raise ApiError(400, f"The request's body {error}; send a JSON object.", code="invalid_json") from None
     if not isinstance(body, dict):
@@ -95,7 +102,9 @@ def refuse_unknown(fields: Mapping[str, Any], known: Collection[str]) -> None:
     """
     for name, value in fields.items():
         if name not in known and value is not None:
-            raise ApiError(400, f"There is no parameter {shown(name)} here.", param=name, code="unknown_parameter")
+            raise ApiError(
+                400, f"There is no parameter {shown(name)} here.", param=name[:_SHOWN], code="unknown_parameter"
+            )
 
 
 def read_text(fields: Mapping[str, Any], name: str, what: str = "prompt") -> str:

@@ -221,6 +221,8 @@ def test_sampling_without_a_seed_takes_another_one_each_time():
         ({"seed": -1}, "seed", "invalid_value"),
         ({"stop": [5]}, "stop", "invalid_value"),
         ({"stop": ["a"] * 17}, "stop", "invalid_value"),
+        ({"stop": ["a" * 3000, "b" * 3000]}, "stop", "invalid_value"),
+        ({"x" * 5000: 1}, "x" * 100, "unknown_parameter"),
         ({"stream": "yes"}, "stream", "invalid_value"),
         ({"messages": [user("an <image>")]}, "messages", "invalid_value"),
         ({"messages": [user("")]}, "messages", "invalid_value"),

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import threading
 from collections.abc import Iterator
 
@@ -15,6 +16,8 @@ from PIL import Image
 
 from mobileo_mlx.image_settings import encode, read_metadata
 from mobileo_mlx.images import load_image, pixel_hash
+from mobileo_mlx.serving import requests
+from mobileo_mlx.serving.references import without_images
 from mobileo_mlx.serving.service import Service
 from mobileo_mlx.serving.settings import ServerSettings
 
@@ -329,3 +332,17 @@ def test_events_after_no_number(server, after):
         answer = server.client.get(f"/v1/jobs/{job.id}/events", **options)
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == "after"
+
+
+def test_the_description_of_a_job_has_a_limit():
+    messages = [{"role": "user", "content": "?", "name": "n" * 15_000} for _ in range(1000)]
+    described = without_images({"task": "answer", "messages": messages})
+    assert described["messages"][:50] == messages[:50]
+    assert 2**19 < len(json.dumps(described)) < 2**21
+
+
+def test_json_of_more_values_than_anybody_needs_is_not_parsed(client, monkeypatch):
+    monkeypatch.setattr(requests, "parse_json", None)
+    for body in (b"[0" + 200_000 * b",0" + b"]", b"[" * 200_001, b'{"a":' * 200_001):
+        answer = client.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
