@@ -80,4 +80,4 @@ class Service:
 def client_of(request: Request) -> str:
     """Who asks, for a fair queue. Programs on one machine share an address, and are told apart by their names."""
     host = request.client.host if request.client is not None else ""
-    return "\n".join([host, request.headers.get("authorization", ""), request.headers.get("user-agent", "")])
+    return "\n".join([host, request.headers.get("authorization", ""), request.headers.get("user-agent", "")[:200]])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _USUAL_SECONDS = 4.0  # of a turn, before any was measured
+_REMEMBERED = 1000  # clients
 
 
 class Worker:
@@ -47,7 +48,7 @@ class Worker:
         self.seconds = _USUAL_SECONDS
         self.on_turn: Callable[[Job, float], None] | None = None
         self._waiting: list[Job] = []
-        self._last_served: dict[str, int] = {}
+        self._last_served: dict[str, float] = {}
         self._served = 0
         self._changed = threading.Condition()
         self._stopping = False
@@ -92,6 +93,7 @@ class Worker:
                     code="queue_full",
                     headers={"Retry-After": str(min(wait, 60))},
                 )
+            self._welcome(job.client)
             self._waiting.append(job)
             self._tell_positions()
             self._changed.notify()
@@ -129,10 +131,20 @@ class Worker:
         clients: dict[str, list[Job]] = {}
         for job in self._waiting:
             clients.setdefault(job.client, []).append(job)
-        # `sorted` keeps the order of arrival among those that were never served.
+        # `sorted` keeps the order of arrival among those that came during one turn.
         lines = [clients[name] for name in sorted(clients, key=lambda name: self._last_served.get(name, 0))]
         for place in range(max(map(len, lines), default=0)):
             yield from (line[place] for line in lines if place < len(line))
+
+    def _welcome(self, client: str) -> None:
+        """A new client comes before the one who was served last, and after all others: else those who give themselves
+        a new name each time would keep everybody else from ever being served."""
+        if client in self._last_served:
+            return
+        if len(self._last_served) > _REMEMBERED:
+            present = {job.client for job in self._waiting} | ({self.running.client} if self.running else set())
+            self._last_served = {name: turn for name, turn in self._last_served.items() if name in present}
+        self._last_served[client] = self._served - 0.5
 
     def _tell_positions(self) -> None:
         for position, job in enumerate(self._order()):
@@ -167,8 +179,6 @@ class Worker:
             self._waiting.remove(job)
             self.running = job
             self._served += 1
-            if job.client not in self._last_served and len(self._last_served) > 1000:
-                self._last_served = {other.client: self._last_served.get(other.client, 0) for other in self._waiting}
             self._last_served[job.client] = self._served
             job.publish("started")
             self._tell_positions()

@@ -94,6 +94,30 @@ def test_clients_take_turns(loop, worker):
     assert order == ["x0", "many0", "one0", "many1", "many2", "later0"]
 
 
+def test_clients_with_ever_new_names_do_not_keep_others_from_their_turns(loop, worker):
+    order, jobs = [], []
+
+    class Named(Steps):
+        def __init__(self, label, **options):
+            super().__init__(1, **options)
+            self.label = label
+
+        def run(self, model, turn):
+            order.append(self.label)
+            if self.label != "old" and len(jobs) < 8:  # before it ends, the next one is there
+                jobs.extend(submitted(loop, worker, Named(f"new{len(jobs)}"), client=f"new{len(jobs)}"))
+            return super().run(model, turn)
+
+    blocker = Named("old", held=True, turns=3)
+    submitted(loop, worker, blocker, client="old")
+    blocker.reached.acquire()
+    jobs += submitted(loop, worker, Named("new0"), client="new0")
+    blocker.allow(3)
+    for job in jobs:
+        loop.events(job)
+    assert order[:5] == ["old", "new0", "old", "new1", "old"]
+
+
 def test_full_queue_says_when_to_come_back(loop, worker):
     blocker = Steps(1, held=True)
     (first,) = submitted(loop, worker, blocker)
