@@ -36,10 +36,12 @@ class Connection(H11Protocol):
     Attributes:
         owing_since: when the client began to send what is not a whole request yet; None between requests, for which
             uvicorn has a limit, and while one is answered.
+        idle_since: when the last request was answered; None while there is another one.
         stalled_since: when the client stopped to read.
     """
 
     owing_since: float | None = None
+    idle_since: float | None = None
     stalled_since: float | None = None
 
     @property
@@ -50,11 +52,17 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         if len(self.connections) > self.config.most_connections:  # type: ignore[attr-defined]
-            owing = [one for one in self.connections if isinstance(one, Connection) and one.owing_since is not None]
-            min(owing, key=lambda one: one.owing_since or 0.0, default=self).close_now()
+            waiting = [
+                (since, one)
+                for one in self.connections
+                if isinstance(one, Connection) and (since := one.owing_since or one.idle_since) is not None
+            ]
+            _, late = min(waiting, key=lambda pair: pair[0], default=(0.0, self))
+            late.close_now()
         self.owing_since = self.loop.time()
 
     def data_received(self, data: bytes) -> None:
+        self.idle_since = None
         if self.owing_since is None and self.is_free:
             self.owing_since = self.loop.time()
         super().data_received(data)
@@ -64,8 +72,9 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         # The rest of a body that nobody wanted, or the beginning of another request.
-        if self.is_free and (self.conn.their_state is not h11.IDLE or self.conn.trailing_data[0]):
-            self.owing_since = self.loop.time()
+        if self.is_free:
+            owing = self.conn.their_state is not h11.IDLE or self.conn.trailing_data[0]
+            self.owing_since, self.idle_since = (self.loop.time(), None) if owing else (None, self.loop.time())
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -403,6 +403,20 @@ def test_connections_above_the_limit_cost_those_that_have_waited_longest(running
         client.close()
 
 
+def test_clients_that_keep_their_connections_do_not_keep_others_out(running: Running):
+    running.server.config.most_connections = 5
+    kept = []
+    for _ in range(6):
+        kept.append(running.send("GET /ok HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+        while not kept[-1].recv(4096).endswith(b"ok"):
+            pass
+    assert kept[0].recv(1) == b""  # the first one was closed, and the last can be used again
+    kept[-1].sendall(b"GET /ok HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert read_all(kept[-1]).endswith(b"ok")
+    for client in kept:
+        client.close()
+
+
 # The end
 
 
