@@ -16,6 +16,7 @@ from mobileo_mlx.serving.settings import ServerSettings
 from . import options, printing, signals
 
 if TYPE_CHECKING:
+    from mobileo_mlx.serving.service import Service
     from mobileo_mlx.serving.worker import Worker
 
 NAME = "serve"
@@ -153,6 +154,7 @@ def command(**given: Any) -> None:
     try:
         worker.start()
         service = Service(settings, worker)
+        _check_size(settings, service)
 
         def ready(url: str) -> None:
             printing.out(f"Ready: {url} ({printing.visible(service.model_id)}; Ctrl-C ends)")
@@ -228,6 +230,21 @@ def _settings(given: dict[str, Any]) -> ServerSettings:
         **options.given(["port", "batch"], given),
         **options.given(picked, picked),
     )
+
+
+def _check_size(settings: ServerSettings, service: Service) -> None:
+    """Whether what is drawn where a request names no size is within the limit.
+
+    Raises:
+        OptionError: it is not.
+    """
+    from mobileo_mlx.errors import OptionError
+
+    width, height = service.model.default_size
+    if max(width, height) > settings.max_side:
+        raise OptionError(
+            f"--max-size {settings.max_side} is less than the model's own size, {width}x{height}; choose more."
+        )
 
 
 def _open(url: str) -> None:

@@ -19,9 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
 from ..errors import MobileOError
-from ..generation_options import EditOptions
 from ..images import pixel_hash
-from ..options import declared
 from .answer_task import usage
 from .chat_requests import Asked, answering, read_asked
 from .errors import ApiError
@@ -29,7 +27,7 @@ from .jobs import Job
 from .messages import reference
 from .picture_wishes import Wish
 from .references import read_reference
-from .requests import read_json, refused
+from .requests import allowed_steps, read_json, refused
 from .service import Service
 from .sse import EventStream, run_to_end, sent_event
 from .tasks import Drawing, Drawn, Task
@@ -112,8 +110,7 @@ async def _drawing(wish: Wish, asked: Asked, service: Service) -> Drawing:
         digest = await asyncio.to_thread(pixel_hash, image)
         source = {"image_sha256": digest, **({} if id is None else {"source": id})}
     seed = asked.options.get("seed", secrets.randbelow(2**32))
-    steps, most = declared(EditOptions)["steps"].default, service.settings.max_steps
-    options: EditOptions = {"steps": most} if steps > most else {}
+    options: dict[str, Any] = {**allowed_steps({}, service.settings)}
     try:
         await asyncio.to_thread(service.model.check, wish.task, wish.prompt, **options)
     except MobileOError as error:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from ..errors import MobileOError, OptionError, PromptError
 from ..files import JSONError, parse_json
-from ..generation_options import OPTIONS, Task
+from ..generation_options import OPTIONS, SPEEDS, GenerationOptions, Task
 from ..options import Option, declared, shown
 from ..prompts import check_text
 from .errors import ApiError
@@ -188,12 +188,21 @@ def read_drawing(
             raise ApiError(
                 400, f"{name} {options[name]} is more than this server allows, {limit:g}.", param=name, code="too_large"
             )
+    options |= allowed_steps(options, settings)
     count = read_whole(fields, "n", 1, 1, settings.max_pictures)
     seeds = read_options(OPTIONS[task], {"seed": fields.get("seed")}, texts=texts).get("seed")
     first = secrets.randbelow(_MAX_RANDOM_SEED) if seeds is None else seeds[0]
     if seeds is not None and (len(seeds) > 1 or first > 2**64 - count):
         raise ApiError(400, f"seed {shown(fields['seed'])} is not possible; give one number.", param="seed")
     return options, [first + i for i in range(count)]
+
+
+def allowed_steps(options: Mapping[str, Any], settings: ServerSettings) -> dict[str, int]:
+    """The option `steps`, where the default or that of a speed is more than this server allows."""
+    if "steps" in options:
+        return {}
+    usual = SPEEDS.get(options.get("speed", ""), {}).get("steps", declared(GenerationOptions)["steps"].default)
+    return {"steps": settings.max_steps} if usual > settings.max_steps else {}
 
 
 def refused(error: MobileOError, param: str | None = None) -> ApiError:

@@ -232,6 +232,7 @@ def test_what_can_not_be_started(refusal: Callable[..., str], tmp_path: Path):
     assert "not an address of this machine" in refusal("--host", "192.0.2.1", "--api-key", "k")
     assert "--cors-origin" in refusal("--cors-origin", "*")
     assert "--trusted-host" in refusal("--trusted-host", "*")
+    assert "less than the model's own size, 64x64" in refusal("--max-size", "32", "--port", "0")
     assert "exclude each other" in refusal("--pictures", str(tmp_path), "--no-pictures")
     assert "can't be a name on the hub" in refusal("--model", "nope", "--port", "0")
     assert "--port" in refusal("--port", "65536")

@@ -7,6 +7,7 @@ from mobileo_weights import bundled
 
 from mobileo_mlx import MobileO
 from mobileo_mlx.image_settings import read_metadata
+from mobileo_mlx.serving.requests import read_drawing
 from mobileo_mlx.serving.service import Service
 from mobileo_mlx.serving.settings import ServerSettings
 from mobileo_mlx.serving.tasks import Drawing, preview_steps, without_folders
@@ -40,3 +41,19 @@ def test_names_that_are_no_folders_stay():
 )
 def test_previews_are_evenly_spread(steps, count, expected):
     assert preview_steps(steps, count) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, {"steps": 5}),
+        ({"speed": "faster"}, {"speed": "faster", "steps": 5}),
+        ({"steps": 4}, {"steps": 4}),
+    ],
+)
+def test_a_limit_of_steps_holds_for_defaults(fields, expected):
+    assert read_drawing("generate", fields, ServerSettings(max_steps=5))[0] == expected
+
+
+def test_defaults_below_the_limit_are_the_library_s():
+    assert read_drawing("generate", {"speed": "faster"}, ServerSettings())[0] == {"speed": "faster"}
