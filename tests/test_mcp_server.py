@@ -216,7 +216,7 @@ def test_a_model_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     async def scenario(client: Client) -> None:
         said = refusal(await client.call_tool("draw", {"prompt": "x"}))
         assert said == (
-            "The model 'somebody/model' is not on this machine; download it with `mobileo-mlx models download "
+            "The model 'somebody/model' is not on this machine; download it with `mobileo-mlx models pull "
             "somebody/model`, and call again."
         )
 

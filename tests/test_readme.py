@@ -94,6 +94,9 @@ def test_command_and_its_options_exist(page, words):
         assert set(options_of(words)) <= WITHOUT_COMMAND
         return
     assert words[0] in COMMANDS
+    inner = getattr(COMMANDS[words[0]], "commands", None)
+    if inner is not None and words[1:]:
+        assert set(words[1].split("|")) <= set(inner)
     assert [option for option in options_of(words[1:]) if option not in OPTIONS[words[0]]] == []
 
 

@@ -72,7 +72,7 @@ def command(
         if not is_here(loading["model"]):  # callers would wait for gigabytes, and give up before
             raise CheckpointError(
                 f"The model '{loading['model']}' is not on this machine; download it with "
-                f"`mobileo-mlx models download {loading['model']}`, and call again."
+                f"`mobileo-mlx models pull {loading['model']}`, and call again."
             )
         return options.load(**loading)
 

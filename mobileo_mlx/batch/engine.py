@@ -106,7 +106,7 @@ class Engine(Protocol):
         """Computes all tasks of a source, and yields at least one `Done` or `Failed` for each that was taken.
 
         A worker that dies makes a `Failed` of every task that it held: any one of them may have killed it. As each is
-        given again alone, the innocent ones succeed.
+        given again alone, the others succeed.
 
         A generator: when it is closed (Ctrl-C, an error elsewhere) it stops its workers, and leaves nothing running.
 

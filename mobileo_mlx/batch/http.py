@@ -189,7 +189,7 @@ def read_servers(text: str, key: str | None) -> list[Server]:
             place, port = urlsplit(""), None
         if place.scheme not in ("http", "https") or not place.hostname or len(own) > 1 or place.username is not None:
             raise OptionError(
-                "--servers: write addresses such as http://mac.local:8000, with commas between them, or the name of a "
+                "--servers: write addresses such as http://mac.local:8642, with commas between them, or the name of a "
                 "file with one, and its key, a line."
             )
         host = f"[{place.hostname}]" if ":" in place.hostname else place.hostname

@@ -91,7 +91,7 @@ _GAUGES = {
 
 
 class RequestCounter:
-    """Middleware that counts requests by the template of their route, so that no path of a stranger becomes a label.
+    """Middleware that counts requests by the template of their route: no path that is made up becomes a label.
 
     Args:
         app: what answers.

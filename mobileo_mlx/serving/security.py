@@ -29,7 +29,7 @@ _PUBLIC = re.compile(r"/|/health|/favicon\.ico|/docs|/openapi\.json|/page/[^/]+"
 # Pictures have names of 128 random bits: whoever knows one may see the picture, and an <img> can send no key.
 _PICTURE = re.compile(r"/v1/pictures/[^/]+/(?:content|thumbnail)")
 
-_SHOWN = 100  # characters of what a stranger sends, in a sentence
+_SHOWN = 100  # characters of what a client sends, in a sentence
 _METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",

@@ -260,7 +260,7 @@ def test_progress_as_json(place: Place) -> None:
         (["--seed", "-1"], "seed -1 is not possible"),
         (["--format", "gif"], "--format gif: choose png, jpg or webp."),
         (["--api-key", "k"], "--api-key is that of servers: give --servers, too."),
-        (["--servers", "ftp://x"], "--servers: write addresses such as http://mac.local:8000"),
+        (["--servers", "ftp://x"], "--servers: write addresses such as http://mac.local:8642"),
         (["--servers", "x:1", "--model", "tiny"], "--model is a matter of the servers; leave it out."),
     ],
 )

@@ -143,7 +143,7 @@ def test_a_failure_may_pass(runs: Runs) -> None:
     assert not (runs.out / "failed.jsonl").exists()
 
 
-def test_only_the_guilty_one_of_a_chunk_is_given_up(runs: Runs) -> None:
+def test_only_the_one_at_fault_of_a_chunk_is_given_up(runs: Runs) -> None:
     """A worker that holds a chunk dies with line 7, whoever is in the chunk."""
 
     class Dying(Scripted):

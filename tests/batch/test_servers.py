@@ -297,8 +297,8 @@ def test_closing_the_engine_hangs_up(place: Place, start: Start) -> None:
 
 
 def test_addresses(tmp_path: Path) -> None:
-    servers = read_servers("mac.local:8000, http://10.0.0.2/v1/ ,https://[::1]:9", "k")
-    assert [server.url for server in servers] == ["http://mac.local:8000", "http://10.0.0.2", "https://[::1]:9"]
+    servers = read_servers("mac.local:8642, http://10.0.0.2/v1/ ,https://[::1]:9", "k")
+    assert [server.url for server in servers] == ["http://mac.local:8642", "http://10.0.0.2", "https://[::1]:9"]
     assert {server.key for server in servers} == {"k"}
     for text in ("", ",", "http://", "http://key@x", "x:99999", "file:///etc/passwd", "http://x,http://x/"):
         with pytest.raises(OptionError, match="--servers"):
