@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ from ..errors import ImageError, MobileOError, OptionError, PromptError
 log = logging.getLogger(__name__)
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_FOLDERS = re.compile(r"(?<=')(?:[A-Za-z]:)?[/\\][^']*[/\\](?=[^'/\\]+')")  # of a path in quotes
 _INTERNAL = "The server failed on this request; its log says why."
 
 
@@ -63,7 +66,11 @@ def api_error(error: BaseException) -> ApiError:
         return ApiError(400, str(error), code="invalid_value")
     if isinstance(error, MobileOError):
         log.error("%s", error)
-        return ApiError(500, str(error))
+        return ApiError(500, _FOLDERS.sub("", str(error)))  # where a file lies is nothing to those who ask a server
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = "the disk for temporary files is full; free some space, or set TMPDIR to a folder on another disk."
+        log.error("%s", full)
+        return ApiError(507, f"The server can't take the request: {full}", code="disk_full")
     log.error("a request failed", exc_info=error)
     return ApiError(500, _INTERNAL)
 
