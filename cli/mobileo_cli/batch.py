@@ -201,9 +201,8 @@ def _checked(path: Path, target: Path, common: Common, *, skip: bool) -> Jobs:
                 printing.note(f"'{path}', line {problem.line} {problem.problem}")
     if bad and not skip:
         first = f", of which the first {_SHOWN} are named" if bad > _SHOWN else ""
-        raise OptionError(
-            f"'{path}' has {bad} bad lines{first}; correct them, or leave them out with --skip-bad-lines."
-        )
+        lines, them = ("1 bad line", "it") if bad == 1 else (f"{bad} bad lines{first}", "them")
+        raise OptionError(f"'{path}' has {lines}; correct {them}, or leave {them} out with --skip-bad-lines.")
     check_manifest(target, common)
     keep_index(jobs, target, good=not bad)
     return jobs

@@ -20,7 +20,7 @@ from ..files import JSONError, check_input, is_file, open_input, parse_json, rea
 from ..training.gzipped import chunks as unpacked_pieces
 from ..training.gzipped import is_gzip
 from ..training.quadruplets import Malformed
-from .tasks import SHARD, Common, LineError, Task, file_name, read_task
+from .tasks import SHARD, Common, LineError, Task, file_name, name_of, read_task
 
 CHUNK = 20  # lines that are claimed, and given to an engine, at once; a divisor of `SHARD`
 MAX_LINE = 2**20  # bytes
@@ -32,11 +32,11 @@ _REMEDY = "give it as it was, with lines added at most, or another --out."
 
 @dataclass(frozen=True)
 class BadLine:
-    """What is wrong with a line, in words that follow its number; and its id, where that is known."""
+    """What is wrong with a line, in words that follow its number; and its id, which is its number where it has none."""
 
     line: int
     problem: str
-    id: str = ""
+    id: str
 
 
 @dataclass
@@ -105,7 +105,7 @@ class Jobs:
         """The tasks of a chunk, and what is wrong with its other lines."""
         for line, text in self.lines(number * CHUNK + 1, CHUNK):
             if line in self.index.repeated:
-                yield BadLine(line, f"has the id, or name of a file, of line {self.index.repeated[line]}")
+                yield _repeats(text, line, self.index.repeated[line])
                 continue
             yield _task(text, line, self.common)
 
@@ -126,7 +126,8 @@ class Jobs:
                 numbers.append(line)
         self.index.repeated = self._repeated(names, numbers)
         for line, first in self.index.repeated.items():
-            yield BadLine(line, f"has the id, or name of a file, of line {first}")
+            ((_, text),) = self.lines(line, 1)
+            yield _repeats(text, line, first)
 
     def _repeated(self, names: array[int], numbers: array[int]) -> dict[int, int]:
         """Lines whose name an earlier line has, with that line."""
@@ -206,11 +207,24 @@ def entry_of(text: bytes | None) -> Any:
         raise LineError(str(error).replace("at line 1, ", "at ")) from error
 
 
+def id_of(text: bytes | None, line: int) -> str:
+    """The id of a line that may be a bad one; its number where it has none that can be."""
+    try:
+        entry = entry_of(text)
+        return name_of(entry, line) if isinstance(entry, dict) else str(line)
+    except LineError:
+        return str(line)
+
+
 def _task(text: bytes | None, line: int, common: Common, *, look: bool = False) -> Task | BadLine:
     try:
         return read_task(entry_of(text), line, common, look=look)
     except LineError as error:
-        return BadLine(line, str(error))
+        return BadLine(line, str(error), id_of(text, line))
+
+
+def _repeats(text: bytes | None, line: int, first: int) -> BadLine:
+    return BadLine(line, f"has the id, or name of a file, of line {first}", id_of(text, line))
 
 
 def _number_of(task: Task) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..atomic import atomic_write
 from .folder import Folder, Shard
-from .jobs import Jobs, LineError, entry_of
+from .jobs import Jobs, LineError, entry_of, id_of
 from .tasks import DRAWING, SHARD, name_of, picture_path, shard_of
 
 RESULTS = "results.jsonl"
@@ -32,7 +32,7 @@ def write_results(jobs: Jobs, folder: Folder) -> None:
 def _records(jobs: Jobs, first: int, shard: Shard, failures: dict[int, str]) -> Iterator[dict[str, Any]]:
     for line, text in jobs.lines(first, SHARD):
         if line in failures:
-            yield {"id": _name(text, line), "line": line, "error": failures[line]}
+            yield {"id": id_of(text, line), "line": line, "error": failures[line]}
         elif line in shard.answers:
             yield {key: value for key, value in shard.answers[line].items() if key != "digest"}
         else:
@@ -44,11 +44,3 @@ def _records(jobs: Jobs, first: int, shard: Shard, failures: dict[int, str]) -> 
             path = picture_path(name, line, jobs.common.suffix) if task in DRAWING else ""
             if path.rpartition("/")[2] in shard.names:
                 yield {"id": name, "line": line, "task": task, "picture": path}
-
-
-def _name(text: bytes | None, line: int) -> str:
-    try:
-        entry = entry_of(text)
-        return name_of(entry, line) if isinstance(entry, dict) else str(line)
-    except LineError:
-        return str(line)

@@ -178,7 +178,7 @@ class Run:
         self._count([one for one in found if one.line not in left])
         for one in tasks:
             if isinstance(one, BadLine):
-                self._give_up(chunk, one.line, one.id or str(one.line), [one.problem])
+                self._give_up(chunk, one.line, one.id, [one.problem])
             elif claim.deaths.get(one.line, 0) >= ATTEMPTS:
                 self._give_up(chunk, one.line, one.id, [_DIED] * ATTEMPTS)
         self._close_if_finished(number)

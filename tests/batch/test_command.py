@@ -155,10 +155,12 @@ def test_bad_lines_can_be_skipped(place: Place, command: Command) -> None:
         status, _, err = command("--skip-bad-lines")
         assert status == 1
         assert "line 3 is not JSON" in err
-        assert [record["line"] for record in place.failures()] == [3, 4]
+        assert [(record["line"], record["id"]) for record in place.failures()] == [(3, "3"), (4, "p1")]
         assert place.computed() == ["prompt 1", "prompt 2", "late"]
     assert place.results()[3] == {"id": "p1", "line": 4, "error": "has the id, or name of a file, of line 1"}
-    assert command()[0] == 2  # they are still bad
+    status, _, err = command()
+    assert status == 2  # they are still bad
+    assert "has 2 bad lines; correct them, or leave them out" in err
 
 
 def test_lines_that_fail(place: Place, command: Command) -> None:

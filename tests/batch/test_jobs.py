@@ -75,6 +75,7 @@ def test_bad_lines_are_named(common: Common, out: Path, monkeypatch: pytest.Monk
     assert bad[5] == bad[6] == "has the id, or name of a file, of line 1"
     found = list(jobs.chunk(0))
     assert [type(one) for one in found] == [Task, BadLine, BadLine, BadLine, BadLine, BadLine, Task]
+    assert [one.id for one in found] == ["n1", "2", "3", "4", "n1", "N1", "n7"]
 
 
 def test_an_id_may_not_be_the_number_of_a_line_without_one(common: Common, out: Path) -> None:
