@@ -19,6 +19,7 @@ from ..files import JSONError, expand, is_file, parse_json, read_text
 from ..image_settings import read_metadata
 from ..image_sources import MAX_BYTES
 from ..images import load_image
+from ..options import shown
 from ..training.quadruplets import ImageRef
 from .perform import with_settings
 from .tasks import Task
@@ -139,6 +140,8 @@ class Server:
         try:
             response = connection.getresponse()
             content = response.read(MAX_BYTES)
+            if response.length:  # what `read` is silent about where it is given a limit
+                raise http.client.IncompleteRead(content, response.length)
         except (OSError, http.client.HTTPException) as error:
             why = f"{type(error).__name__}: {error}".rstrip(": ")
             raise Gone(f"{self.url} went away while it worked on this ({why})", working=True) from error
@@ -153,12 +156,15 @@ class Server:
                 seconds = float(headers.get("Retry-After", "1"))
             except ValueError:  # a date
                 seconds = 1.0
-            return Busy(said, min(max(seconds, 0.1), _MOST_PAUSE))
+            return Busy(said, min(max(0.1, seconds), _MOST_PAUSE))  # in this order NaN is 0.1
         if status in (401, 403):
             return MobileOError(
                 f"{self.url} refuses the request ({message or status}); give its key in the file of --servers, or as "
                 "MOBILEO_API_KEY."
             )
+        if 300 <= status < 400:
+            place = headers.get("Location", "another address")
+            return MobileOError(f"{self.url} sends on to {shown(place)}; give the address of the server itself.")
         if status in (404, 405):
             return MobileOError(f"{self.url} is no server of mobileo-mlx, or of another version ({message or status}).")
         return AtFault(said)
@@ -247,13 +253,17 @@ def _draw(server: Server, task: Task, suffix: str) -> bytes:
     path = "/v1/images/edits" if task.task == "edit" else "/v1/images/generations"
     data = base64.b64decode(server.ask("POST", path, body)["data"][0]["b64_json"])
     try:
+        image = load_image(data)
+    except ImageError as error:
+        raise AtFault(f"{server.url} has answered with a picture that can't be read ({error})") from error
+    try:
         metadata = read_metadata(data)
     except ImageError:  # a server that writes none
         metadata = {"task": task.task, "prompt": task.text, **task.options}
     if task.task == "edit":  # a server knows no name; and in the order of those that are made here
         digest = metadata.pop("image_sha256", None)
         metadata |= {"image": Path(task.images[0]).name, "image_sha256": digest}
-    return with_settings(load_image(data), task, suffix, metadata)
+    return with_settings(image, task, suffix, metadata)
 
 
 def _answer(server: Server, task: Task) -> dict[str, Any]:

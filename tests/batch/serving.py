@@ -16,7 +16,8 @@ from mobileo_mlx.image_settings import encode
 
 from .faking import FakeModel
 
-# Of a request's path and body: None where it is answered as usual; a status, headers and a message; or "die".
+# Of a request's path and body: None where it is answered as usual; a status, headers and a message; "die", or "cut" for
+# an answer that ends in the middle.
 Fault = Callable[[str, Mapping[str, Any]], "tuple[int, dict[str, str], str] | str | None"]
 
 INFO = {"object": "info", "version": "1", "model": {"id": "fake"}, "identity": {"weights": "fake"}}
@@ -78,7 +79,7 @@ class FakeServer:
             status, headers, message = fault
             self._send(handler, status, {"error": {"message": message}}, headers)
         else:
-            self._send(handler, 200, self._made(handler.path, body), {})
+            self._send(handler, 200, self._made(handler.path, body), {}, cut=fault == "cut")
 
     def _made(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         if path == "/v1/info":
@@ -98,13 +99,15 @@ class FakeServer:
         return {"data": [{"b64_json": base64.b64encode(data).decode()}]}
 
     @staticmethod
-    def _send(handler: BaseHTTPRequestHandler, status: int, value: Any, headers: Mapping[str, str]) -> None:
+    def _send(
+        handler: BaseHTTPRequestHandler, status: int, value: Any, headers: Mapping[str, str], *, cut: bool = False
+    ) -> None:
         data = json.dumps(value).encode()
         handler.send_response(status)
         for name, content in {**headers, "Content-Length": str(len(data))}.items():
             handler.send_header(name, content)
         handler.end_headers()
-        handler.wfile.write(data)
+        handler.wfile.write(data[: len(data) // 2] if cut else data)
 
 
 def _image(uri: str) -> Image.Image:

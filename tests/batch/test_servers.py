@@ -15,7 +15,7 @@ from PIL import Image
 
 from mobileo_mlx.batch import servers as module
 from mobileo_mlx.batch.engine import Setup
-from mobileo_mlx.batch.http import Server, read_servers
+from mobileo_mlx.batch.http import Busy, Server, read_servers
 from mobileo_mlx.batch.servers import Servers
 from mobileo_mlx.errors import MobileOError, OptionError
 from mobileo_mlx.image_settings import read_metadata
@@ -113,6 +113,14 @@ def test_a_server_that_dies_leaves_its_tasks_to_the_other(place: Place, command:
     assert set(drawn(dying)) | set(drawn(other)) == {f"prompt {i}" for i in range(1, 61)}
 
 
+def test_an_answer_that_is_cut_short_is_for_another_server(place: Place, command: Command, start: Start) -> None:
+    place.write(prompts(30))
+    cutting, other = start(lambda path, body: None if path == "/v1/info" else "cut"), start()
+    assert command(cutting, other)[0] == 0
+    assert drawn(cutting)
+    assert set(drawn(other)) == {f"prompt {i}" for i in range(1, 31)}
+
+
 def test_a_server_that_is_not_there_yet_is_asked_later(place: Place, command: Command, start: Start) -> None:
     """The second one comes while the first one works, which waits for it."""
     place.write(prompts(30))
@@ -153,6 +161,22 @@ def test_a_busy_server_is_asked_again_and_no_attempt_is_counted(place: Place, co
     assert not (place.out / "failed.jsonl").exists()
 
 
+@pytest.mark.parametrize(("after", "seconds"), [("7", 7.0), ("900", 60.0), ("-1", 0.1), ("nan", 0.1), ("a date", 1.0)])
+def test_how_long_a_busy_server_is_left_alone(start: Start, after: str, seconds: float) -> None:
+    server = start(lambda path, body: (429, {"Retry-After": after}, "full"))
+    with pytest.raises(Busy) as caught:
+        Server(server.url).ask("GET", "/v1/info")
+    assert caught.value.seconds == seconds
+
+
+def test_a_redirect_is_named(place: Place, command: Command, start: Start) -> None:
+    place.write(prompts(1))
+    server = start(lambda path, body: (301, {"Location": "https://mac.local/"}, ""))
+    status, _, err = command(server)
+    assert status == 2
+    assert f"{server.url} sends on to 'https://mac.local/'; give the address of the server itself." in err
+
+
 def test_a_line_that_kills_servers_is_given_up(place: Place, command: Command, start: Start) -> None:
     place.write([*prompts(10), {"id": "x", "prompt": "poison"}, *prompts(20)[10:]])
 
@@ -188,6 +212,7 @@ def test_an_answer_that_makes_no_sense_is_a_failure(place: Place, start: Start, 
         server._made = lambda path, body, made=made: dict(INFO) if path == "/v1/info" else made  # type: ignore[method-assign]
         assert command(server, options=("--retry-failed",))[0] == 1
         assert place.failures()[0]["attempts"] == 3
+        assert place.failures()[0]["error"].startswith(f"{server.url} has answered ")
 
 
 def test_keys(place: Place, command: Command, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
