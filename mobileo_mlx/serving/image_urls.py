@@ -35,10 +35,19 @@ _PRINTABLE = re.compile(r"[^\x00-\x20\x7f\\]+")
 # 64:ff9b::/96 stands for IPv4 addresses, where a network translates; other addresses of machines begin with 001.
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
 _UNICAST = ipaddress.ip_network("2000::/3")
-# Tunnels and relays, protocols and documentation: Python's own list differs between its versions.
+# Tunnels and relays, protocols and documentation: Python's own list differs between its versions. 168.63.129.16 is the
+# service of Azure's machines beside 169.254.169.254.
 _SPECIAL = [
     ipaddress.ip_network(name)
-    for name in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
+    for name in (
+        "192.0.0.0/24",
+        "192.88.99.0/24",
+        "2001::/23",
+        "2001:db8::/32",
+        "2002::/16",
+        "3fff::/20",
+        "168.63.129.16/32",
+    )
 ]
 _IN_QUERY = "%/:;=@!$&'()*+,~?[]"
 _ADDRESSES = 3  # of a name, that are tried
@@ -192,7 +201,8 @@ class Fetcher:
         try:
             parts = urlsplit(url if _PRINTABLE.fullmatch(url) else "")
             name = (parts.hostname or "").encode("idna" if not url.isascii() else "ascii").decode()
-            port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+            usual = {"http": 80, "https": 443}[parts.scheme]
+            port = usual if parts.port is None else parts.port
         except (ValueError, KeyError):  # ValueError: odd ports, brackets and names, those of Unicode too
             raise _Unfetchable("it is not an http or https address") from None
         if parse_host(f"[{name}]" if ":" in name else name) is None:

@@ -34,6 +34,7 @@ def test_public_addresses(address: str):
         "100.64.0.1",
         "127.0.0.1",
         "169.254.169.254",
+        "168.63.129.16",
         "172.16.0.1",
         "192.0.0.8",
         "192.0.2.1",
@@ -49,6 +50,7 @@ def test_public_addresses(address: str):
         "::8.8.8.8",
         "::ffff:127.0.0.1",
         "::ffff:169.254.169.254",
+        "::ffff:168.63.129.16",
         "::ffff:0:127.0.0.1",
         "64:ff9b::127.0.0.1",
         "64:ff9b::a00:1",
@@ -151,7 +153,7 @@ def test_malformed_addresses(url: str):
 def test_users_and_odd_ports():
     assert "user" in refusal("http://user:password@example.org/")
     assert "user" in refusal("http://@example.org/")
-    for port in (22, 6379, 8642, 11211):
+    for port in (0, 22, 6379, 8642, 11211):
         assert "port" in refusal(f"http://example.org:{port}/")
 
 
