@@ -61,6 +61,7 @@ _INSTEAD = {
     "function_call": "; take tool_choice",
 }
 _MAX_STOPS = 16
+_RANGES = {"temperature": (1e-6, 1e6), "repetition_penalty": (0.01, 100.0)}  # beyond them, logits overflow
 _LONGEST_STOPS = 4000  # characters of all together; each is looked for after each token
 
 
@@ -123,6 +124,14 @@ def _read_options(fields: Mapping[str, Any]) -> dict[str, Any]:
             param="stop",
             code="invalid_value",
         )
+    for name, (low, high) in _RANGES.items():
+        if (value := options.get(name)) and not low <= value <= high:
+            raise ApiError(
+                400,
+                f"{name} {value:g} is not possible here; choose {low:g} to {high:g}.",
+                param=name,
+                code="invalid_value",
+            )
     if options.get("temperature") and "seed" not in options:
         options["seed"] = secrets.randbelow(2**32)  # who samples wants another answer the next time
     return options
