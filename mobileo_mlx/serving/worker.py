@@ -195,14 +195,15 @@ class Worker:
                     self._measure()
                     # What is finished at the very end stays finished.
                     if job.stop.is_set() and kind not in ("completed", "picture"):
-                        return job.publish("cancelled")
+                        break
                     job.publish(kind, data)
                     if kind == "completed":
                         return None
+                else:
+                    job.served += 1
         except Exception as error:
             return job.publish("failed", api_error(error))
         with self._changed:
-            job.served += 1
             if job.stop.is_set():
                 job.publish("cancelled")
             else:
