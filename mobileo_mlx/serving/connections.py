@@ -92,8 +92,13 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Answers what is no HTTP; in the middle of an answer there is nothing more to say."""
         self.owing_since = self.loop.time()
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and self.is_free:
-            error = ApiError(400, f"This is no HTTP request, or its headers have more than {MAX_HEADERS:,} bytes.")
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            error = ApiError(
+                400,
+                f"This is no HTTP request, or its headers have more than {MAX_HEADERS:,} bytes."
+                if self.is_free
+                else "The request's body is not sent as its headers say.",
+            )
             body = json.dumps({"error": error.fields}).encode()
             headers = [
                 ("content-type", "application/json"),
@@ -102,7 +107,7 @@ class Connection(H11Protocol):
             ]
             for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
-        elif self.cycle is not None:  # whoever reads the body hears that nothing follows
+        if self.cycle is not None:  # whoever reads the body hears that nothing follows
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.close()

@@ -349,11 +349,13 @@ def test_headers_without_an_end(running: Running):
 
 @pytest.mark.parametrize("path", ["/echo", "/run"])
 def test_a_body_that_turns_into_nonsense(running: Running, path: str):
-    """Its reader hears that nothing follows."""
+    """Its reader hears that nothing follows, and its client that it is no body."""
     head = f"POST {path} HTTP/1.1\r\n{HEAD}Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
     with closing(running.send(head)) as client:
         client.sendall(b"nonsense\r\n")
-        read_all(client)
+        answer = read_all(client)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"not sent as its headers say" in answer
     assert running.jobs == []
 
 
