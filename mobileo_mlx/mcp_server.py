@@ -295,6 +295,9 @@ def _option_schema(option: Mapping[str, Any]) -> dict[str, Any]:
 async def serve(tools: Tools) -> None:
     """Answers on standard input and output until the input ends. What else is written to standard output meanwhile goes
     to standard error.
+
+    Raises:
+        BrokenPipeError: nobody reads what is answered.
     """
     server: Server[Any] = Server(
         "mobileo-mlx", version=__version__, on_list_tools=tools.describe, on_call_tool=tools.call
@@ -302,6 +305,13 @@ async def serve(tools: Tools) -> None:
     try:
         async with stdio_server(stdin=cast(Any, _input_lines())) as (incoming, outgoing):
             await server.run(incoming, outgoing, server.create_initialization_options())
+    except Exception as error:
+        inner = error
+        while isinstance(parts := getattr(inner, "exceptions", None), tuple) and len(parts) == 1:
+            (inner,) = parts  # `stdio_server` raises what happens in its tasks as groups
+        if isinstance(inner, BrokenPipeError):
+            raise inner from None
+        raise
     finally:
         tools.close()
 

@@ -239,6 +239,19 @@ def test_an_end_of_the_input_is_the_end() -> None:
     assert (process.returncode, out) == (0, b"")
 
 
+def test_a_client_that_is_gone_is_no_bug() -> None:
+    process = server(stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    process.stdin.write(b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n')
+    process.stdin.flush()
+    process.wait(timeout=LIMIT)
+    assert process.returncode == 141
+    assert process.stderr.read().decode().count("\n") == 1  # that it waits for a client
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ends_by_a_signal_while_the_input_is_open(number: signal.Signals) -> None:
     process = server(stdin=subprocess.PIPE)
