@@ -6,7 +6,6 @@ was started with --inline-images, with the picture itself.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 import time
@@ -18,19 +17,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
-from ..errors import MobileOError
-from ..images import pixel_hash
 from .answer_task import usage
-from .chat_requests import Asked, answering, read_asked
+from .chat_requests import Asked, answering, drawing, read_asked
 from .errors import ApiError
 from .jobs import Job
-from .messages import reference
-from .picture_wishes import Wish
-from .references import read_reference
-from .requests import allowed_steps, read_json, refused
+from .requests import read_json
 from .service import Service
 from .sse import EventStream, run_to_end, sent_event
-from .tasks import Drawing, Drawn, Task
+from .tasks import Drawn, Task
 
 _DONE = "Here is the picture."
 _FAILED = "The picture could not be made."
@@ -66,7 +60,7 @@ async def _read(request: Request, service: Service) -> tuple[_Reply, Task | _Sai
     if (call := _tool_call(asked)) is not None:
         return reply, _Said({"tool_calls": [call]}, "tool_calls")
     wish = asked.wish() if service.settings.inline_images and not asked.tools.by_task else None
-    return reply, await (answering(asked, fields, service) if wish is None else _drawing(wish, asked, service))
+    return reply, await (answering(asked, fields, service) if wish is None else drawing(wish, asked, service))
 
 
 def _is_error(result: str) -> bool:
@@ -99,32 +93,6 @@ def _tool_call(asked: Asked) -> dict[str, Any] | None:
         return None
     call = {"name": tools[task].name, "arguments": arguments}
     return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": call}
-
-
-async def _drawing(wish: Wish, asked: Asked, service: Service) -> Drawing:
-    """The task that draws a picture into the answer."""
-    image, source = None, {}
-    if wish.task == "edit":
-        shown = asked.messages.pictures[-1]
-        image, id = await read_reference(reference(shown.url), service, shown.param)
-        digest = await asyncio.to_thread(pixel_hash, image)
-        source = {"image_sha256": digest, **({} if id is None else {"source": id})}
-    seed = asked.options.get("seed", secrets.randbelow(2**32))
-    options: dict[str, Any] = {**allowed_steps({}, service.settings)}
-    try:
-        await asyncio.to_thread(service.model.check, wish.task, wish.prompt, **options)
-    except MobileOError as error:
-        raise refused(error, "messages") from None
-    return Drawing(
-        name=wish.task,
-        prompt=wish.prompt,
-        seeds=[seed],
-        options=options,
-        request={"prompt": wish.prompt, "seed": seed},
-        image=image,
-        source=source,
-        keep=service.keep,
-    )
 
 
 class _Reply:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import MobileOError
 from ..generation_options import AnswerOptions
+from ..images import pixel_hash
 from ..options import shown
 from .answer_task import Answering
 from .errors import ApiError
-from .messages import Messages, read_messages
+from .messages import Messages, read_messages, reference
 from .picture_tools import Tools, read_tools
 from .picture_wishes import Wish, read_wish
-from .references import without_images
-from .requests import known_fields, read_options, refuse_unknown, refused
+from .references import read_reference, without_images
+from .requests import MAX_PREVIEWS, allowed_steps, known_fields, read_options, read_whole, refuse_unknown, refused
 from .service import Service
+from .tasks import Drawing
 
 _READ = {"messages", "model", "stream", "stream_options", "tools", "tool_choice"}
 
@@ -163,13 +165,49 @@ async def answering(asked: Asked, fields: Mapping[str, Any], service: Service) -
     return Answering(conversation, asked.options, without_images(dict(fields)))
 
 
-async def read_answering(fields: Mapping[str, Any], service: Service) -> Answering:
+async def drawing(wish: Wish, asked: Asked, service: Service) -> Drawing:
+    """The task that draws the picture that a message asks for.
+
+    Raises:
+        ApiError: an image can't be read, or the prompt is too long.
+    """
+    image, source = None, {}
+    if wish.task == "edit":
+        edited = asked.messages.pictures[-1]
+        image, id = await read_reference(reference(edited.url), service, edited.param)
+        digest = await asyncio.to_thread(pixel_hash, image)
+        source = {"image_sha256": digest, **({} if id is None else {"source": id})}
+    seed = asked.options.get("seed", secrets.randbelow(2**32))
+    options: dict[str, Any] = {**allowed_steps({}, service.settings)}
+    try:
+        await asyncio.to_thread(service.model.check, wish.task, wish.prompt, **options)
+    except MobileOError as error:
+        raise refused(error, "messages") from None
+    return Drawing(
+        name=wish.task,
+        prompt=wish.prompt,
+        seeds=[seed],
+        options=options,
+        request={"task": wish.task, "prompt": wish.prompt, "seed": seed},
+        image=image,
+        source=source,
+        keep=service.keep,
+    )
+
+
+async def read_answering(fields: Mapping[str, Any], service: Service) -> Answering | Drawing:
     """The task of a job: fields as those of a chat, but no tools and no stream.
+
+    With `draw` a message that asks for a picture, as `picture_wishes` reads it, is drawn instead of answered.
 
     Raises:
         ApiError: see `read_asked` and `answering`.
     """
-    refuse_unknown(fields, {"task", "messages"} | known_fields(AnswerOptions))
+    refuse_unknown(fields, {"task", "messages", "draw", "previews"} | known_fields(AnswerOptions))
     options = _read_options(fields)
+    may_draw, previews = _flag(fields, "draw", "draw"), read_whole(fields, "previews", 0, 0, MAX_PREVIEWS)
     messages = await asyncio.to_thread(read_messages, fields.get("messages"))
-    return await answering(Asked(messages, options, Tools({}), False, False), fields, service)
+    asked = Asked(messages, options, Tools({}), False, False)
+    if may_draw and (wish := asked.wish()) is not None:
+        return replace(await drawing(wish, asked, service), previews=previews)
+    return await answering(asked, fields, service)

@@ -21,12 +21,19 @@ from .errors import ApiError
 from .image_requests import check_drawing
 from .jobs import Event, Job
 from .references import read_reference, without_images
-from .requests import known_fields, read_drawing, read_json, read_query, read_text, read_whole, refuse_unknown
+from .requests import (
+    MAX_PREVIEWS,
+    known_fields,
+    read_drawing,
+    read_json,
+    read_query,
+    read_text,
+    read_whole,
+    refuse_unknown,
+)
 from .service import Service
 from .sse import EventStream, sent_event
 from .tasks import Drawing, Drawn, Task
-
-MAX_PREVIEWS = 50  # of each picture
 
 _FIELDS = {"task", "prompt", "n", "size", "previews", "image"}
 

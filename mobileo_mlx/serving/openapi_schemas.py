@@ -9,8 +9,7 @@ from ..capabilities import capabilities
 from ..generation_options import OPTIONS, AnswerOptions
 from ..options import Option, declared
 from . import chat_requests, image_requests
-from .jobs_api import MAX_PREVIEWS
-from .requests import ALIASES, MAX_GUIDANCE
+from .requests import ALIASES, MAX_GUIDANCE, MAX_PREVIEWS
 from .settings import ServerSettings
 
 Schema = dict[str, Any]
@@ -284,6 +283,10 @@ def _jobs(
             whole("How many steps of each picture are shown meanwhile.", minimum=0, maximum=MAX_PREVIEWS, default=0)
         ),
     }
+    talking = {
+        "draw": or_null(truth("Whether a message that asks for a picture is drawn; the job is then of that task.")),
+        "previews": drawing["previews"],
+    }
     image = text("`picture:<id>`, or the image as a data URI.", minLength=1)
     progress = record(
         {"step": whole(), "steps": whole(), "index": whole("Of the picture."), "n": whole(), "seconds_left": number()}
@@ -304,9 +307,9 @@ def _jobs(
             more=False,
         ),
         "AnswerJob": record(
-            {"task": constant("answer"), "messages": array(ref("Message"), minItems=1), **answer},
+            {"task": constant("answer"), "messages": array(ref("Message"), minItems=1), **talking, **answer},
             "The URL of an image in a message may be `picture:<id>`.",
-            optional=answer,
+            optional={*talking, *answer},
             more=False,
         ),
         "Job": record(

@@ -18,6 +18,8 @@ from ..prompts import check_text
 from .errors import ApiError
 from .settings import ServerSettings
 
+MAX_PREVIEWS = 50  # of each picture of a job
+
 # Other programs' names of our options.
 ALIASES = {
     "num_inference_steps": "steps",

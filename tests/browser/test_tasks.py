@@ -90,6 +90,19 @@ def test_chat(page: Page, png: Callable[..., Path]) -> None:
     expect(page.get_by_test_id("message")).to_have_count(0)
 
 
+def test_chat_that_is_asked_for_a_picture(page: Page) -> None:
+    job = begin(page, "chat", f"please draw {PROMPT}")
+    steps.ended(page, "chat", job)
+    expect(page.get_by_test_id("message-picture")).to_have_count(1)
+    job = begin(page, "chat", "make the square green")
+    steps.ended(page, "chat", job)
+    expect(page.get_by_test_id("message-picture")).to_have_count(2)
+    assert [picture["kind"] for picture in steps.pictures(page)] == ["edited", "generated"]
+    begin(page, "chat", "what color is the square?")
+    answers = page.locator('[data-testid="message"][data-role="assistant"]')
+    expect(answers.last).to_contain_text("green")
+
+
 def test_a_drawing_is_asked_about_and_edited_by_its_buttons(page: Page) -> None:
     draw(page)
     page.locator("#shelf").get_by_test_id("shelf-picture").first.click()

@@ -285,6 +285,19 @@ def test_an_answer_about_a_picture_on_the_shelf(tiny):
     assert tiny.ended(again["id"])["text"] == ended["text"]
 
 
+def test_a_message_that_asks_for_a_picture_is_drawn_where_that_is_wanted(tiny):
+    def said(text: str, **fields) -> dict:
+        body = {"task": "answer", "messages": [{"role": "user", "content": text}], "max_tokens": 4, **fields}
+        return tiny.client.post("/v1/jobs", json=body).json()
+
+    drawn = said("please draw a red star", draw=True, previews=2, seed=5)
+    assert (drawn["task"], drawn["request"]["prompt"]) == ("generate", "a red star")
+    (picture,) = tiny.ended(drawn["id"])["pictures"]
+    assert (picture["settings"]["prompt"], picture["seed"]) == ("a red star", 5)
+    assert said("please draw a red star")["task"] == "answer"
+    assert said("what is a star?", draw=True)["task"] == "answer"
+
+
 DRAW = {"task": "generate", "prompt": "a circle"}
 
 

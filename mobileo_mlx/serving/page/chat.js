@@ -34,8 +34,9 @@ export function makeChat() {
     }
     if (current?.active) throw new Problem("Wait for the answer, or stop it.");
     const pictures = input.pictures;
-    const { kind, rest } = wanted(text);
-    const task = await start("chat", await bodyOf(kind, rest, text, pictures));
+    const { kind: wish, rest } = wanted(text);
+    const task = await start("chat", await bodyOf(wish, rest, text, pictures));
+    const kind = task.job.task; // the server knows by a rule which messages ask for a picture
     add({ role: "user", text, pictures: pictures.map((one) => one.id), kind });
     const answer = { role: "assistant", text: "", pictures: [], job: task.id, kind };
     add(answer);
@@ -55,7 +56,7 @@ export function makeChat() {
       if (!last) throw new Problem("There is no picture yet to edit; add one, or /draw one.");
       return { task: kind, prompt: rest, image: reference(last), seed, previews: 4 };
     }
-    return { task: kind, messages: await context(text, pictures), ...values() };
+    return { task: kind, messages: await context(text, pictures), draw: true, previews: 4, ...values() };
   }
 
   const ids = () => entries.flatMap((entry) => entry.pictures);
