@@ -31,8 +31,6 @@ _DECODERS = ThreadPoolExecutor(2, thread_name_prefix="mobileo-images")
 
 # A file of a hundred kilobytes may have 40 million pixels, and a request ten of those.
 MAX_HELD = 2**31  # bytes of the decoded images of all requests, from when they are read until their tasks have ended
-_held: list[weakref.ref[Image.Image]] = []
-_lock = threading.Lock()
 
 _DATA = re.compile(r"data:([^,;]{0,200})((?:;[^,;]{0,200}){0,8}),", re.IGNORECASE)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,30}):", re.IGNORECASE)
@@ -122,17 +120,38 @@ def hold(image: Image.Image) -> Image.Image:
     Raises:
         ApiError: 503, the images of all requests take too much together.
     """
-    with _lock:
-        _held[:] = [reference for reference in _held if reference() is not None]
-        if sum(map(_size, [*_held, weakref.ref(image)])) > MAX_HELD:
-            raise ApiError(
-                503,
-                "Many large images are being worked on; try again in a moment.",
-                code="busy",
-                headers={"Retry-After": "5"},
-            )
-        _held.append(weakref.ref(image))
+    _images.add(image)
     return image
+
+
+class _Images:
+    """The images of requests that are in memory."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: list[weakref.ref[Image.Image]] = []
+        self._total = 0  # bytes of these, and of those that are gone and were not missed yet
+        self._most = 1000  # after so many, those that are gone are looked for
+
+    def add(self, image: Image.Image) -> None:
+        size = _size(weakref.ref(image))
+        with self._lock:
+            if self._total + size > MAX_HELD or len(self._held) > self._most:
+                self._held = [one for one in self._held if one() is not None]
+                self._total = sum(map(_size, self._held))
+                self._most = 1000 + 2 * len(self._held)
+            if self._total + size > MAX_HELD:
+                raise ApiError(
+                    503,
+                    "Many large images are being worked on; try again in a moment.",
+                    code="busy",
+                    headers={"Retry-After": "5"},
+                )
+            self._held.append(weakref.ref(image))
+            self._total += size
+
+
+_images = _Images()
 
 
 def _size(reference: weakref.ref[Image.Image]) -> int:

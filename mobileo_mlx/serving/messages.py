@@ -17,6 +17,7 @@ from ..files import JSONError, parse_json
 from ..images import square_image
 from ..options import shown
 from .errors import ApiError
+from .image_inputs import hold
 from .picture_tools import NAMES
 from .references import read_reference
 from .service import Service
@@ -109,7 +110,7 @@ class Messages:
             if one.needed:
                 raise
             return None
-        return await asyncio.to_thread(square_image, image, service.model.config.image_size)
+        return hold(await asyncio.to_thread(square_image, image, service.model.config.image_size))
 
 
 def reference(url: str) -> str:

@@ -23,7 +23,7 @@ from benchmarks.shapes.world import render
 from mobileo_mlx import MobileO, Turn
 from mobileo_mlx.image_settings import read_metadata
 from mobileo_mlx.results import AnswerToken
-from mobileo_mlx.serving import sse
+from mobileo_mlx.serving import image_inputs, sse
 from mobileo_mlx.serving.answer_task import Answering
 from mobileo_mlx.serving.app import make_app
 from mobileo_mlx.serving.chat_requests import read_asked
@@ -615,3 +615,14 @@ def test_a_client_that_goes_ends_its_answer_within_a_token(server, held, stream)
     ended(server, job)
     assert (job.status, held.count) == ("cancelled", 2)
     assert server.service.jobs.newest(kept=False) == []
+
+
+def test_the_images_of_a_conversation_that_is_read_are_counted(client, model, monkeypatch):
+    """Each is tiny as a file, and as large as the vision tower's input once it is read."""
+    side = model.config.image_size
+    monkeypatch.setattr(image_inputs, "MAX_HELD", 4 * (3 * side * side + 2 * 8 * 8))
+    monkeypatch.setattr(image_inputs, "_images", image_inputs._Images())
+    small = uri(Image.new("RGB", (8, 8)))
+    post(client, shown("what?", *[small] * 3), max_tokens=1)
+    answer = client.post(ROUTE, json={"messages": [shown("what?", *[small] * 4)], "max_tokens": 1})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "busy")

@@ -135,14 +135,14 @@ def test_too_many_pixels_are_known_from_the_header():
 
 def test_images_of_all_requests_together_have_a_limit(monkeypatch):
     monkeypatch.setattr(image_inputs, "MAX_HELD", 2 * 4 * 10 * 10)
-    monkeypatch.setattr(image_inputs, "_held", [])
+    monkeypatch.setattr(image_inputs, "_images", image_inputs._Images())
     square = png(picture(10, 10))
     first, second = read(square), read(square)
     with pytest.raises(ApiError) as caught:
         read(square)
     assert caught.value.status == 503
     assert caught.value.headers["Retry-After"]
-    del first
+    del first, caught
     third = read(square)  # whose memory is that of the first
     assert third.size == second.size
 
