@@ -11,7 +11,20 @@ from benchmarks.shapes.edits import Edit
 from benchmarks.shapes.scorer import edit_succeeded, read_picture
 from benchmarks.shapes.world import Object, Scene, render
 from tests.browser import steps
-from tests.browser.steps import FOREVER, PROMPT, SEED, begin, choose, choose_picture, draw, expect, results
+from tests.browser.conftest import Open
+from tests.browser.steps import (
+    FOREVER,
+    PROMPT,
+    SEED,
+    begin,
+    choose,
+    choose_picture,
+    draw,
+    ended,
+    expect,
+    results,
+    set_option,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -187,3 +200,40 @@ def test_what_is_wrong_is_said_beside_the_field(page: Page) -> None:
     page.locator("#ask-run").click()
     expect(page.locator("#ask-error")).to_be_visible()
     assert steps.jobs(page) == []
+
+
+def test_a_refusal_is_seen_where_the_options_are_long(open_page: Open) -> None:
+    """The error stands by the button, and the field that it is about is not behind either of them."""
+    page = open_page(viewport={"width": 1280, "height": 700})
+    page.locator("#draw-prompt").fill(PROMPT)
+    set_option(page, "draw", "steps", FOREVER + 1)
+    page.locator("#draw-steps").evaluate("field => field.closest('form').scrollTop = 0")
+    page.locator("#draw-run").click()
+    error, field = page.locator("#draw-error"), page.locator("#draw-steps")
+    expect(error).to_have_text(f"Steps: 1 to {FOREVER}.")  # as many as the server allows
+    expect(error).to_be_in_viewport(ratio=1)
+    expect(field).to_be_focused()
+    of_the_error, of_the_field = error.bounding_box(), field.bounding_box()
+    assert of_the_error is not None
+    assert of_the_field is not None
+    assert 0 < of_the_field["y"] < of_the_error["y"] - of_the_field["height"]
+
+
+def test_the_chat_stays_at_its_end(page: Page) -> None:
+    """Pictures take their room only when they have come; who looks at what was before stays there."""
+    choose(page, "chat")
+    at_end = "log => log.scrollHeight - log.scrollTop - log.clientHeight < 2"
+    log = page.locator("#chat-result")
+    for count in (1, 2, 3):
+        ended(page, "chat", begin(page, "chat", "/draw a red star"))
+        last = page.get_by_test_id("message-picture").nth(count - 1).locator("img")
+        last.wait_for()
+        page.wait_for_function("image => image.complete", arg=last.element_handle())
+        page.wait_for_function(at_end, arg=log.element_handle())
+    assert log.evaluate("log => log.scrollHeight > log.clientHeight")
+    job = begin(page, "chat", "/draw a red star")
+    expect(page.get_by_test_id("message")).to_have_count(8)
+    log.evaluate("log => new Promise(done => { log.onscroll = () => done(); log.scrollTop = 0; })")
+    ended(page, "chat", job)
+    page.get_by_test_id("message-picture").nth(3).locator("img").wait_for()
+    assert log.evaluate("log => new Promise(done => requestAnimationFrame(() => done(log.scrollTop)))") == 0

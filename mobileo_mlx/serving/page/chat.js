@@ -25,6 +25,10 @@ export function makeChat() {
   const keep = () => kept.set("chat", entries.map(({ role, text, pictures, job, kind, note }) => ({ role, text, pictures, job, kind, note })));
   const atEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < 80;
   const toEnd = () => { log.scrollTop = log.scrollHeight; };
+  // Pictures come after their messages, and take room: who was at the end stays there.
+  let following = true;
+  log.addEventListener("scroll", () => { following = atEnd(); });
+  const growth = new ResizeObserver(() => { if (following) toEnd(); });
 
   async function run() {
     const text = tab.prompt.value.trim();
@@ -92,13 +96,13 @@ export function makeChat() {
     entries.push(entry);
     entry.view = messageView(entry);
     log.append(entry.view.element);
+    growth.observe(entry.view.element);
     keep();
   }
 
   function watch(entry, task) {
     current = task;
     const draw = () => {
-      const stay = atEnd();
       entry.text = task.text;
       entry.pictures = task.job.pictures.map((one) => one.id);
       const waiting = task.active && !task.text;
@@ -111,7 +115,6 @@ export function makeChat() {
       entry.view.update({ preview: task.active ? [...task.previews.values()].at(-1) : null, status: words, waiting });
       tab.busy(task);
       if (!task.active || task.job.pictures.length) keep();
-      if (stay) toEnd();
     };
     task.addEventListener("change", draw);
     draw();
@@ -120,6 +123,7 @@ export function makeChat() {
   async function resume() {
     entries.forEach((entry) => { entry.view = messageView(entry); });
     log.replaceChildren(...entries.map((entry) => entry.view.element));
+    entries.forEach((entry) => growth.observe(entry.view.element));
     for (const entry of entries.filter((one) => one.job)) {
       const task = await find(entry.job);
       if (task) watch(entry, task);

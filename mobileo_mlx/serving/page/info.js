@@ -9,7 +9,9 @@ export async function loadInfo() {
 }
 
 export const modelName = () => info.model?.id ?? "";
-export const taskOptions = (task) => info.capabilities.tasks[task];
+/** What a task takes, as far as this server allows. */
+export const taskOptions = (task) => info.capabilities.tasks[task].map((option) =>
+  (option.name === "steps" ? { ...option, maximum: Math.min(option.maximum, limit("max_steps")) } : option));
 export const defaultSize = () => info.default_size;
 export const sizeMultiple = () => info.size_multiple;
 export const limit = (name) => info.limits?.[name] ?? Infinity;

@@ -31,7 +31,7 @@ export function makeTab(name, { run, stop, enterRuns = false }) {
   form.noValidate = true;
   // On a phone the button and the result come before the options.
   const fields = byId(`${name}-fields`);
-  const place = () => (NARROW.matches ? form.parentElement.append(fields) : form.insertBefore(fields, error));
+  const place = () => (NARROW.matches ? form.parentElement.append(fields) : form.insertBefore(fields, form.querySelector(".go")));
   if (fields) {
     place();
     NARROW.addEventListener("change", place);
