@@ -56,6 +56,16 @@ def test_nothing_is_wider_than_a_phone(open_page: Open, tab: str, png: Callable[
         control.click(trial=True)  # nothing lies over it
 
 
+def test_nothing_is_wider_than_320_pixels(open_page: Open) -> None:
+    """As WCAG 2.2 asks (1.4.10): a desktop at 400 % has no more."""
+    page = open_page(viewport={"width": 320, "height": 640})
+    for tab in TABS:
+        choose(page, tab)
+        assert page.evaluate("document.documentElement.scrollWidth") == 320, tab
+    draw(page)
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+
+
 def test_fingers_meet_the_controls_of_a_phone(open_page: Open) -> None:
     """Buttons are 24 pixels high and wide at least, as WCAG 2.2 asks (2.5.8)."""
     page = open_page(**PHONE)
