@@ -297,7 +297,8 @@ class Folder:
 
     def _without_path(self, error: OutputError) -> OutputError:
         """Where the folder lies is nothing to those who ask a server."""
-        return OutputError(str(error).replace(f"{self.path}{os.sep}", "").replace(str(self.path), "of pictures"))
+        text = str(error).replace(f"{self.path}{os.sep}", "").replace(f"'{self.path}'", "for pictures")
+        return OutputError(text.replace(str(self.path), "the server's folder for pictures"))
 
 
 def unknown(id: str) -> UnknownPictureError:
