@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from .. import blas
 from .._version import __version__
@@ -77,10 +78,16 @@ class Dask:
         patience: seconds for which a run goes on without any worker.
     """
 
-    def __init__(self, setup: Setup, *, workers: int = 0, address: str = "", patience: float = PATIENCE) -> None:
-        if not address and not 1 <= workers <= 1000:
+    def __init__(
+        self, setup: Setup, *, workers: int = 0, address: str | None = None, patience: float = PATIENCE
+    ) -> None:
+        if address is None and not 1 <= workers <= 1000:
             raise OptionError(f"--workers {workers}: choose a number from 1 to 1000.")
-        self._setup, self._count, self._address, self._patience = setup, workers, address, patience
+        if address is not None and not _has_port(address):  # for which Dask's client would not end for a minute
+            raise OptionError(
+                f"--dask {address}: write the address of the scheduler with its port, for example tcp://10.0.0.1:8786."
+            )
+        self._setup, self._count, self._address, self._patience = setup, workers, address or "", patience
         self._client: Client | None = None
         self._cluster: LocalCluster | None = None
         self._token: Any = None  # a file in the output folder, which workers look for
@@ -381,6 +388,14 @@ class Dask:
                 f"no scheduler answers at {self._address} ({error}); start it with `dask scheduler`, or check the "
                 "address."
             ) from error
+
+
+def _has_port(address: str) -> bool:
+    try:
+        place = urlsplit(address if "://" in address else f"tcp://{address}")
+        return bool(place.hostname and place.port)
+    except ValueError:
+        return False
 
 
 def _deaths(address: str, tasks: Iterable[Task]) -> Iterator[Failed]:

@@ -187,6 +187,15 @@ def test_dask_that_is_not_installed_is_one_sentence(place: Place, tmp_path: Path
     assert not place.out.exists()
 
 
+@pytest.mark.parametrize("address", ["", "nobody", "tcp://127.0.0.1", "tls://host:", "tcp://host:99999", "tcp://:8786"])
+def test_an_address_without_a_port_is_refused_at_once(place: Place, address: str) -> None:
+    place.write(prompts(1))
+    refused = place.run("--dask", address)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert f"--dask {address}: write the address of the scheduler with its port" in refused.stderr
+    assert not place.out.exists()
+
+
 @pytest.mark.parametrize("options", [("--workers", 0), ("--workers", 2, "--dask", "tcp://127.0.0.1:1")])
 def test_options_that_can_not_be(place: Place, options: tuple[Any, ...]) -> None:
     place.write(prompts(1))
