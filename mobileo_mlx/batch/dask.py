@@ -12,12 +12,14 @@ import json
 import logging
 import os
 import queue
+import signal
 import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -368,18 +370,20 @@ class Dask:
             # Whoever speaks to a scheduler can let it compute anything: with keys of this run's own, nobody else can,
             # other users of this machine among them.
             security = Security.temporary()
-            self._cluster = LocalCluster(
-                n_workers=self._count,
-                threads_per_worker=1,
-                processes=True,
-                memory_limit=0,  # it counts what MLX only keeps, and would kill them
-                host="127.0.0.1",
-                dashboard_address=None,
-                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # where it says how it is; there may be two runs
-                security=security,
-                silence_logs=logging.CRITICAL,
-                env={"DASK_LOGGING__DISTRIBUTED": "critical"},
-            )
+            with _without_interrupts():
+                self._cluster = LocalCluster(
+                    n_workers=self._count,
+                    threads_per_worker=1,
+                    processes=True,
+                    memory_limit=0,  # it counts what MLX only keeps, and would kill them
+                    host="127.0.0.1",
+                    dashboard_address=None,
+                    # Where it says how it is; there may be two runs.
+                    scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+                    security=security,
+                    silence_logs=logging.CRITICAL,
+                    env={"DASK_LOGGING__DISTRIBUTED": "critical"},
+                )
             self._client = Client(self._cluster, timeout=_ANSWER, set_as_default=False)
         except Exception as error:
             if not self._address:
@@ -388,6 +392,19 @@ class Dask:
                 f"no scheduler answers at {self._address} ({error}); start it with `dask scheduler`, or check the "
                 "address."
             ) from error
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Keeps Ctrl-C for later, and from what is started meanwhile: a terminal sends it to workers, too, which would say
+    so at length. This process ends them.
+    """
+    resource_tracker.ensure_running()  # which lets interrupts through again where it starts later
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _has_port(address: str) -> bool:

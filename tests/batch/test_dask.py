@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from mobileo_mlx.batch.tasks import Task
 from mobileo_mlx.image_settings import read_metadata
 
 from .conftest import Place, prompts
+from .test_kills import begun
 
 PRELOAD = Path(__file__).with_name("dask_preload.py")
 LIMIT = 100  # seconds; what takes longer hangs
@@ -185,6 +187,23 @@ def test_dask_that_is_not_installed_is_one_sentence(place: Place, tmp_path: Path
     assert done.stderr.count("\n") == 1
     assert "pip install 'mobileo-mlx[cluster]'" in done.stderr
     assert not place.out.exists()
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_an_interrupt_from_a_terminal_is_one_sentence(place: Place, count: int) -> None:
+    """A terminal sends it to the workers, too: while they begin, and later."""
+    place.write(prompts(400, "slow"))
+    process = subprocess.Popen(
+        place.arguments("--workers", 2, "--progress", "json"), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    if count:
+        begun(process, count)
+    else:
+        wait_until(lambda: list(place.out.glob(".seen-*")) != [])
+    os.killpg(process.pid, signal.SIGINT)
+    rest = [line for line in process.stderr if not line.startswith('{"event": "st')]
+    assert (process.wait(), rest) == (130, ['{"event": "interrupted", "message": "interrupted"}\n'])
 
 
 @pytest.mark.parametrize("address", ["", "nobody", "tcp://127.0.0.1", "tls://host:", "tcp://host:99999", "tcp://:8786"])
