@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from ..errors import MobileOError
+from ..errors import ImageError, MobileOError
+from ..files import kind_of
 from .claims import Claim, Claims
 from .engine import Done, Engine, Failed, Started
 from .folder import Folder, Shard
@@ -24,7 +25,8 @@ from .tasks import Task, shard_of
 
 ATTEMPTS = 3  # after which a line is given up
 
-# If the first so many attempts of a run fail with one and the same sentence, no line is to blame for it.
+# If the first so many attempts of a run fail with one and the same sentence, no line is to blame for it; nor if so many
+# in a row lack their image, which was there when the lines were checked.
 _SAME = 10
 _DIED = (
     f"the process that worked on it has ended {ATTEMPTS} times: it was killed, or crashed, perhaps for want of memory"
@@ -102,6 +104,7 @@ class Run:
         self._busy: deque[int] = deque()  # chunks that other processes work on
         self._shard: tuple[str, Shard] = ("", Shard())  # the last one that was looked at
         self._first_errors: list[str] | None = []  # until something succeeds
+        self._without_image = 0  # attempts in a row
 
     @property
     def progress(self) -> Progress:
@@ -211,6 +214,7 @@ class Run:
             chunk.claim.started(outcome.line)
         elif isinstance(outcome, Done):
             self._first_errors = None
+            self._without_image = 0
             if outcome.data is not None:
                 write_picture(self._folder.path, task, outcome.data)
             if outcome.answer is not None:
@@ -231,7 +235,14 @@ class Run:
         self._close_if_finished(number)
 
     def _look_for_cause(self, task: Task, error: str) -> None:
-        """Stops a run in which nothing has succeeded and all has failed in the same way."""
+        """Stops a run in which nothing has succeeded and all has failed in the same way, or whose images are gone."""
+        missing = [image for image in task.images if kind_of(Path(image), error=ImageError) == ""]
+        self._without_image = self._without_image + 1 if missing else 0
+        if self._without_image == _SAME:
+            raise BrokenRun(
+                f"'{missing[0]}' and other images were there when the run began, and are not any more; see whether "
+                "their disk is still connected, and start again."
+            )
         if self._first_errors is None:
             return
         self._first_errors.append(error)

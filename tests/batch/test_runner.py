@@ -62,6 +62,7 @@ class Runs:
         self.folder = folder
         self.out = folder / "out"
         self.out.mkdir()
+        (folder / "a.png").touch()
         self.path = folder / "jobs.jsonl"
         lines = [
             {"id": f"n{i}", "task": "ask", "image": "a.png", "question": f"what {i}?"} for i in range(1, count + 1)
@@ -172,6 +173,21 @@ def test_a_run_in_which_all_fails_in_the_same_way_ends(runs: Runs) -> None:
 def test_an_image_that_many_lines_share_is_their_own_fault(runs: Runs) -> None:
     engine = Scripted(lambda task, attempt: Failed(task.line, "'a.png' is damaged."))
     assert runs.events(engine)[-1] == Progress(TOTAL, 0, TOTAL, TOTAL)
+
+
+def test_images_that_are_gone_end_it_however_late(runs: Runs) -> None:
+    """As those on a disk that was unplugged; with it the run goes on, and has given up few lines or none."""
+    image = runs.folder / "a.png"
+
+    def act(task: Task, attempt: int) -> Outcome:
+        if task.line > CHUNK:
+            image.unlink(missing_ok=True)
+        return done(task, attempt) if image.exists() else Failed(task.line, "'a.png' does not exist.")
+
+    with pytest.raises(BrokenRun, match=r"a.png' and other images were there when the run began"):
+        runs.events(Scripted(act))
+    image.touch()
+    assert runs.events(Scripted(), retry_failed=True)[-1] == Progress(TOTAL, TOTAL, 0, TOTAL - CHUNK)
 
 
 def test_later_failures_of_one_kind_do_not_end_it(runs: Runs) -> None:
