@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("uvicorn")
 pytest.importorskip("multipart")
 
+from mobileo_mlx.serving.jobs import Job
 from mobileo_mlx.serving.server import Server, listen
 from mobileo_mlx.serving.service import Service
 from mobileo_mlx.serving.settings import ServerSettings
@@ -57,6 +58,15 @@ class RunningServer:
     def run(self, coroutine):
         """Runs something in the server's event loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._server.loop).result(60)
+
+    def wait_for(self, job: Job) -> None:
+        """Waits until a job has ended."""
+
+        async def read() -> None:
+            async for _ in job.events():
+                pass
+
+        self.run(read())
 
     def close(self) -> None:
         self._server.end()

@@ -211,14 +211,9 @@ def check_stopped(server, gate, job) -> None:
     """The client has gone, and the second token is being computed: that is the last."""
     assert job.stop.wait(60)
     gate.allow(100)
-    server.run(ended(job))
+    server.wait_for(job)
     assert (job.status, gate.given) == ("cancelled", 2)
     assert server.service.jobs.newest(kept=False) == []
-
-
-async def ended(job) -> None:
-    async for _ in job.events():
-        pass
 
 
 def test_a_stream_that_is_closed_ends_the_answer_at_its_token(server, client, gate):

@@ -277,15 +277,10 @@ def check_stopped(server, gate, job: Job) -> None:
     """The client has gone, and the drawing is in the middle of its second step: that is the last."""
     assert job.stop.wait(60)
     gate.allow_all()
-    server.run(ended(job))
+    server.wait_for(job)
     assert job.status == "cancelled"
     assert job.progress["step"] == 1
     assert server.service.jobs.newest(kept=False) == []
-
-
-async def ended(job: Job) -> None:
-    async for _ in job.events():
-        pass
 
 
 def test_stream_that_is_closed_stops_the_drawing_at_its_step(server, client, gate):
@@ -321,7 +316,7 @@ def test_request_that_is_cancelled_while_it_waits_leaves_the_queue(server, clien
     second = client.images.generate(prompt=PROMPT, stream=True)
     (job,) = server.service.worker.waiting()
     second.close()
-    server.run(ended(job))
+    server.wait_for(job)
     assert (job.status, job.started_at) == ("cancelled", None)
     assert server.service.worker.waiting() == []
     gate.allow_all()
