@@ -1,4 +1,5 @@
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,14 @@ def pytest_configure() -> None:
     process.set_device(mx)
     process.set_default_dtype(precision)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (PROCESSES, os.environ.get("PYTHONPATH"))))
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Programs can be interrupted, even where the tests run in the background and have inherited an ignored Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

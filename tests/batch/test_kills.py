@@ -36,7 +36,8 @@ def check(place: Place, lines: list[dict[str, Any]], expected: Place) -> None:
     assert place.results() == expected.results()
     for path in sorted(expected.out.rglob("*.png")):
         assert (place.out / path.relative_to(expected.out)).read_bytes() == path.read_bytes()
-    assert len(list(place.out.rglob("*.png"))) == COUNT // 2
+    # What was being written when a process died lies beside them, under a name with a dot, until the next run.
+    assert len([path for path in place.out.rglob("*.png") if not path.name.startswith(".")]) == COUNT // 2
     assert list((place.out / claims.FOLDER).iterdir()) == []
     assert not (place.out / "failed.jsonl").exists()
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -17,14 +16,6 @@ from PIL import Image
 COMMAND = Path(sysconfig.get_path("scripts")) / "mobileo-mlx"
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture(autouse=True)
-def _interruptible() -> Iterator[None]:
-    """Commands can be interrupted, even where the tests run in the background and have inherited an ignored Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

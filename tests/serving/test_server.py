@@ -33,14 +33,6 @@ from mobileo_mlx.serving.settings import ServerSettings
 KEY = "a-key-that-nobody-else-has"
 
 
-@pytest.fixture(autouse=True)
-def _interruptible() -> Iterator[None]:
-    """It can be interrupted, even where the tests run in the background and have inherited an ignored Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "MOBILEO_API"))}
