@@ -9,6 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from .color import to_srgb
@@ -71,6 +72,18 @@ def load_image(
 def pixel_hash(image: Image.Image) -> str:
     """The SHA-256 of an image's pixels, in hexadecimal. It says nothing of size and mode."""
     return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def source_of(image: Image.Image, name: str = "", picture: str | None = None) -> dict[str, str]:
+    """Which image an edit started from, for its metadata: a replay needs the same one.
+
+    Args:
+        image: that is edited.
+        name: of its file; in which folder that lies is left out.
+        picture: its id, where a server keeps it.
+    """
+    known = {"image": Path(name).name, "image_sha256": pixel_hash(image), "source": picture}
+    return {key: value for key, value in known.items() if value}
 
 
 def pad_to_square(image: Image.Image) -> Image.Image:

@@ -40,7 +40,7 @@ from .errors import ImageError, MobileOError, OptionError
 from .files import expand, without_home
 from .generation_options import AnswerSettings, Task, check_options
 from .image_settings import encode
-from .images import load_image, pixel_hash
+from .images import load_image, source_of
 from .options import shown
 from .prompts import check_text
 from .results import Answer, AnswerToken, GenerationResult
@@ -188,7 +188,7 @@ class Tools:
 
     async def _edit(self, arguments: Arguments, report: Report) -> CallToolResult:
         image, name = await self._computed(self._image, arguments.pop("image"))
-        source = {"image": name, "image_sha256": pixel_hash(image)}
+        source = source_of(image, name)
         return await self._pictures_of("edit", arguments, source, report, image)
 
     async def _ask(self, arguments: Arguments, report: Report) -> CallToolResult:

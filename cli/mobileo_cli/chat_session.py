@@ -143,11 +143,12 @@ class Session:
 
     def _edit(self, instruction: str) -> None:
         from mobileo_mlx.errors import OptionError
+        from mobileo_mlx.images import source_of
 
         if self.last_image is None:
             raise OptionError("there is no image to edit yet; attach one with /image FILE.")
         name, image = self.last_image
-        source = image_job.source_of(image, name)
+        source = source_of(image, name)
         self._draw("/edit", instruction, lambda seed: self.model.stream_edit(image, instruction, seed=seed), source)
 
     def _draw(

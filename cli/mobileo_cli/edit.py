@@ -25,13 +25,14 @@ def command(
     Prints the path of each finished image; `--output -` prints the image itself.
     """
     from mobileo_mlx.errors import OptionError
+    from mobileo_mlx.images import source_of
 
     if image == instruction == inputs.STDIN:
         raise OptionError("only one of IMAGE and INSTRUCTION can be read from standard input.")
     text = inputs.read_text(instruction, given["prompt_file"], name="INSTRUCTION")
     job = image_job.plan("edit", text, given, text_name="INSTRUCTION")
     source = inputs.read_image(image)  # before the model: a broken image is known at once
-    job.source = image_job.source_of(source, image)
+    job.source = source_of(source, image)
     if job.replayed and job.replayed.get("image_sha256") != job.source["image_sha256"]:
         printing.note(f"note: '{given['from_image']}' was made from another image than '{image}'.")
     model = options.load(**job.loading)

@@ -54,13 +54,6 @@ class Job:
     as_json: bool = False
 
 
-def source_of(image: Image, name: str) -> dict[str, str]:
-    """Which image an edit started from, for its metadata: a replay needs the same one. Not in which folder it lies."""
-    from mobileo_mlx.images import pixel_hash
-
-    return {"image": Path(name).name, "image_sha256": pixel_hash(image)}
-
-
 def plan(task: Task, text: str | None, given: dict[str, Any], *, text_name: str) -> Job:
     """Reads the options and checks what can be checked before the model is loaded.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..atomic import atomic_write, output_error
 from ..errors import CheckpointError, ConfigError, ExistsError, MobileOError, OutputError
 from ..image_settings import FORMATS, encode
-from ..images import load_image, pixel_hash
+from ..images import load_image, source_of
 from .engine import Done, Failed, Setup
 from .tasks import Task
 
@@ -80,7 +80,7 @@ def _draw(model: MobileO, task: Task, suffix: str) -> tuple[bytes, None]:
     if task.task == "edit":
         source = load_image(task.images[0])
         result = model.edit(source, task.text, **task.options)
-        more = {"image": Path(task.images[0]).name, "image_sha256": pixel_hash(source)}
+        more = source_of(source, task.images[0])
     else:
         result, more = model.generate(task.text, **task.options), {}
     return with_settings(result.images[0], task, suffix, {**result.metadata(0), **more}), None

@@ -10,14 +10,13 @@ from typing import Any
 
 from ..errors import MobileOError
 from ..generation_options import AnswerOptions
-from ..images import pixel_hash
 from ..options import shown
 from .answer_task import Answering
 from .errors import ApiError
 from .messages import Messages, read_messages, reference
 from .picture_tools import Tools, read_tools
 from .picture_wishes import Wish, read_wish
-from .references import read_reference, without_images
+from .references import read_edited, without_images
 from .requests import MAX_PREVIEWS, allowed_steps, known_fields, read_options, read_whole, refuse_unknown, refused
 from .service import Service
 from .tasks import Drawing
@@ -171,12 +170,10 @@ async def drawing(wish: Wish, asked: Asked, service: Service) -> Drawing:
     Raises:
         ApiError: an image can't be read, or the prompt is too long.
     """
-    image, source = None, {}
+    image, source = None, dict[str, str]()
     if wish.task == "edit":
         edited = asked.messages.pictures[-1]
-        image, id = await read_reference(reference(edited.url), service, edited.param)
-        digest = await asyncio.to_thread(pixel_hash, image)
-        source = {"image_sha256": digest, **({} if id is None else {"source": id})}
+        image, source = await read_edited(reference(edited.url), service, edited.param)
     seed = asked.options.get("seed", secrets.randbelow(2**32))
     options: dict[str, Any] = {**allowed_steps({}, service.settings)}
     try:

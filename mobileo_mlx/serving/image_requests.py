@@ -13,7 +13,7 @@ from starlette.requests import Request
 from ..errors import OptionError, PromptError
 from ..generation_options import OPTIONS, GenerationSettings, Task
 from ..image_settings import can_write, fits
-from ..images import pixel_hash
+from ..images import source_of
 from ..options import declared, shown
 from ..prompts import edit_prompt, encode_prompt, generate_prompt
 from .edits import Edits
@@ -287,9 +287,7 @@ async def _read_input(source: Source, name: str, service: Service) -> Input:
         image, picture = await read_reference(source, service, "image")
     else:
         image = await read_image(source, service.settings, param="image")
-    digest = await asyncio.to_thread(pixel_hash, image)
-    known = {"image": _base_name(name), "image_sha256": digest, "source": picture}
-    return Input(image, {name: value for name, value in known.items() if value})
+    return Input(image, await asyncio.to_thread(source_of, image, _base_name(name), picture))
 
 
 def _base_name(name: str) -> str:

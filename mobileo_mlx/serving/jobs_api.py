@@ -15,12 +15,11 @@ from starlette.routing import BaseRoute, Route
 
 from ..generation_options import OPTIONS
 from ..generation_options import Task as TaskName
-from ..images import pixel_hash
 from .chat_requests import read_answering
 from .errors import ApiError
 from .image_requests import check_drawing
 from .jobs import Event, Job
-from .references import read_reference, without_images
+from .references import read_edited, without_images
 from .requests import (
     MAX_PREVIEWS,
     known_fields,
@@ -116,9 +115,7 @@ class _Jobs:
 
     async def _edit(self, fields: Mapping[str, Any]) -> Drawing:
         task = await self._drawing("edit", fields)
-        task.image, id = await read_reference(fields.get("image"), self._service, "image")
-        digest = await asyncio.to_thread(pixel_hash, task.image)
-        task.source = {"image_sha256": digest, **({} if id is None else {"source": id})}
+        task.image, task.source = await read_edited(fields.get("image"), self._service, "image")
         return task
 
     async def _drawing(self, name: TaskName, fields: Mapping[str, Any]) -> Drawing:

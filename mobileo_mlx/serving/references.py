@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError
+from ..images import source_of
 from .errors import ApiError
 from .image_inputs import hold, read_image
 from .pictures import UnknownPictureError
@@ -43,6 +44,16 @@ async def read_reference(value: Any, service: Service, param: str) -> tuple[Imag
         raise ApiError(400, str(error), param=param, code="picture_not_found") from None
     except ImageError as error:
         raise ApiError(400, str(error), param=param, code="invalid_image") from None
+
+
+async def read_edited(value: Any, service: Service, param: str) -> tuple[Image.Image, dict[str, str]]:
+    """An image that is to be edited, and what is recorded of it.
+
+    Raises:
+        ApiError: see `read_reference`.
+    """
+    image, id = await read_reference(value, service, param)
+    return image, await asyncio.to_thread(source_of, image, picture=id)
 
 
 def without_images(value: Any) -> Any:
