@@ -206,7 +206,7 @@ class Tools:
         answer = Answer.of(tokens)
         content = [TextContent(text=answer.text)]
         if answer.finish_reason == "length":
-            content.append(TextContent(text="The answer was cut off; max_tokens gives it more room."))
+            content.append(TextContent(text="The answer was cut off; a larger max_tokens lets it go on."))
         return CallToolResult(content=list(content))
 
     async def _pictures_of(

@@ -1,6 +1,6 @@
 """What a run and the engine that computes its tasks say to each other.
 
-An engine takes chunks of tasks from a source whenever it has room for more, and yields what became of each task. It
+An engine takes chunks of tasks from a source whenever it can take more, and yields what became of each task. It
 knows nothing of files that say what is done, of claims, or of how often a task is tried: `runner.py` does.
 """
 

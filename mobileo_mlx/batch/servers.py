@@ -83,10 +83,10 @@ class Servers:
             for thread in threads:
                 thread.join(max(0.0, end - time.monotonic()))
 
-    def _feed(self, source: Source, room: int) -> Iterator[Outcome]:
+    def _feed(self, source: Source, limit: int) -> Iterator[Outcome]:
         ended, held = False, 0
         while held or not ended:
-            while not ended and self._work.qsize() < room and (chunk := source.take()) != []:
+            while not ended and self._work.qsize() < limit and (chunk := source.take()) != []:
                 ended = chunk is None
                 for task in chunk or ():
                     self._work.put(task)

@@ -76,7 +76,7 @@ class Store(Protocol):
 
 
 class Memory:
-    """Pictures that are gone when the server ends. The oldest ones make room for new ones.
+    """Pictures that are gone when the server ends. The oldest ones are dropped for new ones.
 
     Args:
         limit: bytes of all pictures together, those in the bin included.

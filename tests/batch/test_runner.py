@@ -29,8 +29,8 @@ def done(task: Task, attempt: int) -> Outcome:
 class Scripted:
     """An engine that does what a function says, several chunks at once."""
 
-    def __init__(self, act: Act = done, *, room: int = 1) -> None:
-        self.act, self.room = act, room
+    def __init__(self, act: Act = done, *, limit: int = 1) -> None:
+        self.act, self.limit = act, limit
         self.tried: Counter[int] = Counter()
         self.chunks: list[list[int]] = []
         self.closed = False
@@ -43,7 +43,7 @@ class Scripted:
         ended = False
         try:
             while held or not ended:
-                while not ended and len(held) < self.room and (chunk := source.take()) != []:
+                while not ended and len(held) < self.limit and (chunk := source.take()) != []:
                     ended = chunk is None
                     held += chunk or []
                     self.chunks.append([task.line for task in chunk or ()])
@@ -90,9 +90,9 @@ def runs(tmp_path: Path) -> Runs:
 TOTAL = 3 * CHUNK + 7
 
 
-@pytest.mark.parametrize("room", [1, CHUNK + 1, 10 * CHUNK])
-def test_each_task_once(runs: Runs, room: int) -> None:
-    engine = Scripted(room=room)
+@pytest.mark.parametrize("limit", [1, CHUNK + 1, 10 * CHUNK])
+def test_each_task_once(runs: Runs, limit: int) -> None:
+    engine = Scripted(limit=limit)
     events = runs.events(engine)
     assert set(engine.tried.values()) == {1}
     assert events[-1] == Progress(TOTAL, TOTAL, 0, TOTAL)
@@ -139,7 +139,7 @@ def test_a_failure_may_pass(runs: Runs) -> None:
     def act(task: Task, attempt: int) -> Outcome:
         return Failed(task.line, f"of {task.line}") if attempt < ATTEMPTS and task.line % 2 else done(task, attempt)
 
-    engine = Scripted(act, room=50)
+    engine = Scripted(act, limit=50)
     assert runs.events(engine)[-1] == Progress(TOTAL, TOTAL, 0, TOTAL)
     assert not (runs.out / "failed.jsonl").exists()
 
