@@ -234,13 +234,13 @@ def make_folder(path: str | Path) -> Path:
         raise OutputError(f"'{path}' is a file; name a folder.")
     try:
         if not kind:
-            target.mkdir()
+            target.mkdir(exist_ok=True)  # another process may begin at the same moment
         others = [name for name in os.listdir(target) if not name.startswith(".")]
     except FileNotFoundError as error:
         raise OutputError(f"'{path}' can't be made: there is no folder '{target.parent}'; make it first.") from error
     except OSError as error:
         raise OutputError(f"'{path}' can't be written ({error.strerror}); choose another folder.") from error
-    if others and MANIFEST not in others:
+    if others and not is_file(target / MANIFEST, error=OutputError):  # asked last: it is written before all others
         raise OutputError(f"'{path}' holds other things ('{sorted(others)[0]}'); name a new folder.")
     if not os.access(target, os.W_OK | os.X_OK):
         raise OutputError(f"'{path}' is not writable; choose another folder.")

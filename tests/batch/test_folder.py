@@ -6,6 +6,7 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -15,6 +16,7 @@ from mobileo_mlx.batch.folder import FAILED, Folder, check_manifest, make_folder
 from mobileo_mlx.batch.perform import with_settings, write_picture
 from mobileo_mlx.batch.tasks import Common, Task, read_task
 from mobileo_mlx.errors import OptionError, OutputError
+from mobileo_mlx.files import kind_of
 from mobileo_mlx.image_settings import read_metadata
 
 
@@ -143,6 +145,37 @@ def test_folders_that_are_taken(tmp_path: Path) -> None:
         make_folder(made / "thesis.txt")
     with pytest.raises(OutputError, match="there is no folder"):
         make_folder(tmp_path / "a" / "b")
+
+
+def test_a_folder_that_another_process_makes_at_the_same_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked of the folder before it is made may be out of date by then."""
+    target = tmp_path / "out"
+
+    def ask(path: Path, **options: Any) -> str:
+        assert kind_of(path, **options) == ""
+        target.mkdir()
+        return ""
+
+    monkeypatch.setattr(module, "kind_of", ask)
+    assert make_folder(target) == target
+
+
+def test_a_folder_that_another_process_fills_at_the_same_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of names is no snapshot: a file that came after the manifest may be in it, and the manifest not."""
+    (tmp_path / "index.json").touch()
+    listed = os.listdir
+
+    def list_names(path: Path) -> list[str]:
+        names = listed(path)
+        (tmp_path / "manifest.json").touch()
+        return names
+
+    monkeypatch.setattr(module.os, "listdir", list_names)
+    assert make_folder(tmp_path) == tmp_path
 
 
 def test_files_of_answers_do_not_pile_up(tmp_path: Path) -> None:
