@@ -19,8 +19,11 @@ from . import (
     capabilities,
     chat,
     convert,
+    dataset,
     doctor,
     edit,
+    evals,
+    export,
     finetune,
     fuse,
     generate,
@@ -96,24 +99,29 @@ program = typer.Typer(
 )
 _commands = (
     *(generate, edit, ask, chat, serve, batch, mcp),
-    *(finetune, convert, fuse, info, random_model, doctor, capabilities),
+    *(finetune, convert, fuse, export, info, random_model, doctor, capabilities),
 )
+_groups = (models, evals, dataset)
 for module in _commands:
     program.command(module.NAME, cls=_Command)(_prepared(module.command))
 
-_models = typer.Typer(name=models.NAME, cls=_Group, rich_markup_mode=None)
-for _name, _command in models.COMMANDS.items():
-    _models.command(_name, cls=_Command)(_prepared(_command))
+
+def _add_group(module: Any) -> None:
+    """Adds a command that has commands of its own; alone it lists them."""
+    group = typer.Typer(name=module.NAME, cls=_Group, rich_markup_mode=None)
+    for name, command in module.COMMANDS.items():
+        group.command(name, cls=_Command)(_prepared(command))
+
+    @group.callback(invoke_without_command=True, help=module.HELP)
+    def list_commands(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            printing.out(context.get_help())
+
+    program.add_typer(group)
 
 
-@_models.callback(invoke_without_command=True)
-def _list_commands(context: typer.Context) -> None:
-    """List, download, verify and remove models."""
-    if context.invoked_subcommand is None:
-        printing.out(context.get_help())
-
-
-program.add_typer(_models)
+for module in _groups:
+    _add_group(module)
 
 
 @program.callback(invoke_without_command=True)

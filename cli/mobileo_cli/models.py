@@ -11,6 +11,7 @@ import typer
 from . import options, printing
 
 NAME = "models"
+HELP = "List, download, verify and remove models."
 
 Name = Annotated[
     str,

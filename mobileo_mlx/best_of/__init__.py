@@ -1,0 +1,1 @@
+"""Draws several candidates, asks the model about each, and keeps the best."""

@@ -1,0 +1,1 @@
+"""Training data from pictures: captions, questions and answers, as quadruplets."""

@@ -1,0 +1,1 @@
+"""The benchmarks of the paper: what is drawn and asked for them, and how it is scored."""
