@@ -104,11 +104,6 @@ def options_of(task: str) -> Mapping[str, Option]:
     return {name: option for name, option in found.items() if option.kind is not None and name != "preset"}
 
 
-def common_options() -> dict[str, Option]:
-    """The options of all tasks by name."""
-    return {name: option for task in TEXTS for name, option in options_of(task).items()}
-
-
 def read_task(entry: Any, line: int, common: Common, *, look: bool = False) -> Task:
     """Makes a task of a line's JSON value.
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mobileo_mlx.batch.tasks import CAPTION, Common, LineError, common_options, file_name, options_of, read_task
+from mobileo_mlx.batch.tasks import CAPTION, Common, LineError, file_name, options_of, read_task
 
 
 @pytest.fixture
@@ -125,5 +125,4 @@ def test_names_of_files() -> None:
 def test_options_are_the_declared_ones() -> None:
     assert {"seed", "steps", "width", "negative_prompt"} <= set(options_of("generate"))
     assert set(options_of("edit")) - set(options_of("generate")) == {"strength"}
-    assert "initial_latents" not in common_options()
-    assert set(common_options()) == set(options_of("edit")) | set(options_of("ask"))
+    assert "initial_latents" not in options_of("edit")
