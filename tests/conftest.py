@@ -35,10 +35,15 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def _interruptible() -> Iterator[None]:
-    """Programs can be interrupted, even where the tests run in the background and have inherited an ignored Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Programs can be interrupted, even where the tests run in the background, or under nohup, and have inherited an
+    ignored signal: a process that is started inherits what is ignored, and not what is handled."""
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            before[number] = signal.signal(number, lambda *_: None)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
