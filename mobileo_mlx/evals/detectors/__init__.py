@@ -1,0 +1,1 @@
+"""Networks that find the objects of a picture and their colours."""
