@@ -10,6 +10,7 @@ lock of what it is writing, and the system gives it back when the process ends.
 from __future__ import annotations
 
 import errno
+import filecmp
 import os
 import secrets
 import shutil
@@ -113,6 +114,31 @@ def atomic_write(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]
         if temporary is not None:
             temporary.unlink(missing_ok=True)
             os.close(descriptor)
+
+
+def add_name(source: str | Path, path: str | Path) -> None:
+    """Gives a finished file a second name; where the file system has no links, that is a copy of it.
+
+    Nothing is done where it has that name already.
+
+    Raises:
+        ExistsError: another file has the name.
+        OutputError: see `check_output`; the disk is full; or the linking fails in another way.
+    """
+    target = check_output(path, overwrite=True)
+    try:
+        if is_file(target, error=OutputError):
+            if not (os.path.samefile(source, target) or filecmp.cmp(source, target, shallow=False)):
+                raise _exists(path)
+            return
+        try:
+            os.link(source, target)
+        except OSError:
+            # Another process may have been faster, and has given it the same name.
+            with suppress(ExistsError), atomic_write(path) as temporary:
+                shutil.copyfile(source, temporary)
+    except OSError as error:
+        raise output_error(error, path) from error
 
 
 @contextmanager
