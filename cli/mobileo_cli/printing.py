@@ -266,13 +266,16 @@ def note_hidden_cuda() -> None:
 
 
 def seconds(value: float) -> str:
-    """A duration for people: `0.42 s`, `12.3 s`, `2 min 05 s`."""
+    """A duration for people: `0.42 s`, `12.3 s`, `2 min 05 s`, `3 h 07 min`."""
     if value < 10:
         return f"{value:.2f} s"
     if value < 60:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest:02d} s"
+    if minutes < 100:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(value / 60), 60)
+    return f"{hours} h {minutes:02d} min"
 
 
 def size(count: int) -> str:

@@ -20,7 +20,14 @@ from .conftest import COMMAND, Run
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(0.4239, "0.42 s"), (9.87, "9.87 s"), (12.34, "12.3 s"), (125.2, "2 min 05 s"), (3599.9, "60 min 00 s")],
+    [
+        (0.4239, "0.42 s"),
+        (9.87, "9.87 s"),
+        (12.34, "12.3 s"),
+        (125.2, "2 min 05 s"),
+        (3599.9, "60 min 00 s"),
+        (11209, "3 h 07 min"),
+    ],
 )
 def test_seconds(value: float, expected: str) -> None:
     assert printing.seconds(value) == expected
