@@ -1,4 +1,4 @@
-"""The commands: `python -m benchmarks.shapes score|quadruplets|render|train`.
+"""The commands: `python -m benchmarks.shapes score|quadruplets|geneval-prompts|render|train`.
 
 Exit status: 0 done, 2 it can't be done, 130 interrupted.
 """
@@ -44,6 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quadruplets.add_argument("--new", metavar="NAME", help="with a colour or shape outside the world: brown, ring")
     quadruplets.add_argument("--new-share", type=float, default=0.5, help="samples that show it (default: 0.5)")
     quadruplets.set_defaults(run=run_quadruplets)
+
+    geneval = commands.add_parser("geneval-prompts", help="write prompts in GenEval's format")
+    geneval.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new file")
+    geneval.add_argument("--n", type=int, default=50, help="prompts of each tag, at most (default: 50)")
+    geneval.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    geneval.set_defaults(run=run_geneval_prompts)
 
     render = commands.add_parser("render", help="write a contact sheet of true pictures")
     render.add_argument("--out", type=Path, default=Path("shapes.png"), metavar="FILE", help="(default: shapes.png)")
@@ -148,6 +154,13 @@ def run_quadruplets(options: argparse.Namespace) -> None:
         new_share=options.new_share,
     )
     print(path)
+
+
+def run_geneval_prompts(options: argparse.Namespace) -> None:
+    from .geneval import write_prompts
+
+    counts = write_prompts(options.out, options.n, seed=options.seed)
+    print(f"{options.out}: {', '.join(f'{tag} {count}' for tag, count in counts.items())}")
 
 
 def run_render(options: argparse.Namespace) -> None:

@@ -33,6 +33,7 @@ class DetectedObject:
     Attributes:
         shape: None where it is like no shape.
         x, y: centre of its box, in sides of the image.
+        width, height: of its box, in sides of the image.
         iou: of the most similar shape.
     """
 
@@ -40,6 +41,8 @@ class DetectedObject:
     colour: str
     x: float
     y: float
+    width: float
+    height: float
     iou: float
 
 
@@ -80,6 +83,8 @@ def read_picture(pixels: np.ndarray, *, world: World = WORLD) -> Reading:
                 colour=_nearest(np.median(levels[rows, columns], axis=0), world.colours),
                 x=float(left + box_width / 2) / width,
                 y=float(top + box_height / 2) / height,
+                width=box_width / width,
+                height=box_height / height,
                 iou=ious[best],
             )
         )
