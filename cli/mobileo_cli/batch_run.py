@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,6 +188,7 @@ def run_lines(
     suffix: str = ".png",
     images: Path | None = None,
     label: str = "batch",
+    at_end: Callable[[], object] = lambda: None,
 ) -> Finished:
     """As `run_file`, with lines that the command has made; the output folder keeps them.
 
@@ -198,6 +199,7 @@ def run_lines(
         out: the output folder; its parent is made where it is missing.
         given, chosen, suffix, label: see `run_file`.
         images: the folder that paths of images are relative to; by default the output folder.
+        at_end: called however the run ends, by Ctrl-C, too, but not where it could not begin.
 
     Raises:
         MobileOError: as `run_file`; the folder was begun with other lines.
@@ -221,12 +223,13 @@ def run_lines(
         with atomic_write(path, overwrite=True) as temporary:
             temporary.write_bytes(text)
         return run_file(path, target, given, chosen, suffix=suffix, images=images or target, label=label)
-    except BaseException:
-        if not is_file(target / MANIFEST, error=OptionError):  # nothing was begun
+    finally:
+        if is_file(target / MANIFEST, error=OptionError):
+            at_end()
+        else:
             with suppress(OSError):
                 path.unlink()
                 target.rmdir()
-        raise
 
 
 def _engine(setup: Setup, given: Mapping[str, Any]) -> tuple[Engine, Any]:
