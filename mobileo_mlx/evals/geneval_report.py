@@ -97,19 +97,20 @@ def summarize(results: Iterable[Mapping[str, Any]]) -> Report:
 def share_of_clusters(clusters: Sequence[Sequence[bool]]) -> Share:
     """The share of what is true, and its interval where what is in one cluster is alike.
 
-    Wilson's interval, for as many independent observations as would give the variance that the clusters show: the ratio
-    estimator's (Cochran, Sampling Techniques). Where all clusters are entirely true, or entirely
-    false, they show none, and each counts as one observation.
+    Wilson's interval, for as many independent observations as would give the variance that the clusters show, which is
+    the ratio estimator's (Cochran, Sampling Techniques). Where all is true, or all is false, each cluster is one
+    observation.
     """
     total, count = sum(map(len, clusters)), len(clusters)
     share = sum(map(sum, clusters)) / total
     if count < 2:
         return Share(share, None, None)
-    squares = sum((sum(cluster) - share * len(cluster)) ** 2 for cluster in clusters)
-    variance = count / (count - 1) * squares / total**2
-    observations = share * (1 - share) / variance if variance > 0 and 0 < share < 1 else float(count)
-    # Clusters that happen to be more alike than their content would make them say no more than single observations do.
-    return Share(share, *_wilson(share, min(observations, total)))
+    if share in (0, 1):
+        return Share(share, *_wilson(share, count))
+    variance = count / (count - 1) * sum((sum(cluster) - share * len(cluster)) ** 2 for cluster in clusters) / total**2
+    # Clusters that are more alike than their content says make no picture count twice.
+    observations = min(share * (1 - share) / variance, total) if variance else total
+    return Share(share, *_wilson(share, observations))
 
 
 def _task(tag: str, clusters: Sequence[Sequence[bool]]) -> Task:

@@ -53,7 +53,8 @@ def keep(detections: Sequence[Detection], tag: str) -> dict[str, list[Detection]
     """The objects that count, by class, the surest first; a class without any is left out.
 
     Args:
-        detections: of a picture. Of two with the same score the later one comes first, as upstream's sorting has it.
+        detections: of a picture. Of two with the same score the later one comes first. Upstream leaves that to NumPy's
+            sort, which is stable for so few on most machines, and is read backwards.
         tag: the task of the prompt.
     """
     threshold = np.float32(COUNTING_THRESHOLD if tag == "counting" else THRESHOLD)
