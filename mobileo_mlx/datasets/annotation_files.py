@@ -72,7 +72,9 @@ def read_annotations(folder: Folder, path: Path, *, named: bool) -> Iterator[Sai
         else:
             missing.append(file)
     if missing:
-        yield Problem(name, f"names {len(missing)} pictures that are not in the folder; the first one is '{missing[0]}'")
+        yield Problem(
+            name, f"names {len(missing)} pictures that are not in the folder; the first one is '{missing[0]}'"
+        )
 
 
 def _parse(text: str, *, lines: bool) -> Any:
@@ -90,7 +92,8 @@ def _kind(value: Any) -> Any:
 
 
 def _turns(entry: dict[str, Any]) -> list[Any]:
-    turns = next((entry[key] for key in ("conversations", "messages") if isinstance(entry.get(key), list)), [])
+    lists = (entry[key] for key in ("conversations", "messages") if isinstance(entry.get(key), list))
+    turns: list[Any] = next(lists, [])
     return turns if all(isinstance(turn, dict) for turn in turns) else []
 
 

@@ -1,0 +1,45 @@
+"""The questions of a sample: those of its sources, those that a model has answered, and those that a caption answers."""
+
+from __future__ import annotations
+
+from ..errors import OptionError
+from ..training.quadruplets import QA
+from .drafts import Draft
+
+DESCRIBE = "Describe the image."
+HOW = {
+    "describe": f"{DESCRIBE!r} where a picture has none of its own",
+    "checks": "also what the caption says of things, colours and numbers",
+    "none": "no questions, for the stages that train on captions alone",
+}
+
+
+def check_how(how: str) -> None:
+    """Checks the option.
+
+    Raises:
+        OptionError: there is no such way.
+    """
+    if how not in HOW:
+        raise OptionError(f"--questions {how}: choose one of {', '.join(HOW)}.")
+
+
+def questions_of(draft: Draft, answered: tuple[QA, ...], how: str) -> tuple[QA, ...]:
+    """The questions of a sample and their answers; each question comes once.
+
+    Args:
+        draft: with its final texts.
+        answered: what a model was asked about its picture, with its answers.
+        how: of `HOW`.
+    """
+    if how == "none":
+        return ()
+    own = (*draft.qa, *answered)
+    made = _checks(draft) if how == "checks" else ()
+    if draft.caption and not own:
+        made = (QA(DESCRIBE, draft.caption), *made)
+    return tuple({pair.question.casefold(): pair for pair in reversed((*own, *made))}.values())[::-1]
+
+
+def _checks(draft: Draft) -> tuple[QA, ...]:
+    return ()
