@@ -1,7 +1,8 @@
 """What a model is asked about pictures, as lines for `mobileo_mlx.batch`, and what it has answered.
 
-Each run of a batch has a folder of its own in the build's folder, `answers-1` and so on, with the lines that none before
-it has answered. So pictures may be added, removed and renamed between two builds: an answer belongs to the pixels.
+Each run of a batch has a folder of its own in the build's folder, `answers-1` and so on, with the lines that none
+before it has answered. So pictures may be added, removed and renamed between two builds: an answer belongs to the
+pixels.
 """
 
 from __future__ import annotations

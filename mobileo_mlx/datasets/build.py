@@ -1,13 +1,14 @@
 """A folder of pictures becomes data for `finetune`, in steps between which a model may be asked.
 
-folders.py                       the folder  -> its files
-sidecars, tables, annotation_files texts       -> what is said of each picture (said.py)
-drafts.py                        that        -> drafts: picture, caption or instruction, questions
-pictures.py, duplicates.py       pictures    -> those that can be read; those that come twice
-answers.py                       a model     -> captions and answers, by `mobileo_mlx.batch`
-questions.py, kept.py            drafts      -> questions; what a review left
-samples.py                       samples     -> the files, split
-statistics.py, review.py         samples     -> figures, and a page to look at them
+folders.py                            the folder -> its files
+sidecars.py, tables.py,
+annotation_files.py                   texts      -> what is said of each picture (said.py)
+drafts.py                             that       -> drafts: picture, caption or instruction, questions
+pictures.py, duplicates.py            pictures   -> those that can be read; those that come twice
+answers.py                            a model    -> captions and answers, by `mobileo_mlx.batch`
+questions.py, kept.py                 drafts     -> questions; what a review left
+samples.py                            samples    -> the files, split
+statistics.py, review.py              samples    -> figures, and a page to look at them
 """
 
 from __future__ import annotations
@@ -266,7 +267,6 @@ class Build:
             found = annotation_files.read_annotations(folder, expand(path), named=bool(options.annotations))
             said += self._noted(found)
         edits = sidecars.find_edits(folder, options.edit_suffix)
-        asks = options.captioned or bool(options.ask)
         drafts = []
         for draft in make_drafts(said, edits, folder.pictures, all_captions=options.all_captions):
             if options.captioned or draft.prompt:

@@ -53,7 +53,7 @@ class Draft:
 def make_drafts(
     said: Iterable[Said], edits: Mapping[str, str], pictures: Iterable[str], *, all_captions: bool
 ) -> list[Draft]:
-    """Drafts in the order of the pictures, of which nothing may be said; those that are only the source of edits are none.
+    """Drafts in the order of the pictures; one of which nothing is said is none where it is the source of an edit.
 
     Of what several sources say the first one in the order of `KINDS` counts: for the caption, for the instruction, and
     for the questions, each by itself.

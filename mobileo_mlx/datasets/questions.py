@@ -1,4 +1,4 @@
-"""The questions of a sample: those of its sources, those that a model has answered, and those that a caption answers."""
+"""The questions of a sample: those of its sources, those that a model was asked, and those that a caption answers."""
 
 from __future__ import annotations
 

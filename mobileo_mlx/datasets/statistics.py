@@ -11,34 +11,7 @@ from .samples import Sample
 
 _WORDS = 20  # that are listed
 # Words that say nothing of a picture.
-_COMMON = set(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "by",
-        "for",
-        "from",
-        "has",
-        "in",
-        "is",
-        "it",
-        "its",
-        "of",
-        "on",
-        "or",
-        "that",
-        "the",
-        "this",
-        "to",
-        "was",
-        "with",
-    ]
-)
+_COMMON = frozenset("a an and are as at be by for from has in is it its of on or that the this to was with".split())  # noqa: SIM905
 
 
 def figures(samples: Sequence[Sample]) -> dict[str, Any]:
