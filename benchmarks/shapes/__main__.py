@@ -1,4 +1,4 @@
-"""The commands: `python -m benchmarks.shapes score|quadruplets|geneval-prompts|render|train`.
+"""The commands: `python -m benchmarks.shapes score|quadruplets|pictures|geneval-prompts|render|train`.
 
 Exit status: 0 done, 2 it can't be done, 130 interrupted.
 """
@@ -50,6 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     geneval.add_argument("--n", type=int, default=50, help="prompts of each tag, at most (default: 50)")
     geneval.add_argument("--seed", type=int, default=0, help="(default: 0)")
     geneval.set_defaults(run=run_geneval_prompts)
+
+    pictures = commands.add_parser("pictures", help="write pictures with captions beside them, for dataset build")
+    pictures.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    pictures.add_argument("--n", type=int, default=200, help="samples (default: 200)")
+    pictures.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    pictures.add_argument("--size", type=int, default=64, help="of the images, in pixels (default: 64)")
+    pictures.add_argument("--edits", type=float, default=0.0, help="the share of edits (default: 0)")
+    pictures.add_argument("--new", metavar="NAME", help="with a colour or shape outside the world: brown, ring")
+    pictures.add_argument("--new-share", type=float, default=0.5, help="samples that show it (default: 0.5)")
+    pictures.set_defaults(run=run_pictures)
 
     render = commands.add_parser("render", help="write a contact sheet of true pictures")
     render.add_argument("--out", type=Path, default=Path("shapes.png"), metavar="FILE", help="(default: shapes.png)")
@@ -161,6 +171,21 @@ def run_geneval_prompts(options: argparse.Namespace) -> None:
 
     counts = write_prompts(options.out, options.n, seed=options.seed)
     print(f"{options.out}: {', '.join(f'{tag} {count}' for tag, count in counts.items())}")
+
+
+def run_pictures(options: argparse.Namespace) -> None:
+    from .data import write_pictures
+
+    path = write_pictures(
+        options.out,
+        options.n,
+        seed=options.seed,
+        size=options.size,
+        edits=options.edits,
+        new=options.new,
+        new_share=options.new_share,
+    )
+    print(path)
 
 
 def run_render(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from mobileo_mlx.errors import OptionError
 
 from .edits import Edit, sample_edit
 from .questions import Question, questions_about
-from .text import Caption, sample_caption
+from .text import Caption, describe, sample_caption
 from .world import WORLD, Scene, World, render
 
 FILE = "quadruplets.jsonl"
@@ -64,24 +65,70 @@ def write_quadruplets(
         OptionError: a number is out of range, or `new` unknown.
         OutputError: the folder can't be written.
     """
-    if count < 1 or questions < 1 or size < 16:
-        raise OptionError("at least 1 sample, 1 question for each, and 16 pixels are needed; choose larger numbers.")
-    if not (0 <= edits <= 1 and 0 <= new_share <= 1):
-        raise OptionError("a share is a number from 0 to 1.")
-    extended = WORLD if new is None else WORLD.extended(new)
-    rng = np.random.default_rng(seed)
+    _check(count, questions, size, edits, new_share)
     with atomic_folder(folder) as temporary:
         (temporary / "images").mkdir()
         with (temporary / FILE).open("w", encoding="utf-8") as lines:
-            for index in range(count):
-                is_edit = rng.random() < edits
-                if new is not None and rng.random() < new_share:
-                    sample = sample_quadruplet(rng, is_edit=is_edit, questions=questions, world=extended, about=new)
-                else:
-                    sample = sample_quadruplet(rng, is_edit=is_edit, questions=questions, review=new is not None)
+            samples = _samples(count, seed, edits=edits, questions=questions, new=new, new_share=new_share)
+            for index, sample in enumerate(samples):
                 record = _write_images(sample, temporary, f"{index:05d}", size)
                 lines.write(json.dumps(record) + "\n")
     return Path(folder) / FILE
+
+
+def write_pictures(
+    folder: str | Path,
+    count: int,
+    *,
+    seed: int = 0,
+    size: int = 64,
+    edits: float = 0.0,
+    new: str | None = None,
+    new_share: float = 0.5,
+) -> Path:
+    """Writes pictures into a new folder, each with its caption in a text beside it, for `dataset build`.
+
+    Of an edit there are `00003.png` without a text, `00003_edit.png`, the instruction in `00003_edit.txt`, and
+    where it can be described a caption in `00003_edit.caption`.
+
+    Args, errors: see `write_quadruplets`; pictures and texts are the same.
+
+    Returns:
+        the folder.
+    """
+    _check(count, 1, size, edits, new_share)
+    with atomic_folder(folder) as temporary:
+        samples = _samples(count, seed, edits=edits, questions=1, new=new, new_share=new_share)
+        for index, sample in enumerate(samples):
+            stem = f"{index:05d}"
+            if sample.source is not None:
+                _save(sample.source, temporary / f"{stem}.png", size)
+                stem += "_edit"
+            _save(sample.scene, temporary / f"{stem}.png", size)
+            (temporary / f"{stem}.txt").write_text(sample.prompt + "\n", encoding="utf-8")
+            if sample.source is not None and (caption := describe(sample.scene)) is not None:
+                (temporary / f"{stem}.caption").write_text(caption + "\n", encoding="utf-8")
+    return Path(folder)
+
+
+def _check(count: int, questions: int, size: int, *shares: float) -> None:
+    if count < 1 or questions < 1 or size < 16:
+        raise OptionError("at least 1 sample, 1 question for each, and 16 pixels are needed; choose larger numbers.")
+    if not all(0 <= share <= 1 for share in shares):
+        raise OptionError("a share is a number from 0 to 1.")
+
+
+def _samples(
+    count: int, seed: int, *, edits: float, questions: int, new: str | None, new_share: float
+) -> Iterator[Quadruplet]:
+    extended = WORLD if new is None else WORLD.extended(new)
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        is_edit = rng.random() < edits
+        if new is not None and rng.random() < new_share:
+            yield sample_quadruplet(rng, is_edit=is_edit, questions=questions, world=extended, about=new)
+        else:
+            yield sample_quadruplet(rng, is_edit=is_edit, questions=questions, review=new is not None)
 
 
 def sample_quadruplet(
@@ -132,12 +179,16 @@ def _some(rng: np.random.Generator, questions: list[Question], count: int) -> li
 
 def _write_images(sample: Quadruplet, folder: Path, stem: str, size: int) -> dict[str, object]:
     """Writes the images of a sample and returns its line."""
-    from PIL import Image
-
     record: dict[str, object] = {"prompt": sample.prompt, "image": f"images/{stem}.png"}
-    Image.fromarray(render(sample.scene, size)).save(folder / f"images/{stem}.png")
+    _save(sample.scene, folder / f"images/{stem}.png", size)
     if sample.source is not None:
         record["source_image"] = f"images/{stem}-source.png"
-        Image.fromarray(render(sample.source, size)).save(folder / f"images/{stem}-source.png")
+        _save(sample.source, folder / f"images/{stem}-source.png", size)
     qa = [{"question": question.text, "answer": question.answer} for question in sample.questions]
     return record | (qa[0] if len(qa) == 1 else {"qa": qa})
+
+
+def _save(scene: Scene, path: Path, size: int) -> None:
+    from PIL import Image
+
+    Image.fromarray(render(scene, size)).save(path)

@@ -19,7 +19,7 @@ HELP = "Make training data of pictures, and check it."
 _SHOWN = 20  # pictures that are left out, and named
 
 
-@options.takes(batch_run.task_options("caption"), options.group(options.Loading), options.group(batch_run.Computing))
+@options.takes(batch_run.task_options("ask"), options.group(options.Loading), options.group(batch_run.Computing))
 def build(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="With pictures, in sub-folders, too.")],
     out: Annotated[
@@ -54,7 +54,7 @@ def build(
         typer.Option(
             "--questions",
             metavar="HOW",
-            help="describe: 'Describe the image.' where a picture has no question; checks: also what its caption says "
+            help="describe: that for a caption where a picture has no other; checks: also what its caption says "
             "of things, colours and numbers; none.",
         ),
     ] = "describe",
@@ -64,10 +64,10 @@ def build(
             "--ask", metavar="QUESTION", help="Let a model answer this about each picture. May be given several times."
         ),
     ] = None,
-    caption_prompt: Annotated[
+    describe: Annotated[
         str,
-        typer.Option("--caption-prompt", metavar="TEXT", help="How a model is asked. [default: Describe the image.]"),
-    ] = "",
+        typer.Option("--describe", metavar="TEXT", help="How a caption is asked for, of the model and in training."),
+    ] = "Describe the image.",
     duplicates: Annotated[
         str,
         typer.Option(
@@ -116,7 +116,7 @@ def build(
         questions=questions,
         split=split,
         captioned=asks,
-        caption_prompt=caption_prompt,
+        describe=describe,
         ask=tuple(ask or ()),
     )
     kept = None if keep is None else Kept.read(keep)
@@ -161,7 +161,7 @@ def _ask(work: Build, given: dict[str, Any]) -> None:
     """Lets a model caption and answer what has no text yet."""
     from mobileo_mlx.datasets import answers
 
-    chosen = batch_run.chosen_options(given, "caption")
+    chosen = batch_run.chosen_options(given, "ask")
     answers.check_asked(work.work, {**options.loading(given), **chosen})
     if lines := work.lines(retry_failed=bool(given.get("retry_failed"))):
         batch_run.run_lines(lines, answers.next_run(work.work), given, chosen, label="asking the model")

@@ -16,7 +16,6 @@ from typing import Any
 
 from ..atomic import atomic_write
 from ..batch.folder import MANIFEST, Folder
-from ..batch.tasks import CAPTION
 from ..errors import OptionError, OutputError
 from ..files import is_file, parse_json, read_json
 from ..training.quadruplets import DataError
@@ -94,18 +93,18 @@ def lines_for(
     """The lines of what has no answer yet.
 
     Args:
-        asked: pictures and questions; "" asks for a caption in the usual words.
+        asked: pictures and questions.
         folder: that the pictures are in.
         known: answers.
         retry_failed: whether those that were given up are asked again.
     """
     lines: dict[str, dict[str, str]] = {}
     for picture, question in asked:
-        name = key(picture, question or CAPTION)
+        name = key(picture, question)
         if name in known.texts or (name in known.errors and not retry_failed):
             continue
-        task = {"task": "ask", "question": question} if question else {"task": "caption"}
-        lines.setdefault(name, {"id": name, **task, "image": str(folder / picture.path)})
+        line = {"id": name, "task": "ask", "question": question, "image": str(folder / picture.path)}
+        lines.setdefault(name, line)
     return list(lines.values())
 
 

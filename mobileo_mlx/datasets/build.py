@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import atomic_write, check_output, output_error
-from ..batch.tasks import CAPTION
 from ..errors import OptionError, OutputError
 from ..files import expand
 from ..locks import lock
@@ -33,6 +32,7 @@ from .drafts import MODEL, Draft, make_drafts
 from .folders import walk
 from .kept import Kept
 from .pictures import Picture, look_at
+from .questions import DESCRIBE
 from .said import Said
 from .samples import Sample, check_split, held_out_path, is_held_out, is_too_long, write_samples
 from .statistics import figures
@@ -53,7 +53,7 @@ class Options:
         questions: see `questions.HOW`.
         split: the share that is not trained on.
         captioned: whether a model gives the captions that are missing.
-        caption_prompt: how it is asked for one; "" in the usual words.
+        describe: how it is asked for one, and what is asked in training where nothing else is.
         ask: what it is asked about each picture besides.
     """
 
@@ -66,7 +66,7 @@ class Options:
     questions: str = "describe"
     split: float = 0.0
     captioned: bool = False
-    caption_prompt: str = ""
+    describe: str = DESCRIBE
     ask: tuple[str, ...] = ()
 
     def check(self) -> None:
@@ -80,7 +80,7 @@ class Options:
         check_split(self.split)
         if any(mark in self.edit_suffix for mark in "/\0"):
             raise OptionError(f"--edit-suffix {self.edit_suffix!r}: choose the end of a name, such as _edit.")
-        for text in (*self.ask, *filter(None, (self.caption_prompt,))):
+        for text in (*self.ask, self.describe):
             check_text(text, "question")
 
 
@@ -166,7 +166,7 @@ class Build:
         for draft in self._drafts:
             picture = self.pictures[draft.picture]
             if self.options.captioned and self._wants_caption(draft):
-                asked.append((picture, self.options.caption_prompt))
+                asked.append((picture, self.options.describe))
             if self.options.questions != "none":
                 asked += [(picture, question) for question in self.options.ask]
         return answers.lines_for(asked, self.folder.path, known, retry_failed=retry_failed)
@@ -288,7 +288,7 @@ class Build:
         return not (draft.caption or draft.qa or self.options.questions == "none" or not draft.instruction)
 
     def _with_caption(self, draft: Draft, known: answers.Answers) -> Draft:
-        name = answers.key(self.pictures[draft.picture], self.options.caption_prompt or CAPTION)
+        name = answers.key(self.pictures[draft.picture], self.options.describe)
         if not self._wants_caption(draft) or not known.texts.get(name):
             return draft
         return replace(draft, caption=known.texts[name], origin=draft.origin if draft.source else MODEL)
@@ -297,14 +297,14 @@ class Build:
         """A sample, or why there is none."""
         picture = self.pictures[draft.picture]
         if not draft.prompt:
-            error = known.errors.get(answers.key(picture, self.options.caption_prompt or CAPTION))
+            error = known.errors.get(answers.key(picture, self.options.describe))
             return f"the model gave no caption ({error})" if error and not draft.source else _no_text(draft)
         answered = tuple(
             QA(question, text)
             for question in self.options.ask
             if (text := known.texts.get(answers.key(picture, question)))
         )
-        qa = questions.questions_of(draft, answered, self.options.questions)
+        qa = questions.questions_of(draft, answered, self.options.questions, self.options.describe)
         if not qa and self.options.questions != "none":
             return (
                 f"nothing says what the edit shows; write it to '{Path(draft.picture).stem}.caption', let a --model "

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ImageError
-from ..files import is_folder
+from ..files import is_folder, kind_of
 from ..training.quadruplets import DataError, Problem
 
 # Of the formats that `image_sources` reads.
@@ -108,30 +108,31 @@ def walk(path: Path) -> Folder:
             name = posixpath.join(inside, entry.name)
             if entry.name.startswith(".") or entry.name in _NOT_OURS:
                 continue
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(name)
-            elif reason := _fault(folder.path, entry, name):
+            kind, reason = _look_at(folder.path, entry, name)
+            if reason:
                 folder.problems.append(Problem(name, reason))
+            elif kind == "folder":
+                folders.append(name)
             else:
                 folder.add(name)
         todo += reversed(folders)
     return folder
 
 
-def _fault(root: Path, entry: os.DirEntry[str], name: str) -> str:
-    """Why a file is left out; "" where it is not."""
+def _look_at(root: Path, entry: os.DirEntry[str], name: str) -> tuple[str, str]:
+    """What an entry of a folder is, and why it is left out; "" where it is not."""
     try:
         name.encode()
     except UnicodeEncodeError:
-        return "has a name that is not UTF-8; rename it"
-    if entry.is_symlink():
-        target = os.path.realpath(entry.path)
-        try:
-            if is_folder(target, error=ImageError):
-                return "is a link to a folder; put the folder itself there"
-        except ImageError as error:
-            return str(error).rstrip(".")
-        if os.path.commonpath([root, target]) != str(root):
-            return "is a link that leads out of the folder; put the file itself there"
-        return ""
-    return "" if entry.is_file() else "is not a regular file"
+        return "", "has a name that is not UTF-8; rename it"
+    try:
+        kind = kind_of(entry.path, error=ImageError)
+    except ImageError as error:
+        return "", str(error).replace(f"'{entry.path}'", "it").rstrip(".")
+    if kind not in ("file", "folder"):
+        return kind, "is not a regular file" if kind else "is a link that leads nowhere"
+    if entry.is_symlink() and kind == "folder":
+        return kind, "is a link to a folder; put the folder itself there"
+    if entry.is_symlink() and os.path.commonpath([root, os.path.realpath(entry.path)]) != str(root):
+        return kind, "is a link that leads out of the folder; put the file itself there"
+    return kind, ""

@@ -8,7 +8,7 @@ from .drafts import Draft
 
 DESCRIBE = "Describe the image."
 HOW = {
-    "describe": f"{DESCRIBE!r} where a picture has none of its own",
+    "describe": "for a description, where a picture has none of its own",
     "checks": "also what the caption says of things, colours and numbers",
     "none": "no questions, for the stages that train on captions alone",
 }
@@ -24,20 +24,21 @@ def check_how(how: str) -> None:
         raise OptionError(f"--questions {how}: choose one of {', '.join(HOW)}.")
 
 
-def questions_of(draft: Draft, answered: tuple[QA, ...], how: str) -> tuple[QA, ...]:
+def questions_of(draft: Draft, answered: tuple[QA, ...], how: str, describe: str = DESCRIBE) -> tuple[QA, ...]:
     """The questions of a sample and their answers; each question comes once.
 
     Args:
         draft: with its final texts.
         answered: what a model was asked about its picture, with its answers.
         how: of `HOW`.
+        describe: the question that a caption answers.
     """
     if how == "none":
         return ()
     own = (*draft.qa, *answered)
     made = _checks(draft) if how == "checks" else ()
-    if draft.caption and not own:
-        made = (QA(DESCRIBE, draft.caption), *made)
+    if draft.caption and not draft.qa:
+        made = (QA(describe, draft.caption), *made)
     return tuple({pair.question.casefold(): pair for pair in reversed((*own, *made))}.values())[::-1]
 
 
