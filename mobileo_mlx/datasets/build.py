@@ -182,9 +182,13 @@ class Build:
         """
         known = answers.read_answers(self.work)
         samples = []
+        ids: Counter[str] = Counter()
         for draft in self._drafts:
             draft = self._with_caption(draft, known)
             id = draft.id(self.pictures)
+            ids[id] += 1
+            if ids[id] > 1:  # where duplicates are kept
+                id += f"-{ids[id]}"
             if kept is not None:
                 if id in kept.left_out:
                     self._leave_out("review", draft.picture, f"the review '{kept.path}' left it out")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 LOOKED_AT = "pictures.jsonl"
-_THUMBNAIL = 192  # pixels on the longer side
+_THUMBNAIL = 160  # pixels on the longer side
 _CELLS = 4  # on a side, of the colours that are compared
 
 
@@ -96,7 +96,7 @@ def _look(name: str, image: Image.Image) -> Picture:
     colours = image.resize((_CELLS, _CELLS), Pillow.Resampling.BOX).tobytes().hex()
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     data = io.BytesIO()
-    image.save(data, "JPEG", quality=80)
+    image.save(data, "JPEG", quality=75)
     return Picture(name, digest, width, height, look, colours, base64.b64encode(data.getvalue()).decode())
 
 
