@@ -1,4 +1,4 @@
-"""The commands: `python -m benchmarks.shapes score|quadruplets|pictures|geneval-prompts|render|train`.
+"""The commands: `python -m benchmarks.shapes score|quadruplets|pictures|geneval-prompts|lmms-data|render|train`.
 
 Exit status: 0 done, 2 it can't be done, 130 interrupted.
 """
@@ -60,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pictures.add_argument("--new", metavar="NAME", help="with a colour or shape outside the world: brown, ring")
     pictures.add_argument("--new-share", type=float, default=0.5, help="samples that show it (default: 0.5)")
     pictures.set_defaults(run=run_pictures)
+
+    lmms_data = commands.add_parser("lmms-data", help="write questions in the formats of POPE, GQA and MMMU")
+    lmms_data.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    lmms_data.add_argument("--n", type=int, default=100, help="questions of each (default: 100)")
+    lmms_data.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    lmms_data.set_defaults(run=run_lmms_data)
 
     render = commands.add_parser("render", help="write a contact sheet of true pictures")
     render.add_argument("--out", type=Path, default=Path("shapes.png"), metavar="FILE", help="(default: shapes.png)")
@@ -186,6 +192,12 @@ def run_pictures(options: argparse.Namespace) -> None:
         new_share=options.new_share,
     )
     print(path)
+
+
+def run_lmms_data(options: argparse.Namespace) -> None:
+    from .lmms_data import write_lmms_data
+
+    print(write_lmms_data(options.out, options.n, seed=options.seed))
 
 
 def run_render(options: argparse.Namespace) -> None:
