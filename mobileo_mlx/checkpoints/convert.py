@@ -233,7 +233,7 @@ def _write(
             # The module would keep every tensor alive that is written.
             del module
 
-            def check(tensor: mx.array, component: str = component) -> None:
+            def check(name: str, tensor: mx.array, component: str = component) -> None:
                 if not is_finite(tensor):
                     fault = stored_fault(source, component) or adapter_fault(adapters, component)
                     asked = dtype_name(tensor.dtype)

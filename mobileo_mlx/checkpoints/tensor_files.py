@@ -265,7 +265,7 @@ def write_tensors(
     tensors: dict[str, mx.array],
     *,
     made_for: str = "mlx",
-    check: Callable[[mx.array], None] = lambda tensor: None,
+    check: Callable[[str, mx.array], None] = lambda name, tensor: None,
 ) -> int:
     """Writes a safetensors file, and empties `tensors` on the way, so that one tensor at a time is in memory.
 
@@ -275,7 +275,7 @@ def write_tensors(
         path: of the file.
         tensors: by name.
         made_for: the library whose layout the tensors have, as readers look for it: "mlx", or "pt" for PyTorch.
-        check: called with each tensor before it is written; what it raises leaves an unfinished file.
+        check: called with each name and tensor before it is written; what it raises leaves an unfinished file.
 
     Returns:
         the bytes written.
@@ -310,7 +310,7 @@ def write_tensors(
         for name in names:
             # Contiguous first: a transposed array's buffer is not in the order of its elements.
             data: Any = mx.contiguous(tensors.pop(name))
-            check(data)
+            check(name, data)
             # Python's buffers know no bfloat16; the bytes are the same whatever they are called.
             file.write(memoryview(data.view(mx.uint16) if data.dtype == mx.bfloat16 else data))
     return 8 + len(text) + offset

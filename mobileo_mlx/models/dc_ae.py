@@ -22,7 +22,7 @@ from ..config import Config, Count, CountOrNone, Epsilon, Kernel, Range, Ratio, 
 from ..ops import bands
 from ..ops.activations import silu
 from ..ops.blocks import Chain, Residual, WholeMap
-from ..ops.conv import Conv2d, GroupedLinear, UpsampledConv2d, conv_weight, pointwise_weight
+from ..ops.conv import Conv2d, GroupedLinear, UpsampledConv2d, channels_first, conv_weight, pointwise_weight
 from ..ops.depthwise import DepthwiseConv2d
 from .layers import GLUMBConv, relu_linear_attention
 
@@ -331,5 +331,19 @@ def sanitize(weights: dict[str, mx.array], head_dim: int) -> dict[str, mx.array]
             w = w.reshape(-1, head_dim, w.shape[1])  # (G O, I, 1, 1) -> (G, O, I)
         elif w.ndim == 4:
             w = conv_weight(w)
+        out[name] = w
+    return out
+
+
+def to_upstream(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """`sanitize` undone."""
+    out = {}
+    for name, w in weights.items():
+        if name.endswith(("conv_inverted.weight", "conv_point.weight")):
+            w = w[..., None, None]
+        elif name.endswith("proj_out.weight"):
+            w = w.reshape(-1, w.shape[-1], 1, 1)  # (G, O, I) -> (G O, I, 1, 1)
+        elif w.ndim == 4:
+            w = channels_first(w)
         out[name] = w
     return out

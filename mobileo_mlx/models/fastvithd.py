@@ -26,7 +26,7 @@ from ..ops import bands
 from ..ops.activations import gelu, scaled_residual
 from ..ops.attention import attention
 from ..ops.blocks import Chain, Residual, WholeMap, follow
-from ..ops.conv import Conv2d, conv_weight, pointwise_weight
+from ..ops.conv import Conv2d, channels_first, conv_weight, pointwise_weight
 from ..ops.cpu import repmixer
 from ..ops.depthwise import DepthwiseConv2d
 from ..ops.derived import derived
@@ -342,6 +342,7 @@ class MMProjector(nn.Sequential):
         return super().__call__(x.astype(compute_dtype(self)))
 
 
+_CLASSIFIER_WIDTH = 768  # of MobileCLIP's embedding
 _POINTWISE = ("fc1.weight", "fc2.weight", "se.reduce.weight", "se.expand.weight")
 
 
@@ -361,9 +362,39 @@ def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
     return out
 
 
+def to_upstream(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """`sanitize` undone, up to what it drops: see `unused`."""
+    out = {}
+    for name, w in weights.items():
+        if ".layer_scale" in name:
+            w = w.reshape(-1, 1, 1)
+        elif name.endswith(_POINTWISE) or (w.ndim == 2 and name.endswith("reparam_conv.weight")):
+            w = w[..., None, None]
+        elif w.ndim == 4:
+            w = channels_first(w)
+        out[name] = w
+    return out
+
+
+def unused(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """What upstream's checkpoint has beside the weights, as zeros: no output depends on it, and strict loaders ask."""
+    counters = {
+        f"{name.removesuffix('running_var')}num_batches_tracked": mx.array(0, mx.int64)
+        for name in weights
+        if name.endswith("running_var")
+    }
+    last = weights["conv_exp.reparam_conv.weight"]
+    return {**counters, "head.proj": mx.zeros((last.shape[0], _CLASSIFIER_WIDTH), last.dtype)}
+
+
 def sanitize_projector(weights: dict[str, mx.array]) -> dict[str, mx.array]:
     """MLX reads names that are only numbers as a list, so the sequence has a name of its own."""
     return {f"layers.{name}": w for name, w in weights.items()}
+
+
+def projector_to_upstream(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """`sanitize_projector` undone."""
+    return {name.removeprefix("layers."): w for name, w in weights.items()}
 
 
 def config_from_shapes(shapes: dict[str, tuple[int, ...]]) -> FastViTHDConfig:

@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config, Count, CountOrNone, Kernel, Width
-from ..ops.conv import conv_weight, pointwise_weight
+from ..ops.conv import channels_first, conv_weight, pointwise_weight
 
 # The original's. 1e-6, which SANA and Qwen2 have, changes the result so little that a loose tolerance would pass it.
 LAYER_NORM_EPS = 1e-5
@@ -165,6 +165,18 @@ def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
             w = conv_weight(w)  # (C, 1, k) -> (C, k, 1)
         elif name.endswith("conv.pointwise.weight"):
             w = pointwise_weight(w)
+        out[name] = w
+    return out
+
+
+def to_upstream(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """`sanitize` undone."""
+    out = {}
+    for name, w in weights.items():
+        if name.endswith("conv.depthwise.weight"):
+            w = channels_first(w)  # (C, k, 1) -> (C, 1, k)
+        elif name.endswith("conv.pointwise.weight"):
+            w = w[..., None]
         out[name] = w
     return out
 

@@ -317,3 +317,21 @@ def sanitize(component: str, weights: dict[str, mx.array], config: MobileOConfig
         "diffusion_connector": mcp.sanitize,
         "dit": sana.sanitize,
     }[component](weights)
+
+
+def to_upstream(component: str, weights: dict[str, mx.array], config: MobileOConfig) -> dict[str, mx.array]:
+    """`sanitize` undone: our tensors of a component as upstream names and lays them out, without its prefix.
+
+    What `sanitize` drops is not there; see `fastvithd.unused`.
+    """
+    if component.startswith("vae_"):
+        return dc_ae.to_upstream(weights)
+    if component == "dit":
+        return sana.to_upstream(weights, config.dit.patch_size)
+    if component in ("llm", "lm_head"):
+        return weights
+    return {
+        "vision_tower": fastvithd.to_upstream,
+        "mm_projector": fastvithd.projector_to_upstream,
+        "diffusion_connector": mcp.to_upstream,
+    }[component](weights)

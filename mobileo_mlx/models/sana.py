@@ -26,7 +26,7 @@ import mlx.nn as nn
 from ..config import Config, Count, Epsilon, Range, Ratio, Width
 from ..ops.activations import softmax
 from ..ops.attention import biased_attention
-from ..ops.conv import conv_weight, pointwise_weight
+from ..ops.conv import channels_first, conv_weight, pointwise_weight
 from .layers import GLUMBConv, relu_linear_attention
 
 TIMESTEP_CHANNELS = 256
@@ -418,5 +418,19 @@ def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
             w = pointwise_weight(w)
         elif name.endswith("conv_depth.weight"):
             w = conv_weight(w)
+        out[name] = w
+    return out
+
+
+def to_upstream(weights: dict[str, mx.array], patch_size: int) -> dict[str, mx.array]:
+    """`sanitize` undone."""
+    out = {}
+    for name, w in weights.items():
+        if name == "patch_embed.proj.weight":
+            w = channels_first(w.reshape(w.shape[0], patch_size, patch_size, -1))  # (O, p p C) -> (O, C, p, p)
+        elif name.endswith(("conv_inverted.weight", "conv_point.weight")):
+            w = w[..., None, None]
+        elif name.endswith("conv_depth.weight"):
+            w = channels_first(w)
         out[name] = w
     return out

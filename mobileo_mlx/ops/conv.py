@@ -209,3 +209,8 @@ def conv_weight(weight: mx.array) -> mx.array:
 def pointwise_weight(weight: mx.array) -> mx.array:
     """The weight (O, I, 1[, 1]) of a 1x1 convolution to that of the equivalent linear layer, (O, I)."""
     return weight.reshape(weight.shape[0], -1)
+
+
+def channels_first(weight: mx.array) -> mx.array:
+    """A convolution's weight from MLX's (O, *kernel, I) to PyTorch's (O, I, *kernel): `conv_weight` undone."""
+    return mx.moveaxis(weight, -1, 1)
