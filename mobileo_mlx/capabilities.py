@@ -43,7 +43,7 @@ def _of(options: type) -> Mapping[str, Option]:
 
 
 def _describe(option: Option) -> dict[str, Any]:
-    kinds: dict[type | None, str] = {int: "integer", float: "number", str: "string", list: "array"}
+    kinds: dict[type | None, str] = {int: "integer", float: "number", str: "string", bool: "boolean", list: "array"}
     found: dict[str, Any] = {"name": option.name, "type": kinds[option.kind], "help": option.help}
     optional = {
         "default": option.default,

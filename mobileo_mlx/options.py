@@ -24,7 +24,9 @@ _KINDS: dict[type, tuple[type, str]] = {
     int: (numbers.Integral, "a whole number"),
     float: (numbers.Real, "a number"),
     str: (str, "a text"),
+    bool: (bool, "true or false"),
 }
+_FLAGS = {"true": True, "false": False}  # as JSON spells them
 _SHOWN = 60  # characters of a value in a message
 
 
@@ -54,7 +56,7 @@ class Option:
         default_help: what help shows for the default, where the value itself says too little.
         on_command: False for what has no text, or another form, on the command line.
         recorded: whether the settings of a task, its metadata and their replay hold the value.
-        name, kind: set by `declared`: the name, and int, float, str or list, or None for any other type.
+        name, kind: set by `declared`: the name, and int, float, str, bool or list, or None for any other type.
         several: set by `declared`: a sequence of such values is understood, too.
     """
 
@@ -86,6 +88,18 @@ class Option:
         """The types of the value in JSON."""
         return (int, float) if self.kind is float else () if self.kind is None else (self.kind,)
 
+    def of_text(self, text: str) -> Any:
+        """The value that a text stands for, not checked yet.
+
+        Raises:
+            ValueError: the text is malformed.
+        """
+        if self.kind is bool:
+            if text.lower() not in _FLAGS:
+                raise ValueError(f"{text!r} is neither true nor false")
+            return _FLAGS[text.lower()]
+        return (self.read or self.kind or str)(text)
+
     def parse(self, text: str) -> Any:
         """The value that a text stands for, not checked yet.
 
@@ -93,7 +107,7 @@ class Option:
             OptionError: the text is malformed.
         """
         try:
-            return (self.read or self.kind or str)(text)
+            return self.of_text(text)
         except ValueError:
             form = self.metavar or "a value"
             example = f", for example {self.example}" if self.example else ""
@@ -111,7 +125,7 @@ class Option:
         if self.kind is not None and typed:
             kind, kind_words = _KINDS[self.kind]
             # True is 1 to Python, but who writes it has mistaken the option.
-            if not isinstance(value, kind) or isinstance(value, bool):
+            if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
                 raise OptionError(f"{words} {shown(value)} is not possible; choose {kind_words}.")
         if self.choices and value not in self.choices:
             raise OptionError(f"there is no {words} {shown(value)}; there are {', '.join(self.choices)}.")
@@ -141,7 +155,7 @@ def declared(options: type) -> Mapping[str, Option]:
     for name, annotation in options.__annotations__.items():
         (option,) = annotation.__metadata__
         kinds = [kind for kind in get_args(annotation.__origin__) or (annotation.__origin__,) if kind is not type(None)]
-        plain = [kind for kind in kinds if kind in (int, float, str)]
+        plain = [kind for kind in kinds if kind in (int, float, str, bool)]
         several = any(get_origin(kind) is Sequence for kind in kinds)
         kind = plain[0] if plain else list if several else None
         found[name] = replace(option, name=name, kind=kind, several=bool(plain) and several)

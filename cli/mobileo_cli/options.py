@@ -232,6 +232,8 @@ def _parameter(name: str, annotation: Any, default: Any = None) -> inspect.Param
 def _annotation(option: Option) -> Any:
     kind: Any = list[int] if option.several else str if option.read else option.kind
     default = option.default_help or ("random" if option.several else option.default)
+    if kind is bool:
+        default = None  # a flag that is not given
     shown = "" if default is None else f" [default: {default}]"
     return Annotated[kind | None, typer.Option(option.flag, metavar=option.metavar, help=option.help + shown)]
 

@@ -15,7 +15,7 @@ from .settings import ServerSettings
 Schema = dict[str, Any]
 
 _MAX_SEED = 2**64 - 1
-_TYPES: dict[type | None, str] = {int: "integer", float: "number", str: "string", list: "array"}
+_TYPES: dict[type | None, str] = {int: "integer", float: "number", str: "string", bool: "boolean", list: "array"}
 _LARGEST: dict[type | None, float] = {int: 2**63 - 1, float: 3.4e38}  # of int64 and float32
 
 

@@ -83,7 +83,7 @@ def read_options(
 def _checked(option: Option, name: str, value: Any, texts: bool) -> Any:
     if isinstance(value, str) and (texts or option.read):
         with contextlib.suppress(ValueError):  # what can't be read is refused as what it is, a text
-            value = (option.read or option.kind or str)(value)
+            value = option.of_text(value)
     try:
         return option.checked(value)
     except OptionError as error:
