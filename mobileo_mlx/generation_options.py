@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Task = Literal["generate", "edit"]
 
+MAX_CANDIDATES = 100  # of one image
 MAX_SIDE = 4096  # of an image, in pixels; above it the decoder alone takes tens of gigabytes
 
 # Values of `GenerationOptions` by the name of a speed: what can be left out without drawing worse. For each of them
@@ -171,6 +172,27 @@ class GenerationOptions(TypedDict, total=False):
         ),
     ]
     preset: Annotated[str | None, Option("The old spelling of `speed`.", on_command=False, recorded=False)]
+    # Neither is recorded: what was kept has a seed of its own, with which it is drawn again at once.
+    best_of: Annotated[
+        int | None,
+        Option(
+            "Draw N candidates, ask the model itself about each, and keep the best.",
+            1,
+            metavar="N",
+            low=1,
+            high=MAX_CANDIDATES,
+            range=f"1 to {MAX_CANDIDATES}",
+            recorded=False,
+        ),
+    ]
+    until_pass: Annotated[
+        bool | None,
+        Option(
+            "With --best-of: draw candidates one after the other, and stop at the first that is as it should be.",
+            False,
+            recorded=False,
+        ),
+    ]
 
 
 class EditOptions(GenerationOptions, total=False):
@@ -319,9 +341,13 @@ def check_options(task: Task, prompt: str, options: Mapping[str, Any]) -> dict[s
             "a negative prompt needs guidance; choose a guidance scale above 1, or no negative prompt (a replay leaves "
             "out that of its image with --negative-prompt '')."
         )
+    if values["until_pass"] and values["best_of"] == 1:
+        raise OptionError("until pass stops among several candidates; give best of 2 or more, too.")
     if values["initial_latents"] is not None:
         if clashing := [name for name in ("seed", "width", "height") if name in given]:
             raise OptionError(f"initial latents stand for {', '.join(clashing)}; give only one of them.")
+        if values["best_of"] > 1:
+            raise OptionError("best of several needs several seeds; leave out the initial latents.")
         values["seed"] = []
     return values
 

@@ -6,29 +6,29 @@ components that it uses.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from .answering import stream_answer
+from .best_of.candidates import stream_best
+from .best_of.judge import Judgement, judge_images, require_judge
 from .chat import Chat
-from .checkpoints.adapters import notes_of, open_adapters, recorded
+from .checkpoints.adapters import notes_of, open_adapters
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.hub import DEFAULT_MODEL
-from .checkpoints.precision import dtypes_text, parse_dtypes
+from .checkpoints.precision import parse_dtypes
 from .checkpoints.quantize import resolve_bits
-from .conditioning import read_prompts, text_input, unconditional_input
 from .conversations import Conversation, Turn, read_conversation, stream_conversation
-from .diffusion import GenerationStep, denoise
+from .diffusion import GenerationStep
+from .drawing import Drawing, stream_drawing
 from .errors import OptionError, PromptError
 from .generation_options import AnswerSettings, EditOptions, GenerationOptions, GenerationSettings, Task, resolve
-from .images import ImageSource, cover_crop, from_array, load_image, load_images
-from .latents import decode_latents, encode_latents, noise, noised
+from .images import ImageSource, from_array, load_image, load_images
+from .latents import decode_latents
 from .models.qwen2 import empty_cache
-from .not_finite import check_finite, explained
 from .ops.finite import all_finite
 from .parts import Parts
 from .prompts import SYSTEM_PROMPT, ask_prompt, check_text, edit_prompt, encode_prompt, generate_prompt
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     from .generation_options import AnswerOptions
     from .models.mobileo import MobileOConfig
-    from .models.sana_cross_attention import TextInput
     from .tokenizer import Tokenizer
 
 
@@ -167,7 +166,7 @@ class MobileO:
             NotFiniteError: a network gives NaN or infinity; at the first step where it does.
         """
         settings = resolve(self.config, "generate", prompt, **options)
-        return self._draw(settings, None, options.get("initial_latents"))
+        return self._draw(settings, None, options)
 
     def edit(
         self,
@@ -201,7 +200,7 @@ class MobileO:
             PromptError, OptionError, CheckpointError, NotFiniteError: see `stream_generate`.
         """
         settings = resolve(self.config, "edit", instruction, **options)
-        return self._draw(settings, load_image(image), options.get("initial_latents"))
+        return self._draw(settings, load_image(image), options)
 
     def decode_latents(self, latents: mx.array) -> list[Image.Image]:
         """The images of scaled latents (B, h, w, latent_channels), such as `GenerationStep.denoised`.
@@ -214,6 +213,28 @@ class MobileO:
             raise OptionError("the latents have values that are not finite; give those of a step.")
         with self.parts.lock:
             return from_array(decode_latents(self.parts, latents))
+
+    # Judging
+
+    def judge(self, image: ImageSource, prompt: str, *, source: ImageSource | None = None) -> Judgement:
+        """What the model itself says about an image: whether it shows `prompt`.
+
+        It is asked questions that follow from the words, and their answers are read as probabilities.
+
+        Args:
+            image: as in `edit`.
+            prompt: what it is to show; with `source` an instruction.
+            source: the image before the edit.
+
+        Raises:
+            ImageError, PromptError, CheckpointError, NotFiniteError: see `ask`.
+        """
+        check_text(prompt, "prompt" if source is None else "instruction")
+        loaded = load_image(image)
+        before = None if source is None else load_image(source)
+        require_judge(self.parts)
+        with self.parts.lock:
+            return judge_images(self.parts, [loaded], prompt, source=before)[0]
 
     # Answering
 
@@ -299,96 +320,30 @@ class MobileO:
     # The phases of a drawing
 
     def _draw(
-        self, settings: GenerationSettings, image: Image.Image | None, initial_latents: mx.array | None
+        self, settings: GenerationSettings, image: Image.Image | None, options: Mapping[str, Any]
     ) -> Iterator[GenerationStep | GenerationResult]:
         """Checks the components and the length of the prompts now, and returns the generator that computes."""
+        best_of, latents = options.get("best_of") or 1, options.get("initial_latents")
         phases = ["condition", "denoise", "decode"]
         if image is not None:
             phases.append("vision")
         if settings.strength is not None:
             phases.append("encode")
         self.parts.require(*phases)
+        if best_of > 1:
+            require_judge(self.parts)
         ids = self._prompt_ids(settings.task, settings.prompt)
         negative = settings.negative_prompt
         negative_ids = None if negative is None else self._prompt_ids(settings.task, negative)
-        if initial_latents is not None:
-            mx.eval(initial_latents)  # here: the first step may be computed in another thread
-            if not all_finite(initial_latents).item():
+        if latents is not None:
+            mx.eval(latents)  # here: the first step may be computed in another thread
+            if not all_finite(latents).item():
                 raise OptionError("initial latents have values that are not finite; give noise.")
-        return self.parts.in_turns(self._steps(settings, ids, negative_ids, image, initial_latents))
-
-    def _steps(
-        self,
-        settings: GenerationSettings,
-        ids: list[int],
-        negative_ids: list[int] | None,
-        image: Image.Image | None,
-        latents: mx.array | None,
-    ) -> Generator[GenerationStep | GenerationResult, None, None]:
-        parts, config = self.parts, self.config
-        mx.reset_peak_memory()
-        begin = time.perf_counter()
-        scheduler, start = settings.schedule
-        width, height = settings.width, settings.height
-        if latents is None:
-            latents = mx.concatenate([noise(config, seed, width, height) for seed in settings.seeds])
-        if image is not None and settings.strength is not None:
-            parts.enter("encode")
-            source = encode_latents(parts, cover_crop(image, width, height))
-            latents = noised(source, latents, float(scheduler.sigmas[start]))
-        mx.eval(latents)
-        text, unconditional = self._texts(settings, ids, negative_ids, image)
-        parts.enter("denoise")
-        encoded = time.perf_counter()
-        steps = denoise(
-            parts.dit if parts.keep_loaded else parts.pop_dit(),
-            scheduler,
-            latents,
-            text,
-            unconditional=unconditional,
-            guidance_scale=settings.guidance_scale,
-            guidance_interval=settings.guidance_interval,
-            start=start,
-            donate=not parts.keep_loaded,
-        )
-        for step in explained(parts, steps):
-            latents = step.latents
-            yield step
-        denoised = time.perf_counter()
-        parts.enter("decode")
-        images = self.decode_latents(latents)
-        timings = {
-            "encode": encoded - begin,
-            "denoise": denoised - encoded,
-            "decode": time.perf_counter() - denoised,
-        }
-        yield GenerationResult(
-            **vars(settings),
-            model=self.checkpoint.location,
-            images=images,
-            latents=latents,
-            timings=timings,
-            peak_memory=mx.get_peak_memory(),
-            cache_memory=mx.get_cache_memory(),
-            **recorded(parts.adapters),
-            dtype=dtypes_text(parts.dtypes),
-            quantize=dict(parts.bits) or None,
-        )
-
-    def _texts(
-        self, settings: GenerationSettings, ids: list[int], negative_ids: list[int] | None, image: Image.Image | None
-    ) -> tuple[TextInput, TextInput | None]:
-        """What the DiT reads, evaluated: of the prompt, and with guidance of the negative prompt or of none."""
-        prompts = [ids] if negative_ids is None else [ids, negative_ids]
-        states, *negative = read_prompts(self.parts, prompts, [] if image is None else [image])
-        text, unconditional = text_input(self.parts, states), None
-        if negative:
-            unconditional = text_input(self.parts, negative[0])
-        elif settings.guidance_scale != 1:
-            unconditional = unconditional_input(self.parts, states)
-        evaluated = [text.states] if unconditional is None else [text.states, unconditional.states]
-        check_finite(self.parts, "diffusion_connector", *evaluated)
-        return text, unconditional
+        drawing = Drawing(settings, ids, negative_ids, image)
+        if best_of > 1:
+            until_pass = bool(options.get("until_pass"))
+            return self.parts.in_turns(stream_best(self.parts, drawing, best_of, until_pass=until_pass))
+        return self.parts.in_turns(stream_drawing(self.parts, drawing, latents))
 
     def _prompt_ids(self, task: str, text: str) -> list[int]:
         template = edit_prompt if task == "edit" else generate_prompt

@@ -47,6 +47,8 @@ class GenerationResult(GenerationSettings):
         adapter_scale: how strongly it changed the model; a list where there were several.
         dtype: that was asked for, as `checkpoints.precision.parse_dtypes` reads it; None where the default was.
         quantize: the bits that were asked for, by component; None where the model was taken as it is stored.
+        best_of: of each image its candidates and what the model said of it, as JSON can hold it; empty where there was
+            one candidate. See `mobileo_mlx.best_of.candidates`.
     """
 
     model: str
@@ -59,6 +61,7 @@ class GenerationResult(GenerationSettings):
     dtype: str | None = None
     quantize: dict[str, int] | None = None
     cache_memory: int = 0
+    best_of: tuple[dict[str, Any], ...] = ()
 
     def metadata(self, index: int = 0) -> dict[str, Any]:
         """Everything that makes image `index` again, as JSON can hold it."""
@@ -72,6 +75,7 @@ class GenerationResult(GenerationSettings):
             "prompt": self.prompt,
             **self.options,
             "seed": self.seeds[index] if self.seeds else None,
+            **({"best_of": self.best_of[index]} if self.best_of else {}),
         }
 
 

@@ -225,10 +225,22 @@ def run(job: Job, model: MobileO, start: Callable[[int], Stream]) -> Iterator[tu
         total = printing.seconds(sum(result.timings.values()))
         printing.note(f"{label}: {result.width}x{result.height}, {result.steps} steps, {total}")
         if job.verbose:
+            for record in result.best_of:
+                _note_scores(record, result.seeds[0])
             printing.details(result.timings, result.peak_memory, result.cache_memory)
         yield path, result
         if previews is not None:
             previews.finish()
+
+
+def _note_scores(record: dict[str, Any], kept: int) -> None:
+    """What the model said about the candidates of an image, and about the one that was kept."""
+    for one in record["candidates"]:
+        verdict = "passes" if one["passes"] else "does not pass"
+        printing.note(f"candidate {one['seed']}: score {one['score']:.4f}, {verdict}{', kept' * (one['seed'] == kept)}")
+    for check in record["checks"]:
+        said = "" if check["answer"] == check["expected"] else f", instead of {check['expected']}"
+        printing.note(f"  {check['question']} {check['answer']}{said} ({check['probability']:.0%} {check['expected']})")
 
 
 def _follow(stream: Stream, label: str, previews: Previews | None) -> GenerationResult:

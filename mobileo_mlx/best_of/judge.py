@@ -1,0 +1,231 @@
+"""What the model itself says about an image: answers read as probabilities, and made one score.
+
+The tower runs once for each image, the beginning of the conversation is read once, and all questions follow it in one
+batch. Nothing is sampled: the probability of an answer is that of its first token, among those of the other answers
+(as VQAScore does it for "yes": Lin et al., arXiv 2404.01291).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..conditioning import embed_prompts, read_images
+from ..decoding import decode, prefill
+from ..errors import CheckpointError
+from ..models.qwen2 import KVCache
+from ..not_finite import check_finite, explained
+from ..prompts import IMAGE_TOKEN_INDEX, ask_prompt, encode_prompt
+from ..tokenizer import IM_END
+from .checks import DESCRIBE, Check, change_checks, content_checks, prompt_checks, result_check
+from .phrases import COLOURS, NUMBERS, changed, read_instruction, read_text
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..parts import Parts
+    from ..tokenizer import Tokenizer
+
+_DESCRIPTION = 64  # tokens at most
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A check, and what the model said.
+
+    Attributes:
+        check: the question.
+        answer: the likeliest of its answers.
+        probability: of the expected one, among all of them.
+    """
+
+    check: Check
+    answer: str
+    probability: float
+
+    @property
+    def right(self) -> bool:
+        return self.answer == self.check.expected
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the model says about an image.
+
+    Attributes:
+        score: 0 to 1.
+        passes: whether all checks were answered as expected.
+        checks: the questions with their answers.
+    """
+
+    score: float
+    passes: bool
+    checks: tuple[Answered, ...]
+
+    def metadata(self) -> list[dict[str, Any]]:
+        """The checks as JSON can hold them."""
+        return [
+            {
+                "question": one.check.question,
+                "expected": one.check.expected,
+                "answer": one.answer,
+                "probability": round(one.probability, 4),
+            }
+            for one in self.checks
+        ]
+
+
+def require_judge(parts: Parts) -> None:
+    """Checks that the model can be asked about images.
+
+    Raises:
+        CheckpointError: it has no vision tower or no language model's head.
+    """
+    try:
+        parts.require("vision", "answer")
+    except CheckpointError as error:
+        raise CheckpointError(f"this model can't judge its own images, which best-of does: {error}") from error
+
+
+class Judge:
+    """Asks the same questions about several images.
+
+    Args:
+        parts: the networks.
+        prompt: what the images are to show; with `source` the instruction that they follow.
+        source: the image before the edit. The questions depend on it, so it is read with the first images.
+    """
+
+    def __init__(self, parts: Parts, prompt: str, *, source: Image.Image | None = None):
+        self._parts, self._prompt, self._source = parts, prompt, source
+        self._checks: list[Check] | None = None if source is not None else prompt_checks(prompt)
+
+    def of(self, images: Sequence[Image.Image]) -> list[Judgement]:
+        """What the model says about each image.
+
+        Raises:
+            NotFiniteError: the features of an image, or the logits, have NaN or infinity among them.
+        """
+        # All images together, so that the tower's weights are read once.
+        source = [] if self._checks is not None or self._source is None else [self._source]
+        features = read_images(self._parts, [*source, *images])
+        self._parts.enter("answer")
+        if self._checks is None and self._source is not None:
+            self._checks = edit_checks(self._parts, self._prompt, self._source, features[0])
+        assert self._checks is not None
+        return [judgement(answers(self._parts, one, self._checks)) for one in features[len(source) :]]
+
+
+def judge_images(
+    parts: Parts, images: Sequence[Image.Image], prompt: str, *, source: Image.Image | None = None
+) -> list[Judgement]:
+    """Whether each image shows what a prompt says; takes what `Judge` takes."""
+    return Judge(parts, prompt, source=source).of(images)
+
+
+def judgement(answers: Sequence[Answered]) -> Judgement:
+    """One score of many answers: the probability that all of them are right, were they independent."""
+    counted = [one for one in answers if one.check.kind != "whole"] or list(answers)
+    score = math.prod(one.probability for one in counted)
+    return Judgement(score, all(one.right for one in counted), tuple(answers))
+
+
+def answers(parts: Parts, features: mx.array, checks: Sequence[Check]) -> list[Answered]:
+    """The answers to all checks about one image, of which there are the features; the phase is "answer"."""
+    rows = first_logits(parts, features, [check.question for check in checks])
+    return [_answered(parts.tokenizer, check, row) for check, row in zip(checks, rows, strict=True)]
+
+
+def edit_checks(parts: Parts, instruction: str, source: Image.Image, features: mx.array) -> list[Check]:
+    """The questions about an edited image: what the instruction says, and what should have stayed.
+
+    What stays is known from the model's own description of the source, where that is understood. Else questions about
+    the source have to be answered in the same way afterwards.
+
+    Args:
+        parts: the networks; the phase is "answer".
+        instruction: of the edit.
+        source: the image before it.
+        features: of the source, (image_tokens, hidden_size).
+    """
+    change = read_instruction(instruction)
+    if change is None:
+        return [result_check(instruction)]
+    content = read_text(_description(parts, features))
+    after = None if content is None else changed(content, change)
+    found = change_checks(change)
+    if after is not None:
+        found += content_checks(after)
+    else:
+        kept = [Check("what color is the background?", COLOURS[0], COLOURS, "kept")] if not change.background else []
+        if change.kind not in ("add", "remove"):
+            kept.append(Check("how many objects are there?", NUMBERS[0], NUMBERS, "kept"))
+        before = answers(parts, features, kept) if kept else []
+        found += [replace(check, expected=one.answer) for check, one in zip(kept, before, strict=True)]
+    return list({check.question: check for check in found}.values())
+
+
+def _description(parts: Parts, features: mx.array) -> str:
+    """What the model says when it is asked to describe an image."""
+    llm, lm_head, tokenizer = parts.llm, parts.lm_head, parts.tokenizer
+    ids = encode_prompt(tokenizer, ask_prompt(DESCRIBE))
+    end = tokenizer.token_id(IM_END)
+    ends = {*parts.config.eos_token_ids, *([] if end is None else [end])}
+    embeds = embed_prompts(llm.embed_tokens, [ids], [features]).inputs_embeds
+    tokens = decode(llm, lm_head, embeds, llm.make_cache(), max_tokens=_DESCRIPTION, eos_token_ids=tuple(ends))
+    return tokenizer.decode([one.token for one in explained(parts, tokens) if one.token not in ends])
+
+
+def first_logits(parts: Parts, features: mx.array, questions: Sequence[str]) -> np.ndarray:
+    """The logits of the first token of the answer to each question about one image, (Q, vocab_size) float32.
+
+    Args:
+        parts: the networks; the phase is "answer".
+        features: of the image, (image_tokens, hidden_size).
+        questions: one or more.
+    """
+    prompts = [encode_prompt(parts.tokenizer, ask_prompt(question)) for question in questions]
+    split = prompts[0].index(IMAGE_TOKEN_INDEX) + 1
+    lm_head, llm = parts.lm_head, parts.llm
+    cache = llm.make_cache()
+    prefill(llm, embed_prompts(llm.embed_tokens, [prompts[0][:split]], [features]).inputs_embeds, cache)
+    rows = len(questions)
+    shared = [
+        KVCache.holding(*(mx.broadcast_to(array, (rows, *array.shape[1:])) for array in layer.state)) for layer in cache
+    ]
+    # Rows end at different places. What follows a row's end is padding that it does not look at.
+    inputs = embed_prompts(llm.embed_tokens, [ids[split:] for ids in prompts])
+    (states,) = llm.hidden_states(inputs.inputs_embeds, 1, cache=shared)  # (Q, T, hidden_size)
+    ends = mx.array([len(ids) - split - 1 for ids in prompts])
+    last = states[mx.arange(rows), ends][:, None]
+    logits = lm_head(last)[:, 0].astype(mx.float32)
+    check_finite(parts, "llm", last)
+    check_finite(parts, "lm_head", logits)
+    return np.array(logits)
+
+
+def _answered(tokenizer: Tokenizer, check: Check, logits: np.ndarray) -> Answered:
+    expected = _first_tokens(tokenizer, check.expected)
+    # What begins with the token of the expected answer can't be told from it.
+    tokens = {check.expected: expected}
+    tokens |= {
+        answer: others
+        for answer in check.answers
+        if answer != check.expected and not (others := _first_tokens(tokenizer, answer)) & expected
+    }
+    sums = {answer: np.logaddexp.reduce(logits[sorted(some)]) for answer, some in tokens.items()}
+    total = np.logaddexp.reduce(list(sums.values()))
+    return Answered(check, max(sums, key=sums.__getitem__), float(np.exp(sums[check.expected] - total)))
+
+
+def _first_tokens(tokenizer: Tokenizer, answer: str) -> set[int]:
+    """The tokens with which an answer may begin: in small letters or not, and a number also as a digit."""
+    forms = [answer, answer.capitalize()]
+    if answer in NUMBERS[:9]:  # "10" begins with the "1" of one
+        forms.append(str(NUMBERS.index(answer) + 1))
+    return {tokenizer.encode(form)[0] for form in forms}
