@@ -272,11 +272,7 @@ def changed(content: Content, change: Change) -> Content | None:
         return replace(content, background=change.background)
     if change.kind == "add":
         assert change.new is not None
-        return replace(
-            content,
-            things=(*content.things, change.new),
-            relation=None if len(content.things) != 1 else content.relation,
-        )
+        return replace(content, things=(*content.things, change.new), relation=None)
     assert change.old is not None
     same = [i for i, thing in enumerate(content.things) if thing.noun == change.old.noun and thing.count == 1]
     if len(same) != 1:
