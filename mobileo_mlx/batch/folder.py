@@ -219,8 +219,12 @@ class Folder:
         return self._files[shard]
 
 
-def make_folder(path: str | Path) -> Path:
+def make_folder(path: str | Path, *, manifest: str = MANIFEST) -> Path:
     """The output folder, which is made where it is missing.
+
+    Args:
+        path: of the folder.
+        manifest: the name of the file that a run which goes on has left there, and which is written first.
 
     Returns:
         its path from the root of the file system.
@@ -240,7 +244,7 @@ def make_folder(path: str | Path) -> Path:
         raise OutputError(f"'{path}' can't be made: there is no folder '{target.parent}'; make it first.") from error
     except OSError as error:
         raise OutputError(f"'{path}' can't be written ({error.strerror}); choose another folder.") from error
-    if others and not is_file(target / MANIFEST, error=OutputError):  # asked last: it is written before all others
+    if others and not is_file(target / manifest, error=OutputError):  # asked last: it is written before all others
         raise OutputError(f"'{path}' holds other things ('{sorted(others)[0]}'); name a new folder.")
     if not os.access(target, os.W_OK | os.X_OK):
         raise OutputError(f"'{path}' is not writable; choose another folder.")

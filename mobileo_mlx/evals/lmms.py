@@ -93,11 +93,13 @@ class MobileOModel(lmms):
         """
         from tqdm import tqdm
 
-        for request in tqdm(requests, desc=NAME):
-            context, generation_kwargs, doc_to_visual, doc_id, task, split = request.args
-            visuals = doc_to_visual(self.task_dict[task][split][doc_id])
-            # Each sampled question has a seed of its own; nothing is sampled at temperature 0.
-            yield self.model.ask(visuals[:1], context, seed=int(doc_id), **answer_options(generation_kwargs)).text
+        with tqdm(total=len(requests), desc=NAME) as bar:
+            for request in requests:
+                context, generation_kwargs, doc_to_visual, doc_id, task, split = request.args
+                images = doc_to_visual(self.task_dict[task][split][doc_id])[:1]
+                answer = self.model.ask(images, context, **answer_options(generation_kwargs, int(doc_id)))
+                bar.update()  # before the last one is taken: nobody asks for one more
+                yield answer.text
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """None of the paper's benchmarks asks for it.
@@ -116,17 +118,22 @@ class MobileOModel(lmms):
         raise NotImplementedError("mobileo_mlx answers single questions; choose a task with one round.")
 
 
-def answer_options(generation_kwargs: dict[str, Any]) -> AnswerOptions:
+def answer_options(generation_kwargs: dict[str, Any], seed: int) -> AnswerOptions:
     """The options of `MobileO.ask` that a task's `generation_kwargs` stand for.
 
     `do_sample`, `num_beams`, `until` and `image_aspect_ratio` stand for nothing, as in the original's runner: sampling
     follows the temperature alone.
+
+    Args:
+        generation_kwargs: of the task.
+        seed: of the sampling, where there is any: each question has its own.
     """
     known = {name: generation_kwargs.get(name) for name in ("max_new_tokens", "temperature", "top_p")}
     return {
         "max_tokens": MAX_TOKENS if known["max_new_tokens"] is None else int(known["max_new_tokens"]),
         "temperature": known["temperature"] or 0.0,
         "top_p": known["top_p"] or 1.0,  # a task may say 0 where nothing is sampled
+        "seed": seed,
     }
 
 
