@@ -23,12 +23,14 @@ from . import options, printing
 
 if TYPE_CHECKING:
     from mobileo_mlx.batch.engine import Engine, Setup
-    from mobileo_mlx.batch.jobs import Jobs
+    from mobileo_mlx.batch.jobs import BadLine, Jobs
     from mobileo_mlx.batch.runner import Progress, Run
     from mobileo_mlx.batch.tasks import Common
     from mobileo_mlx.options import Option
 
 JOBS = ".jobs.jsonl"  # in the output folder: the lines that a command has made
+
+Refuse = Callable[[Path, "Iterable[BadLine]"], None]
 
 _SHOWN = 20  # bad lines that are named
 
@@ -152,31 +154,7 @@ def run_file(
     Raises:
         MobileOError: the run can't begin, or can't go on; no line is to blame.
     """
-    from mobileo_mlx.atomic import check_output
-    from mobileo_mlx.batch.engine import Setup
-    from mobileo_mlx.batch.folder import Folder, make_folder
-    from mobileo_mlx.batch.runner import Run
-    from mobileo_mlx.batch.tasks import Common
-
-    loading = options.loading(given)
-    target = make_folder(out)
-    check_output(target / f"picture{suffix}", overwrite=True)
-    try:
-        engine, config = _engine(Setup(target, loading, suffix), given)
-        common = Common(images or path.parent, chosen, suffix, engine.identity(), config)
-        opened = _checked(path, target, common, skip=skip)
-        run = Run(opened, Folder(target), retry_failed=bool(given.get("retry_failed")))
-        if not run.locks:
-            printing.note(f"note: the file system of '{target}' has no locks: several runs in it may do a line twice.")
-        for sentence in getattr(engine, "notes", ()):
-            printing.note(f"note: {sentence}.")
-    except BaseException:
-        with suppress(OSError):
-            target.rmdir()  # where nothing is in it
-        raise
-    begin = time.monotonic()
-    progress = _follow(run, engine, label)
-    return Finished(target, progress, time.monotonic() - begin)
+    return _run(path, out, given, chosen, suffix, None if skip else _refuse_all, images or path.parent, label)
 
 
 def run_lines(
@@ -222,7 +200,7 @@ def run_lines(
     try:
         with atomic_write(path, overwrite=True) as temporary:
             temporary.write_bytes(text)
-        return run_file(path, target, given, chosen, suffix=suffix, images=images or target, label=label)
+        return _run(path, target, given, chosen, suffix, _refuse_first, images or target, label)
     finally:
         if is_file(target / MANIFEST, error=OptionError):
             at_end()
@@ -230,6 +208,43 @@ def run_lines(
             with suppress(OSError):
                 path.unlink()
                 target.rmdir()
+
+
+def _run(
+    path: Path,
+    out: Path,
+    given: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+    suffix: str,
+    refuse: Refuse | None,
+    images: Path,
+    label: str,
+) -> Finished:
+    from mobileo_mlx.atomic import check_output
+    from mobileo_mlx.batch.engine import Setup
+    from mobileo_mlx.batch.folder import Folder, make_folder
+    from mobileo_mlx.batch.runner import Run
+    from mobileo_mlx.batch.tasks import Common
+
+    loading = options.loading(given)
+    target = make_folder(out)
+    check_output(target / f"picture{suffix}", overwrite=True)
+    try:
+        engine, config = _engine(Setup(target, loading, suffix), given)
+        common = Common(images, chosen, suffix, engine.identity(), config)
+        opened = _checked(path, target, common, refuse)
+        run = Run(opened, Folder(target), retry_failed=bool(given.get("retry_failed")))
+        if not run.locks:
+            printing.note(f"note: the file system of '{target}' has no locks: several runs in it may do a line twice.")
+        for sentence in getattr(engine, "notes", ()):
+            printing.note(f"note: {sentence}.")
+    except BaseException:
+        with suppress(OSError):
+            target.rmdir()  # where nothing is in it
+        raise
+    begin = time.monotonic()
+    progress = _follow(run, engine, label)
+    return Finished(target, progress, time.monotonic() - begin)
 
 
 def _engine(setup: Setup, given: Mapping[str, Any]) -> tuple[Engine, Any]:
@@ -262,33 +277,55 @@ def _engine(setup: Setup, given: Mapping[str, Any]) -> tuple[Engine, Any]:
     return Local(model, setup), model.config
 
 
-def _checked(path: Path, target: Path, common: Common, *, skip: bool) -> Jobs:
-    """The jobs file, all of whose lines are good; or bad ones have been named.
+def _checked(path: Path, target: Path, common: Common, refuse: Refuse | None) -> Jobs:
+    """The jobs file, all of whose lines are good; or bad ones have been named, where `refuse` is None.
 
     Raises:
         OptionError: there are bad lines, and they are not to be skipped.
     """
     from mobileo_mlx.batch.folder import check_manifest
     from mobileo_mlx.batch.jobs import keep_index, open_jobs
-    from mobileo_mlx.errors import OptionError
 
     jobs, known = open_jobs(path, target, common)
     if known:
         check_manifest(target, common)
         return jobs
-    bad = 0
     with printing.Progress("checking the lines"):
-        for problem in jobs.check():
-            bad += 1
-            if bad <= _SHOWN:
-                printing.note(f"'{path}', line {problem.line} {problem.problem}")
-    if bad and not skip:
-        first = f", of which the first {_SHOWN} are named" if bad > _SHOWN else ""
-        lines, them = ("1 bad line", "it") if bad == 1 else (f"{bad} bad lines{first}", "them")
-        raise OptionError(f"'{path}' has {lines}; correct {them}, or leave {them} out with --skip-bad-lines.")
+        problems = jobs.check()
+        if refuse is not None:
+            refuse(path, problems)
+        bad = _name(path, problems)
     check_manifest(target, common)
     keep_index(jobs, target, good=not bad)
     return jobs
+
+
+def _name(path: Path, problems: Iterable[BadLine]) -> int:
+    """Says what is wrong with the first lines, and returns with how many something is."""
+    bad = 0
+    for problem in problems:
+        bad += 1
+        if bad <= _SHOWN:
+            printing.note(f"'{path}', line {problem.line} {problem.problem}")
+    return bad
+
+
+def _refuse_all(path: Path, problems: Iterable[BadLine]) -> None:
+    """Ends a run of a user's file that has bad lines, when they are named."""
+    from mobileo_mlx.errors import OptionError
+
+    if bad := _name(path, problems):
+        first = f", of which the first {_SHOWN} are named" if bad > _SHOWN else ""
+        lines, them = ("1 bad line", "it") if bad == 1 else (f"{bad} bad lines{first}", "them")
+        raise OptionError(f"'{path}' has {lines}; correct {them}, or leave {them} out with --skip-bad-lines.")
+
+
+def _refuse_first(path: Path, problems: Iterable[BadLine]) -> None:
+    """Ends a run of a command's own lines, which mostly have one and the same fault, that of an option."""
+    from mobileo_mlx.errors import OptionError
+
+    for problem in problems:
+        raise OptionError(f"task '{problem.id}' {problem.problem}.")
 
 
 def _follow(run: Run, engine: Engine, label: str) -> Progress:

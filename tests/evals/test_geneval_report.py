@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,14 @@ def test_the_official_prompts_are_known() -> None:
 
 def test_the_papers_overall_is_the_mean_of_its_tasks() -> None:
     assert round(sum(PAPER[tag] for tag in TAGS) / 6, 2) == PAPER["overall"] == 0.74
+
+
+def test_what_the_page_says_about_chance() -> None:
+    """±1.7 points where the four pictures of a prompt have nothing in common, ±3.3 where they are the same."""
+    counts = Counter(prompt["tag"] for prompt in read_prompts())
+    for samples, points in ((4, 1.7), (1, 3.3)):
+        variance = sum(PAPER[tag] * (1 - PAPER[tag]) / (samples * counts[tag]) for tag in TAGS) / 36
+        assert round(196 * variance**0.5, 1) == points
 
 
 def test_pictures_that_are_alike_count_as_one() -> None:
