@@ -215,6 +215,7 @@ ASK_THEMSELVES = {
     "mobileo_mlx.mlx_library": "files that pip installed",
     "mobileo_mlx.doctor.machine": "what the system says about itself",
     "mobileo_mlx.doctor.goldens": "a bundled file",
+    "mobileo_mlx.datasets.review": "bundled files",
     "mobileo_mlx.serving.picture_stores": "a folder of its own, inside of what turns OSErrors into a sentence",
     "mobileo_mlx.training.run_state": "a folder that this run holds the lock of; and JSON of its own",
     "mobileo_mlx.checkpoints.hub_adapters": "files that were just downloaded",

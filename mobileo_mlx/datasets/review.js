@@ -48,7 +48,7 @@
       const image = make("img");
       image.src = "data:image/jpeg;base64," + thumbnail;
       image.alt = one.thumbnails.length > 1 ? ["before", "after"][i] : one.prompt;
-      pictures.append(image);
+      pictures.append(...(i ? ["→"] : []), image);
     });
     const tick = make("input");
     tick.type = "checkbox";
