@@ -148,7 +148,7 @@ class Build:
         if self.options.duplicates != "keep":
             near = self.options.near if self.options.duplicates == "near" else None
             repeated = duplicates.find_duplicates(self._drafts, self.pictures, near)
-            for number, (first, how) in repeated.items():
+            for number, (first, how) in sorted(repeated.items()):
                 what = "has the pixels of" if how == "exact" else "looks nearly as"
                 self._leave_out(
                     f"{how} duplicate", self._drafts[number].picture, f"{what} '{self._drafts[first].picture}'"

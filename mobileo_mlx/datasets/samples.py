@@ -85,7 +85,7 @@ def is_too_long(sample: Sample, folder: Path, beside: Path) -> bool:
 def write_samples(
     samples: Sequence[Sample], out: Path, folder: Path, *, split: bool, overwrite: bool
 ) -> dict[Path, int]:
-    """Writes the lines of all samples; both files are there whole, or neither is.
+    """Writes the lines of all samples. Each file is there whole or not at all, that to train on only with the other one.
 
     Args:
         samples: in order.
