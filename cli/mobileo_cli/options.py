@@ -51,6 +51,15 @@ Precision = Annotated[
     ),
 ]
 Preset = Annotated[str | None, typer.Option("--preset", metavar="NAME", hidden=True)]
+Adapter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="ADAPTER",
+        help="Apply an adapter of finetune, the PEFT library or mlx-lm: a folder, or a repository on the hub. May "
+        "be given several times.",
+    ),
+]
 AdapterScale = Annotated[
     list[float] | None,
     typer.Option(
@@ -93,15 +102,7 @@ class Loading(TypedDict, total=False):
     quantize: Quantize
     precision: Precision
     preset: Preset
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--adapter",
-            metavar="ADAPTER",
-            help="Apply an adapter of finetune, the PEFT library or mlx-lm: a folder, or a repository on the hub. May "
-            "be given several times.",
-        ),
-    ]
+    adapter: Adapter
     adapter_scale: AdapterScale
 
 
