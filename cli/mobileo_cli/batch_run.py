@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from mobileo_mlx.batch.tasks import Common
     from mobileo_mlx.options import Option
 
-JOBS = ".jobs.jsonl"  # in the output folder: the lines that a command has made
-
 Refuse = Callable[[Path, "Iterable[BadLine]"], None]
 
 _SHOWN = 20  # bad lines that are named
@@ -184,11 +182,12 @@ def run_lines(
     """
     from mobileo_mlx.atomic import atomic_write
     from mobileo_mlx.batch.folder import MANIFEST, make_folder
+    from mobileo_mlx.batch.jobs import MADE
     from mobileo_mlx.errors import OptionError
     from mobileo_mlx.files import is_file, open_input
 
     target = make_folder(out)
-    path = target / JOBS
+    path = target / MADE
     text = "".join(json.dumps(line) + "\n" for line in lines).encode()
     begun = is_file(target / MANIFEST, error=OptionError)
     if begun and is_file(path, error=OptionError):

@@ -52,11 +52,12 @@ def geneval(
     chosen = batch_run.chosen_options(given, "generate", size=size)
     total = len(chosen_prompts) * samples
     folder = geneval_folder.make_folder(out)
-    printing.note(f"{len(chosen_prompts)} prompts, {samples} pictures each: {total} in '{out}'")
+    printing.note(f"{_count(len(chosen_prompts), 'prompt')}, {_count(samples, 'picture')} each: {total} in '{out}'")
     lines = geneval_folder.job_lines(chosen_prompts, samples=samples, seed=seed)
 
     def arrange() -> None:
-        geneval_folder.arrange(folder, chosen_prompts, samples=samples)
+        with printing.Progress("giving the pictures their names"):
+            geneval_folder.arrange(folder, chosen_prompts, samples=samples)
 
     try:
         work = folder / geneval_folder.WORK
@@ -78,8 +79,12 @@ def _say_what_is_drawn(out: Path, run: batch_run.Finished, prompts: int, *, as_j
         return
     failed = f", {run.progress.failed} failed (see {run.folder / 'failed.jsonl'})" if run.progress.failed else ""
     now = f", {run.progress.computed} of them now in {printing.seconds(run.seconds)}" if run.progress.computed else ""
-    printing.out(f"{out}: {there} pictures of {prompts} prompts{failed}{now}")
+    printing.out(f"{out}: {_count(there, 'picture')} of {_count(prompts, 'prompt')}{failed}{now}")
     printing.out(f"next: mobileo-mlx eval geneval-score {out}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def score(

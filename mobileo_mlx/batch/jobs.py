@@ -24,6 +24,7 @@ from .tasks import SHARD, Common, LineError, Task, file_name, name_of, read_task
 
 CHUNK = 20  # lines that are claimed, and given to an engine, at once; a divisor of `SHARD`
 MAX_LINE = 2**20  # bytes
+MADE = ".jobs.jsonl"  # in an output folder: tasks that a command has made itself
 
 _INDEX = "index.json"
 _UNPACKED = "jobs.jsonl"

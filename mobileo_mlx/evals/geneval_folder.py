@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import add_name, atomic_write, output_error
+from ..batch.jobs import MADE
 from ..batch.tasks import picture_path
 from ..errors import OutputError, PromptError
-from ..files import JSONError, expand, is_file, is_folder, kind_of, parse_json, read_bytes
+from ..files import JSONError, expand, is_file, is_folder, kind_of, open_input, parse_json, read_bytes
 from ..image_settings import save_png
 from ..images import contact_sheet, load_image
 from .geneval_prompts import Metadata, check_metadata, text_of
@@ -114,8 +115,8 @@ class Pictures:
 
     Attributes:
         prompts: in the order of their numbers.
-        missing: paths of pictures that are not there: every prompt has as many as the one with the most. The number of
-            a prompt without a folder, where there are later ones, stands for all of its pictures.
+        missing: paths of pictures that are not there, but belong to the run. Where another program has drawn, every
+            prompt has as many as the one with the most, and the number of one without a folder stands for all of its.
     """
 
     prompts: tuple[Prompt, ...]
@@ -144,18 +145,33 @@ def read_folder(path: str | Path) -> Pictures:
     )
     if not any(prompt.pictures for prompt in prompts):
         raise PromptError(f"'{path}' holds no pictures of GenEval, such as 00000/samples/00000.png; name their folder.")
+    there = {f"{prompt.path.name}/samples/{picture.name}" for prompt in prompts for picture in prompt.pictures}
+    expected = _lines(Path(path, WORK, MADE)) or _as_many_each(prompts)
+    return Pictures(prompts, tuple(name for name in expected if name not in there))
+
+
+def _lines(path: Path) -> list[str]:
+    """The pictures that a run of ours draws; none where another program has drawn."""
+    if not is_file(path, error=PromptError):
+        return []
+    try:
+        with open_input(path, error=PromptError) as file:
+            names = [parse_json(line)["id"].split("-") for line in file]
+    except (JSONError, LookupError, TypeError, AttributeError):  # somebody's own file
+        return []
+    return [f"{number}/samples/{sample}.png" for number, sample in names]
+
+
+def _as_many_each(prompts: Sequence[Prompt]) -> Iterator[str]:
+    """The pictures of a folder of which every prompt has as many as the one with the most."""
     most = max(len(prompt.pictures) for prompt in prompts)
     width = len(next(prompt for prompt in prompts if prompt.pictures).pictures[0].stem)
-    missing = []
-    known = {int(prompt.path.name): prompt for prompt in prompts}
+    known = {int(prompt.path.name): prompt.path.name for prompt in prompts}
     for number in range(max(known) + 1):
-        if number not in known:
-            missing.append(f"{number:05}")
-            continue
-        there = {picture.name for picture in known[number].pictures}
-        names = (f"{sample:0{width}}.png" for sample in range(most))
-        missing += [f"{known[number].path.name}/samples/{name}" for name in names if name not in there]
-    return Pictures(prompts, tuple(missing))
+        if number in known:
+            yield from (f"{known[number]}/samples/{sample:0{width}}.png" for sample in range(most))
+        else:
+            yield f"{number:05}"
 
 
 def _read_prompt(path: Path) -> Prompt:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mobileo_cli import batch_run
 
+from mobileo_mlx.batch.jobs import MADE
 from mobileo_mlx.errors import CheckpointError, OptionError
 
 from .conftest import prompts, records
@@ -24,10 +25,10 @@ def test_lines_are_done_once_and_may_be_added(tmp_path: Path, fake: FakeModel) -
 @pytest.mark.parametrize("lines", [prompts(2), [*prompts(2), {"id": "p3", "prompt": "another"}, *prompts(5)[3:]]])
 def test_a_folder_of_other_lines_is_refused(tmp_path: Path, fake: FakeModel, lines: list[dict[str, str]]) -> None:
     batch_run.run_lines(prompts(3), tmp_path / "out", {}, {})
-    before = (tmp_path / "out" / batch_run.JOBS).read_bytes()
+    before = (tmp_path / "out" / MADE).read_bytes()
     with pytest.raises(OptionError, match="was begun with other tasks"):
         batch_run.run_lines(lines, tmp_path / "out", {}, {})
-    assert (tmp_path / "out" / batch_run.JOBS).read_bytes() == before
+    assert (tmp_path / "out" / MADE).read_bytes() == before
 
 
 def test_nothing_is_left_of_a_run_that_could_not_begin(tmp_path: Path) -> None:

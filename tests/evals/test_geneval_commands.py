@@ -132,6 +132,9 @@ def test_an_interrupted_run_has_named_what_it_drew(
     assert command("geneval", "--out", "out", "--limit", 2)[0] == 130
     assert len(list((tmp_path / "out").glob("0*/samples/*.png"))) == 5
     monkeypatch.setattr(fake, "generate", draw)
+    status, text, _ = command("geneval-score", "out", "--backend", SHAPES, "--json")
+    missing = [f"00001/samples/0000{sample}.png" for sample in (1, 2, 3)]
+    assert (status, json.loads(text)["missing"], json.loads(text)["comparable"]) == (0, missing, False)
     assert command("geneval", "--out", "out", "--limit", 2)[0] == 0
     assert len(list((tmp_path / "out").glob("0*/samples/*.png"))) == 8
 
@@ -148,7 +151,7 @@ def test_pictures_that_fail_are_said(command: Command, fake: FakeModel, tmp_path
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
     status, out, _ = command("geneval", "--out", "out", "--prompts", "prompts.jsonl", "--samples", 1)
     assert status == 1
-    assert "1 pictures of 2 prompts, 1 failed (see " in out
+    assert "1 picture of 2 prompts, 1 failed (see " in out
 
 
 def test_scoring_goes_on_and_only_new_pictures_are_looked_at(
