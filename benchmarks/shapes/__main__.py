@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pictures.add_argument("--new-share", type=float, default=0.5, help="samples that show it (default: 0.5)")
     pictures.set_defaults(run=run_pictures)
 
-    lmms_data = commands.add_parser("lmms-data", help="write questions in the formats of POPE, GQA and MMMU")
+    lmms_data = commands.add_parser("lmms-data", help="write questions in the formats of lmms-eval")
     lmms_data.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     lmms_data.add_argument("--n", type=int, default=100, help="questions of each (default: 100)")
     lmms_data.add_argument("--seed", type=int, default=0, help="(default: 0)")

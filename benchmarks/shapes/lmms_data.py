@@ -1,12 +1,13 @@
-"""Questions about scenes in the formats of POPE, GQA and MMMU, for lmms-eval without a network.
+"""Questions about scenes in the formats of the seven benchmarks that lmms-eval runs, for runs without a network.
 
 The folders have the names and the layout of `lmms-lab-encoder`'s data sets, so that what reads those reads these.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,14 +17,12 @@ from mobileo_mlx.errors import OptionError
 
 from .questions import Question, sample_question
 from .text import NUMBERS
-from .world import BACKGROUNDS, WORLD, Scene, pick, render
-
-if TYPE_CHECKING:
-    import datasets
+from .world import BACKGROUNDS, WORLD, pick, render
 
 POPE_PARTS = ("random", "popular", "adversarial")
 SUBJECTS = ("Art", "Math")  # of MMMU, whose summary knows no others
 _KINDS = ("colour", "shape", "count", "background")
+_ANSWERS = 10  # of TextVQA, by as many people
 _GQA_README = """---
 configs:
 - config_name: testdev_balanced_instructions
@@ -37,9 +36,11 @@ configs:
 ---
 """
 
+Row = dict[str, Any]
+
 
 def write_lmms_data(folder: str | Path, count: int, *, seed: int = 0, size: int = 64) -> Path:
-    """Writes the folders `POPE`, `GQA` and `MMMU` into a new folder.
+    """Writes a data set for each of the seven benchmarks into a new folder.
 
     Args:
         folder: must be new or empty.
@@ -60,76 +61,110 @@ def write_lmms_data(folder: str | Path, count: int, *, seed: int = 0, size: int 
         raise OptionError("this needs the package datasets: pip install datasets.") from error
     if count < 1:
         raise OptionError("at least 1 question of each kind is needed.")
+    datasets.disable_progress_bars()
     rng = np.random.default_rng(seed)
     with atomic_folder(folder) as target:
-        _write(datasets, target / "POPE" / "data" / "test", _pope(rng, count, size))
-        questions, images = _gqa(rng, count, size)
-        _write(datasets, target / "GQA" / "testdev_balanced_instructions" / "testdev", questions)
-        _write(datasets, target / "GQA" / "testdev_balanced_images" / "testdev", images)
+        for name, make in _FORMATS.items():
+            rows = [make(rng, number, size) for number in range(count)]
+            path = target / name
+            if path.parts[-3] == "GQA":  # it keeps its pictures apart
+                images = [{"id": row["imageId"], "image": row.pop("image")} for row in rows]
+                _write(datasets, path.parent.with_name("testdev_balanced_images") / path.name, images)
+            _write(datasets, path, rows)
         (target / "GQA" / "README.md").write_text(_GQA_README, encoding="utf-8")
-        _write(datasets, target / "MMMU" / "data" / "validation", _mmmu(rng, count, size))
     return Path(folder)
 
 
-def _write(datasets: Any, path: Path, rows: list[dict[str, Any]]) -> None:
+def _write(datasets: Any, path: Path, rows: list[Row]) -> None:
     """Writes rows to a parquet file, pictures as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    features = datasets.Features({name: _feature(datasets, name) for name in rows[0]})
-    data: datasets.Dataset = datasets.Dataset.from_list(rows, features=features)
-    data.to_parquet(f"{path}-00000-of-00001.parquet")
+    kinds = {name: _feature(datasets, next(row[name] for row in rows if row[name] is not None)) for name in rows[0]}
+    datasets.Dataset.from_list(rows, features=datasets.Features(kinds)).to_parquet(f"{path}-00000-of-00001.parquet")
 
 
-def _feature(datasets: Any, name: str) -> Any:
-    return datasets.Image() if name in ("image", "image_1", "image_2") else datasets.Value("string")
+def _feature(datasets: Any, value: Any) -> Any:
+    if isinstance(value, list):
+        return datasets.Sequence(_feature(datasets, value[0]))
+    return datasets.Image() if isinstance(value, Image.Image) else datasets.Value("string")
 
 
-def _pope(rng: np.random.Generator, count: int, size: int) -> list[dict[str, Any]]:
-    rows = []
-    for i in range(count):
-        question = sample_question(rng, "presence")
-        rows.append(
-            {
-                "id": str(i),
-                "question_id": str(i),
-                "question": question.text,
-                "answer": question.answer,
-                "image_source": f"shapes_{i}",
-                "image": _picture(question.scene, size),
-                "category": POPE_PARTS[i % len(POPE_PARTS)],
-            }
-        )
-    return rows
+def _mmmu(rng: np.random.Generator, number: int, size: int) -> Row:
+    """With four options; every fourth question is open, and every third mentions the second picture."""
+    question = _short(rng)
+    options, letter = _options(rng, question)
+    is_open, has_second = number % 4 == 3, number % 3 == 2
+    second = _picture(_short(rng), size)
+    more = " It is about the first picture, not <image 2>." if has_second else ""
+    return {
+        "id": f"validation_{SUBJECTS[number % len(SUBJECTS)]}_{number + 1}",
+        "question": f"<image 1> {question.text}{more}",
+        "options": repr([] if is_open else options),
+        "image_1": _picture(question, size),
+        "image_2": second,
+        "answer": question.answer if is_open else letter,
+        "question_type": "open" if is_open else "multiple-choice",
+    }
 
 
-def _gqa(rng: np.random.Generator, count: int, size: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    questions, images = [], []
-    for i in range(count):
-        question = _short(rng)
-        questions.append({"id": str(i), "imageId": f"n{i}", "question": question.text, "answer": question.answer})
-        images.append({"id": f"n{i}", "image": _picture(question.scene, size)})
-    return questions, images
+def _textvqa(rng: np.random.Generator, number: int, size: int) -> Row:
+    """Of the ten answers one in four is another."""
+    question = _short(rng)
+    others, _ = _options(rng, question)
+    answers = [others[k % 4] if k % 4 == 0 else question.answer for k in range(_ANSWERS)]
+    return {**_asked(question, number, size), "answers": answers, "answer": question.answer}
 
 
-def _mmmu(rng: np.random.Generator, count: int, size: int) -> list[dict[str, Any]]:
-    """Questions with four options; every fourth is open, and every third shows a second picture, which is not asked."""
-    rows = []
-    for i in range(count):
-        question = _short(rng)
-        options, letter = _options(rng, question)
-        is_open, second = i % 4 == 3, i % 3 == 2
-        text = f"<image 1> {question.text}" + (" It is the first picture, not <image 2>." if second else "")
-        rows.append(
-            {
-                "id": f"validation_{SUBJECTS[i % len(SUBJECTS)]}_{i + 1}",
-                "question": text,
-                "options": repr([] if is_open else options),
-                "image_1": _picture(question.scene, size),
-                "image_2": _picture(_short(rng).scene, size) if second else None,
-                "answer": question.answer if is_open else letter,
-                "question_type": "open" if is_open else "multiple-choice",
-            }
-        )
-    return rows
+def _mmvet(rng: np.random.Generator, number: int, size: int) -> Row:
+    return {**_asked(_short(rng), number, size), "capability": ("rec", "rec,know", "ocr,spat")[number % 3]}
+
+
+def _seed(rng: np.random.Generator, number: int, size: int) -> Row:
+    """Every fifth is about a video, of which the first frame is the one that is asked about."""
+    question = _short(rng)
+    options, letter = _options(rng, question)
+    is_video = number % 5 == 4
+    frames = [_picture(question, size), *(_picture(_short(rng), size) for _ in range(2 * is_video))]
+    return {
+        **_asked(question, number, size),
+        "image": frames,
+        "answer": letter,
+        "data_type": "video" if is_video else "image",
+        **{f"choice_{name}": option for name, option in zip("abcd", options, strict=True)},
+    }
+
+
+def _chartqa(rng: np.random.Generator, number: int, size: int) -> Row:
+    return {**_asked(_short(rng), number, size), "type": ("human_test", "augmented_test")[number % 2]}
+
+
+def _pope(rng: np.random.Generator, number: int, size: int) -> Row:
+    question = sample_question(rng, "presence")
+    return {**_asked(question, number, size), "category": POPE_PARTS[number % len(POPE_PARTS)]}
+
+
+def _gqa(rng: np.random.Generator, number: int, size: int) -> Row:
+    return {**_asked(_short(rng), number, size), "imageId": f"n{number}"}
+
+
+# The first file of each, without the end of its name.
+_FORMATS: dict[str, Callable[[np.random.Generator, int, int], Row]] = {
+    "MMMU/data/validation": _mmmu,
+    "textvqa/data/validation": _textvqa,
+    "MMVet/data/test": _mmvet,
+    "SEED-Bench/data/test": _seed,
+    "ChartQA/data/test": _chartqa,
+    "POPE/data/test": _pope,
+    "GQA/testdev_balanced_instructions/testdev": _gqa,
+}
+
+
+def _asked(question: Question, number: int, size: int) -> Row:
+    return {
+        "question_id": str(number),
+        "question": question.text,
+        "answer": question.answer,
+        "image": _picture(question, size),
+    }
 
 
 def _short(rng: np.random.Generator) -> Question:
@@ -138,18 +173,13 @@ def _short(rng: np.random.Generator) -> Question:
 
 def _options(rng: np.random.Generator, question: Question) -> tuple[list[str], str]:
     """The answer among three others of its kind, and its letter."""
-    all_of_kind: dict[str, tuple[str, ...]] = {
-        "colour": WORLD.colours,
-        "shape": WORLD.shapes,
-        "count": NUMBERS,
-        "background": BACKGROUNDS,
-    }
-    others = [name for name in all_of_kind[question.kind] if name != question.answer]
+    kinds = {"colour": WORLD.colours, "shape": WORLD.shapes, "count": NUMBERS, "background": BACKGROUNDS}
+    others = [name for name in kinds[question.kind] if name != question.answer]
     options = [str(name) for name in rng.choice(others, size=3, replace=False)]
     place = int(rng.integers(4))
     options.insert(place, question.answer)
     return options, "ABCD"[place]
 
 
-def _picture(scene: Scene, size: int) -> Image.Image:
-    return Image.fromarray(render(scene, size))
+def _picture(question: Question, size: int) -> Image.Image:
+    return Image.fromarray(render(question.scene, size))
