@@ -12,6 +12,7 @@ from . import batch_run, options, printing
 
 if TYPE_CHECKING:
     from mobileo_mlx.datasets.build import Build
+    from mobileo_mlx.datasets.samples import Sample
 
 NAME = "dataset"
 HELP = "Make training data of pictures, and check it."
@@ -88,6 +89,10 @@ def build(
     keep: Annotated[
         Path | None, typer.Option("--keep", metavar="FILE.json", help="Only the samples that a review has kept.")
     ] = None,
+    keep_passing: Annotated[
+        bool,
+        typer.Option("--keep-passing", help="Only samples of which --model judges that the picture shows the text."),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     as_json: options.Json = False,
     **given: Any,
@@ -106,6 +111,8 @@ def build(
     asks = any(given.get(name) is not None for name in ("model", "servers", "dask"))
     if ask and not asks:
         raise OptionError("--ask needs somebody who answers: give --model, --servers or --dask, too.")
+    if keep_passing and given.get("model") is None:
+        raise OptionError("--keep-passing needs a model on this machine, which judges: give --model, too.")
     chosen = Options(
         annotations=tuple(annotations or ()),
         text_column=text_column,
@@ -131,6 +138,8 @@ def build(
         if asks:
             _ask(work, given)
         samples = work.samples(kept)
+        if keep_passing:
+            samples = _judge(work, samples, given)
         if review is not None:
             from mobileo_mlx.datasets.review import write_review
 
@@ -165,6 +174,20 @@ def _ask(work: Build, given: dict[str, Any]) -> None:
     answers.check_asked(work.work, {**options.loading(given), **chosen})
     if lines := work.lines(retry_failed=bool(given.get("retry_failed"))):
         batch_run.run_lines(lines, answers.next_run(work.work), given, chosen, label="asking the model")
+
+
+def _judge(work: Build, samples: list[Sample], given: dict[str, Any]) -> list[Sample]:
+    """The samples that a model lets pass."""
+    from mobileo_mlx import identity
+    from mobileo_mlx.datasets.judged import judge_samples
+
+    model = options.load(**options.loading(given), keep_loaded=True)
+    verdicts = {}
+    with printing.Progress("judging") as bar:
+        for id, reason in judge_samples(samples, work.folder.path, model, identity.of(model), work.work):
+            verdicts[id] = reason
+            bar.update(len(verdicts), len(samples))
+    return work.leave_out_failing(samples, verdicts)
 
 
 def _figures(found: dict[str, Any]) -> list[str]:

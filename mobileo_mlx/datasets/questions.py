@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..best_of.checks import change_checks, prompt_checks
+from ..best_of.phrases import read_instruction
 from ..errors import OptionError
 from ..training.quadruplets import QA
 from .drafts import Draft
@@ -12,6 +14,8 @@ HOW = {
     "checks": "also what the caption says of things, colours and numbers",
     "none": "no questions, for the stages that train on captions alone",
 }
+
+_KINDS = ("colour", "count", "position", "background")  # of checks
 
 
 def check_how(how: str) -> None:
@@ -43,4 +47,11 @@ def questions_of(draft: Draft, answered: tuple[QA, ...], how: str, describe: str
 
 
 def _checks(draft: Draft) -> tuple[QA, ...]:
-    return ()
+    """What follows from the words of a caption, or of an instruction.
+
+    Neither whether a thing is there nor how many there are altogether: the answer would always be yes, and a caption
+    does not say everything.
+    """
+    change = read_instruction(draft.instruction) if draft.source else None
+    checks = [*(change_checks(change) if change else ()), *(prompt_checks(draft.caption) if draft.caption else ())]
+    return tuple(QA(check.question, check.expected) for check in checks if check.kind in _KINDS)

@@ -85,7 +85,7 @@ def is_too_long(sample: Sample, folder: Path, beside: Path) -> bool:
 def write_samples(
     samples: Sequence[Sample], out: Path, folder: Path, *, split: bool, overwrite: bool
 ) -> dict[Path, int]:
-    """Writes the lines of all samples. Each file is there whole or not at all, that to train on only with the other one.
+    """Writes the lines of all samples; each file is there whole or not at all, and the one to train on comes last.
 
     Args:
         samples: in order.
