@@ -52,7 +52,7 @@ class Exported:
         format: its format's name.
         bits: of the quantized layers, the fewest where they differ; None where nothing is quantized.
         dtypes: of all that is not quantized.
-        parameters: the tensors' names, how many there are.
+        tensors: how many there are.
         nbytes: of the weights' files.
         files: the names of all files, in order.
         tokenizer: whether there is one.
@@ -191,13 +191,13 @@ def _specs(
             specs[component] = None
         elif component not in chosen.quantized:
             raise OptionError(
-                f"{component} of '{source.path}' is quantized, and {chosen.name} holds it in full: export the original, "
-                f"or dequantize it with --bits 16, which brings nothing back of what {stored.bits} bits have lost."
+                f"{component} of '{source.path}' is quantized, and {chosen.name} holds it in full: export the "
+                "original, or dequantize it with --bits 16, which brings nothing back of what is lost."
             )
         elif wanted not in (None, stored.bits):
             raise OptionError(
                 f"{component} of '{source.path}' is quantized to {stored.bits} bits: export the original, "
-                f"or dequantize it with --bits 16, which brings nothing back of what is lost."
+                "or dequantize it with --bits 16, which brings nothing back of what is lost."
             )
         else:
             specs[component] = stored
@@ -237,9 +237,8 @@ def _dequantized(weights: dict[str, mx.array], spec: QuantizeSpec | None) -> dic
         return weights
     dense = dict(weights)
     for layer, (bits, group_size) in layer_bits(weights, spec.bits).items():
-        scales, biases = dense.pop(f"{layer}.scales"), dense.pop(f"{layer}.biases")
-        name = f"{layer}.weight"
-        dense[name] = mx.dequantize(dense[name], scales, biases, group_size=group_size, bits=bits)
+        packed, scales, biases = (dense.pop(f"{layer}.{leaf}".lstrip(".")) for leaf in ("weight", "scales", "biases"))
+        dense[f"{layer}.weight".lstrip(".")] = mx.dequantize(packed, scales, biases, group_size=group_size, bits=bits)
     return dense
 
 

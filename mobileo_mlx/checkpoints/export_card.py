@@ -31,7 +31,7 @@ _PROGRAMS = {
         "mlx",
         "image-text-to-text",
         "The `llm` folder of the app: the language model, its head and the projector of image features, for MLX Swift. "
-        "The app's four Core ML parts (vision tower, connector, diffusion transformer, autoencoder) are not in it; they "
+        "The app's Core ML parts (vision tower, connector, diffusion transformer, autoencoder) are not in it; they "
         "come from the original's `export.py`, of the same weights.",
         "Copy the files into the app's `llm` folder.",
     ),
@@ -139,9 +139,9 @@ def _licence(model: str) -> tuple[list[str], str]:
     if model in bundled():
         return ["license: mit"], "MIT: the model is bundled with mobileo-mlx, and was trained from nothing for it."
     explained = (
-        "Mobile-O's weights are under CC BY-NC-SA 4.0, for non-commercial research only, and so is what is made of them. "
-        "Their vision tower comes from Apple's FastVLM, with a licence of its own. If this model was trained from other "
-        "weights, write their licence here and in the header."
+        "Mobile-O's weights are under CC BY-NC-SA 4.0, for non-commercial research only, and so is what is made of "
+        "them. Their vision tower comes from Apple's FastVLM, with a licence of its own. If this model was trained "
+        "from other weights, write their licence here and in the header."
     )
     return ["license: cc-by-nc-sa-4.0"], explained
 

@@ -77,12 +77,12 @@ def generation_config(source: Checkpoint) -> dict[str, Any]:
 
 
 def layer_bits(tensors: Mapping[str, mx.array], bits: int) -> dict[str, tuple[int, int]]:
-    """Bits and group size of the quantized layers among tensors, by the layers' names."""
+    """Bits and group size of the quantized layers among tensors, by the layers' names; "" is one alone."""
     found = {}
     for name, scales in tensors.items():
-        layer, _, leaf = name.rpartition(".")
+        layer, dot, leaf = name.rpartition(".")
         if leaf == "scales":
-            width = tensors[f"{layer}.weight"].shape[-1] * 32 // bits
+            width = tensors[f"{layer}{dot}weight"].shape[-1] * 32 // bits
             found[layer] = (bits, width // scales.shape[-1])
     return found
 

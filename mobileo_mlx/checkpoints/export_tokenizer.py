@@ -74,7 +74,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, positions: int) -> None:
 
 
 def _tokenizer_class(content: dict[str, Any]) -> str:
-    """transformers builds Qwen2's own way of cutting text into words; of another way it reads `tokenizer.json` alone."""
+    """Of Qwen2's transformers builds some parts anew; what cuts text otherwise it has to read from `tokenizer.json`."""
     cuts = (content.get("pre_tokenizer") or {}).get("type") == "Sequence"
     return "Qwen2Tokenizer" if cuts and content.get("normalizer") == {"type": "NFC"} else "PreTrainedTokenizerFast"
 

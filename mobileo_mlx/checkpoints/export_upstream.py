@@ -102,7 +102,7 @@ def _config(source: Checkpoint, tokenizer: Tokenizer | None) -> dict[str, Any]:
 @preserve_rng_state()
 def _read_back(source: Checkpoint, files: Files) -> MobileOConfig:
     """The configuration that our own reader, and the tensors' shapes, make of the files. Nothing is computed."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for component in COMPONENTS:
         if component == "lm_head" and source.tied:
             continue

@@ -1,4 +1,4 @@
-"""What a model sees and says, without what it draws: FastVLM (arXiv 2412.13303) as mlx-vlm's model `fastvlm` reads it."""
+"""What a model sees and says, and not what it draws: FastVLM (arXiv 2412.13303) as mlx-vlm's `fastvlm` reads it."""
 
 from __future__ import annotations
 
