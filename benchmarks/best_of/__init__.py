@@ -1,0 +1,1 @@
+"""Whether a model that looks at what it drew draws better: `python -m benchmarks.best_of`."""
