@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import MobileOError
-from ..generation_options import AnswerOptions
+from ..errors import MobileOError, PromptError
+from ..generation_options import AnswerOptions, GenerationOptions
 from ..options import shown
 from .answer_task import Answering
 from .errors import ApiError
@@ -17,7 +17,16 @@ from .messages import Messages, read_messages, reference
 from .picture_tools import Tools, read_tools
 from .picture_wishes import Wish, read_wish
 from .references import read_edited, without_images
-from .requests import MAX_PREVIEWS, allowed_steps, known_fields, read_options, read_whole, refuse_unknown, refused
+from .requests import (
+    MAX_PREVIEWS,
+    allowed_steps,
+    check_candidates,
+    known_fields,
+    read_options,
+    read_whole,
+    refuse_unknown,
+    refused,
+)
 from .service import Service
 from .tasks import Drawing
 
@@ -61,6 +70,8 @@ _INSTEAD = {
     "functions": "; take tools",
     "function_call": "; take tool_choice",
 }
+DRAWING_CHOICES = ("best_of", "until_pass")  # of a picture that a message asks for
+
 _MAX_STOPS = 16
 _RANGES = {"temperature": (1e-6, 1e6), "repetition_penalty": (0.01, 100.0)}  # beyond them, logits overflow
 _LONGEST_STOPS = 4000  # characters of all together; each is looked for after each token
@@ -164,8 +175,14 @@ async def answering(asked: Asked, fields: Mapping[str, Any], service: Service) -
     return Answering(conversation, asked.options, without_images(dict(fields)))
 
 
-async def drawing(wish: Wish, asked: Asked, service: Service) -> Drawing:
+async def drawing(wish: Wish, asked: Asked, service: Service, choices: Mapping[str, Any] | None = None) -> Drawing:
     """The task that draws the picture that a message asks for.
+
+    Args:
+        wish: the picture.
+        asked: the checked request.
+        service: whose model draws.
+        choices: options of the drawing, checked one by one.
 
     Raises:
         ApiError: an image can't be read, or the prompt is too long.
@@ -175,17 +192,17 @@ async def drawing(wish: Wish, asked: Asked, service: Service) -> Drawing:
         edited = asked.messages.pictures[-1]
         image, source = await read_edited(reference(edited.url), service, edited.param)
     seed = asked.options.get("seed", secrets.randbelow(2**32))
-    options: dict[str, Any] = {**allowed_steps({}, service.settings)}
+    options: dict[str, Any] = {**allowed_steps({}, service.settings), **(choices or {})}
     try:
         await asyncio.to_thread(service.model.check, wish.task, wish.prompt, **options)
     except MobileOError as error:
-        raise refused(error, "messages") from None
+        raise refused(error, "messages" if isinstance(error, PromptError) else None) from None
     return Drawing(
         name=wish.task,
         prompt=wish.prompt,
         seeds=[seed],
         options=options,
-        request={"task": wish.task, "prompt": wish.prompt, "seed": seed},
+        request={"task": wish.task, "prompt": wish.prompt, "seed": seed, **(choices or {})},
         image=image,
         source=source,
         keep=service.keep,
@@ -195,16 +212,19 @@ async def drawing(wish: Wish, asked: Asked, service: Service) -> Drawing:
 async def read_answering(fields: Mapping[str, Any], service: Service) -> Answering | Drawing:
     """The task of a job: fields as those of a chat, but no tools and no stream.
 
-    With `draw` a message that asks for a picture, as `picture_wishes` reads it, is drawn instead of answered.
+    With `draw` a message that asks for a picture, as `picture_wishes` reads it, is drawn instead of answered; `best_of`
+    and `until_pass` are then those of the picture.
 
     Raises:
         ApiError: see `read_asked` and `answering`.
     """
-    refuse_unknown(fields, {"task", "messages", "draw", "previews"} | known_fields(AnswerOptions))
+    refuse_unknown(fields, {"task", "messages", "draw", "previews", *DRAWING_CHOICES} | known_fields(AnswerOptions))
     options = _read_options(fields)
+    choices = read_options(GenerationOptions, {name: fields.get(name) for name in DRAWING_CHOICES})
+    check_candidates(choices, 1, service.settings)
     may_draw, previews = _flag(fields, "draw", "draw"), read_whole(fields, "previews", 0, 0, MAX_PREVIEWS)
     messages = await asyncio.to_thread(read_messages, fields.get("messages"))
     asked = Asked(messages, options, Tools({}), False, False)
     if may_draw and (wish := asked.wish()) is not None:
-        return replace(await drawing(wish, asked, service), previews=previews)
+        return replace(await drawing(wish, asked, service, choices), previews=previews)
     return await answering(asked, fields, service)

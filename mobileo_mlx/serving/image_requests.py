@@ -20,7 +20,7 @@ from .edits import Edits
 from .errors import ApiError
 from .image_inputs import read_image
 from .references import read_reference
-from .requests import known_fields, read_drawing, read_json, read_text, read_whole, refuse_unknown
+from .requests import check_candidates, known_fields, read_drawing, read_json, read_text, read_whole, refuse_unknown
 from .service import Service
 from .tasks import Drawing
 
@@ -175,11 +175,13 @@ async def read_asked(task: Task, request: Request, service: Service) -> Asked:
     prompt = read_text(fields, "prompt", "instruction" if task == "edit" else "prompt")
     options, seeds = read_drawing(task, fields, service.settings, texts=texts)
     if task == "edit":
-        _check_count(sources, len(seeds), service)
+        _check_count(sources, len(seeds), options, service)
     output = _choice(fields, "output_format", FORMATS, "png")
     if FORMATS[output] == "WEBP" and not can_write("WEBP"):
         raise ApiError(400, "This server can't write WebP; choose png or jpeg.", param="output_format")
-    if not fits(FORMATS[output], prompt, options.get("negative_prompt", "")):
+    # What the model is asked about candidates may repeat the prompt.
+    asked_again = prompt if options.get("best_of", 1) > 1 else ""
+    if not fits(FORMATS[output], prompt, options.get("negative_prompt", ""), asked_again):
         raise ApiError(
             400, "The prompt is too long for the settings in a JPEG file; choose png or webp.", param="output_format"
         )
@@ -222,7 +224,7 @@ def check_drawing(
     return settings, len(encode_prompt(model.tokenizer, template(prompt))) - (task == "edit")
 
 
-def _check_count(sources: Sequence[Any], count: int, service: Service) -> None:
+def _check_count(sources: Sequence[Any], count: int, options: Fields, service: Service) -> None:
     if not sources:
         raise ApiError(
             400,
@@ -230,6 +232,7 @@ def _check_count(sources: Sequence[Any], count: int, service: Service) -> None:
             param="image",
             code="missing_parameter",
         )
+    check_candidates(options, len(sources) * count, service.settings)
     if len(sources) * count > (most := service.settings.max_pictures):
         raise ApiError(
             400,

@@ -80,8 +80,12 @@ def _item(asked: Asked, drawn: Drawn, request: Request, service: Service) -> dic
 
 
 def _about(asked: Asked, drawn: Drawn, request: Request, service: Service) -> dict[str, Any]:
-    """Its seed, its address if it has one, and of several images the number of the one that was edited."""
+    """Its seed, its address if it has one, what the model said of its candidates, and of several images the number of
+    the one that was edited.
+    """
     about: dict[str, Any] = {"seed": drawn.seed}
+    if "best_of" in drawn.settings:
+        about["best_of"] = drawn.settings["best_of"]
     if drawn.record is not None:
         about["url"] = service.url(request, drawn.record["url"])
     if len(asked.inputs) > 1:

@@ -112,6 +112,9 @@ def option_schema(option: Option, settings: ServerSettings, size_multiple: int) 
         low, high = size_multiple, settings.max_side // size_multiple * size_multiple
     elif option.name == "steps":
         high = min(high, settings.max_steps)
+    elif option.name == "best_of":
+        high = min(high, settings.max_pictures)
+        found["description"] += " Each candidate counts as a picture of the request."
     elif option.name == "guidance_scale":
         high = MAX_GUIDANCE
     elif option.name == "seed":
@@ -185,7 +188,23 @@ def _common() -> dict[str, Schema]:
             "code": or_null(text("For programs, such as model_not_found.")),
         }
     )
-    return {"Error": record({"error": error}, "Why a request was refused.")}
+    candidate = {"seed": whole(), "score": number(minimum=0, maximum=1), "passes": truth()}
+    check = {
+        "question": text(),
+        "expected": text(),
+        "answer": text("The model's."),
+        "probability": number("Of the expected answer.", minimum=0, maximum=1),
+    }
+    return {
+        "Error": record({"error": error}, "Why a request was refused."),
+        "BestOf": record(
+            {
+                "candidates": array(record(candidate), "All that were drawn."),
+                "checks": array(record(check), "What the model was asked about the one that was kept."),
+            },
+            "What the model said of its candidates; the settings of a picture have it, too.",
+        ),
+    }
 
 
 def _meta() -> dict[str, Schema]:
@@ -286,10 +305,20 @@ def _jobs(
     talking = {
         "draw": or_null(truth("Whether a message that asks for a picture is drawn; the job is then of that task.")),
         "previews": drawing["previews"],
+        **{name: options["generate"][name] for name in chat_requests.DRAWING_CHOICES},
     }
     image = text("`picture:<id>`, or the image as a data URI.", minLength=1)
     progress = record(
-        {"step": whole(), "steps": whole(), "index": whole("Of the picture."), "n": whole(), "seconds_left": number()}
+        {
+            "step": whole(),
+            "steps": whole("Of all candidates together; fewer are run where one of them passes."),
+            "index": whole("Of the picture."),
+            "n": whole(),
+            "seconds_left": or_null(number()),
+            "candidates": whole("Of this picture, where there are several."),
+            "candidate": whole("Its number, where they are drawn one after the other."),
+        },
+        optional=("candidates", "candidate"),
     )
     preview = record(
         {"index": whole(), "step": whole(), "steps": whole(), "b64_json": text(), "output_format": constant("jpeg")}
@@ -462,7 +491,13 @@ def _images(options: dict[Any, dict[str, Schema]], settings: ServerSettings) -> 
         found = {**fields, **({} if image is None else {"image": image})}
         return record(found, optional=set(fields) - {"prompt"}, more=False)
 
-    item = {"b64_json": text(), "url": text(), "seed": whole(), "image_index": whole("Of the image that was edited.")}
+    item = {
+        "b64_json": text(),
+        "url": text(),
+        "seed": whole(),
+        "image_index": whole("Of the image that was edited."),
+        "best_of": ref("BestOf"),
+    }
     usage = record(
         {
             "input_tokens": whole(),
@@ -479,8 +514,8 @@ def _images(options: dict[Any, dict[str, Schema]], settings: ServerSettings) -> 
     }
     streamed = {"created_at": whole(), **about, "index": whole("Of the picture."), "b64_json": text()}
     preview = {**streamed, "partial_image_index": whole(), "step": whole(), "steps": whole()}
-    finished = {**streamed, "seed": whole(), "url": text(), "image_index": whole(), "usage": usage}
-    optional = ("url", "image_index")
+    finished = {**streamed, **item, "usage": usage}
+    optional = ("url", "image_index", "best_of")
     error = {"type": constant("error"), "error": {"type": "object"}}
     return {
         "ImageRequest": request("generate"),
@@ -489,7 +524,7 @@ def _images(options: dict[Any, dict[str, Schema]], settings: ServerSettings) -> 
         "Images": record(
             {
                 "created": whole("Seconds since 1970."),
-                "data": array(record(item, optional=("b64_json", "url", "image_index"))),
+                "data": array(record(item, optional=("b64_json", *optional))),
                 **about,
                 "usage": usage,
             },

@@ -29,6 +29,7 @@ from ..image_sources import MAX_PIXELS, opened
 from ..images import load_image
 from ..results import LOADING
 from .picture_stores import Folder, Memory, Store, UnknownPictureError, unknown
+from .scores import check_best_of
 from .tasks import without_folders
 
 if TYPE_CHECKING:
@@ -328,7 +329,7 @@ def _clean(metadata: dict[str, Any]) -> dict[str, Any] | None:
     """Settings that can be shown and drawn again: known names, values in range, text that can be encoded."""
     checks: dict[str, Any] = {name: option.checked for name, option in recorded_options().items()}
     checks |= {"seed": check_seed, "prompt": _check_text, "task": _check_text, "software": _check_text}
-    checks |= {"image": _check_text, "image_sha256": _check_text}
+    checks |= {"image": _check_text, "image_sha256": _check_text, "best_of": check_best_of}
     found = {}
     for name, value in metadata.items():
         if name in LOADING:

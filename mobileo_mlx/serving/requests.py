@@ -192,11 +192,35 @@ def read_drawing(
             )
     options |= allowed_steps(options, settings)
     count = read_whole(fields, "n", 1, 1, settings.max_pictures)
+    check_candidates(options, count, settings)
     seeds = read_options(OPTIONS[task], {"seed": fields.get("seed")}, texts=texts).get("seed")
     first = secrets.randbelow(_MAX_RANDOM_SEED) if seeds is None else seeds[0]
     if seeds is not None and (len(seeds) > 1 or first > 2**64 - count):
         raise ApiError(400, f"seed {shown(fields['seed'])} is not possible; give one number.", param="seed")
     return options, [first + i for i in range(count)]
+
+
+def check_candidates(options: Mapping[str, Any], count: int, settings: ServerSettings) -> None:
+    """Whether a request may have so many candidates: each is drawn as a picture is, and counts as one.
+
+    Args:
+        options: of the drawing.
+        count: of pictures.
+        settings: whose limit of pictures holds.
+
+    Raises:
+        ApiError: they are more than this server allows.
+    """
+    drawn = count * (best_of := options.get("best_of", 1))
+    if best_of > 1 and drawn > settings.max_pictures:
+        pictures = "a picture" if count == 1 else f"{count} pictures"
+        raise ApiError(
+            400,
+            f"best_of {best_of} of {pictures} makes {drawn} drawings, and one request may ask for "
+            f"{settings.max_pictures}; choose less.",
+            param="best_of",
+            code="too_large",
+        )
 
 
 def allowed_steps(options: Mapping[str, Any], settings: ServerSettings) -> dict[str, int]:

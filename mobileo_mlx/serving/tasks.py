@@ -89,7 +89,8 @@ class Drawing:
         previews: how many of the steps of each picture are shown.
         kind: the format of the pictures, of `image_settings.FORMATS`; `quality` is that of JPEG and WebP.
         preview_kind: of the previews.
-        batch: seeds that are drawn at once.
+        batch: seeds that are drawn at once, in one turn. Where each has several candidates, which are drawn together
+            and compared, a turn is one seed.
         keep: puts a picture into the picture folder and returns its record.
     """
 
@@ -109,8 +110,17 @@ class Drawing:
     _timings: dict[str, float] = field(default_factory=dict)
 
     @property
+    def best_of(self) -> int:
+        """Candidates of each picture."""
+        return int(self.options.get("best_of", 1))
+
+    @property
+    def _per_turn(self) -> int:
+        return self.batch if self.best_of == 1 else 1
+
+    @property
     def turns(self) -> int:
-        return -(-len(self.seeds) // self.batch)
+        return -(-len(self.seeds) // self._per_turn)
 
     @property
     def nbytes(self) -> int:
@@ -120,8 +130,8 @@ class Drawing:
         self.image = None
 
     def run(self, model: MobileO, turn: int) -> Iterator[Happening]:
-        first = turn * self.batch
-        seeds = list(self.seeds[first : first + self.batch])
+        first = turn * self._per_turn
+        seeds = list(self.seeds[first : first + self._per_turn])
         begun = time.monotonic()
         for item in self._stream(model, seeds):
             if isinstance(item, GenerationResult):
@@ -154,12 +164,18 @@ class Drawing:
     def _progress(self, step: GenerationStep, first: int, count: int, seconds: float) -> dict[str, Any]:
         """Where a drawing is, with a guess of the seconds that all its pictures still take."""
         rest = (step.steps - step.step) + step.steps * (len(self.seeds) - first - count) / count
+        candidates: dict[str, int] = {}
+        if self.best_of > 1:
+            candidates["candidates"] = self.best_of
+            if self.options.get("until_pass"):  # one after the other; else they are drawn together
+                candidates["candidate"] = (step.step - 1) // (step.steps // self.best_of)
         return {
             "step": step.step,
             "steps": step.steps,
             "index": first,
             "n": len(self.seeds),
             "seconds_left": round(seconds / step.step * rest, 2),
+            **candidates,
         }
 
 
