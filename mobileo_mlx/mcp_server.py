@@ -218,11 +218,17 @@ class Tools:
             MobileOError: an option can't be, there is no model, or a picture can't be saved.
         """
         prompt = arguments.pop("prompt")
-        seeds = check_options(task, prompt, arguments)["seed"]
+        values = check_options(task, prompt, arguments)
+        seeds, best_of = values["seed"], values["best_of"]
         if arguments.pop("seed", None) is None:
             seeds = [secrets.randbelow(2**32)]
         if len(seeds) > _MAX_IMAGES:
             raise OptionError(f"{len(seeds)} seeds are too many; give at most {_MAX_IMAGES}.")
+        if len(seeds) * best_of > _MAX_IMAGES:
+            raise OptionError(
+                f"best_of {best_of} of {len(seeds)} seeds makes {len(seeds) * best_of} drawings; choose at most "
+                f"{_MAX_IMAGES}."
+            )
         model = await self._loaded(report)
 
         start: Callable[..., Iterator[Any]] = model.stream_generate
@@ -284,6 +290,8 @@ def _option_schema(option: Mapping[str, Any]) -> dict[str, Any]:
     if option["type"] == "array":
         schema["items"] = {"type": "number"}
     schema |= {key: option[name] for name, key in keys.items() if name in option}
+    if option["name"] == "best_of":
+        schema["maximum"] = _MAX_IMAGES
     if option.get("repeatable"):
         several = {"type": "array", "items": schema, "minItems": 1, "maxItems": _MAX_IMAGES}
         return {"anyOf": [schema, several], "description": option["help"]}  # without one it is random

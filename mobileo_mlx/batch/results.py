@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ..atomic import atomic_write
+from ..image_settings import read_metadata
 from .folder import Folder, Shard
 from .jobs import Jobs, LineError, entry_of, id_of
 from .tasks import DRAWING, SHARD, name_of, picture_path, shard_of
@@ -16,7 +18,7 @@ RESULTS = "results.jsonl"
 
 def write_results(jobs: Jobs, folder: Folder) -> None:
     """Writes a line for each task: "id", "line" and "task" with "picture" (a path in the folder), the text of an answer
-    or the "error" of a line that was given up.
+    or the "error" of a line that was given up. A picture that is the best of several has "seed", "score" and "passes".
 
     Raises:
         OutputError: the disk is full, or the folder can't be read.
@@ -26,6 +28,8 @@ def write_results(jobs: Jobs, folder: Folder) -> None:
         for first in range(1, jobs.index.lines + 1, SHARD):
             shard = folder.shard(shard_of(first))
             for record in _records(jobs, first, shard, failures):
+                if (record.pop("best_of", None) or 1) > 1:
+                    record |= _judged(folder.path / record["picture"])
                 out.write(json.dumps(record) + "\n")
 
 
@@ -43,4 +47,13 @@ def _records(jobs: Jobs, first: int, shard: Shard, failures: dict[int, str]) -> 
                 continue
             path = picture_path(name, line, jobs.common.suffix) if task in DRAWING else ""
             if path.rpartition("/")[2] in shard.names:
-                yield {"id": name, "line": line, "task": task, "picture": path}
+                best_of = entry.get("best_of", jobs.common.options.get("best_of"))
+                yield {"id": name, "line": line, "task": task, "picture": path, "best_of": best_of}
+
+
+def _judged(picture: Path) -> dict[str, Any]:
+    """What the model said of the candidate that was kept."""
+    settings = read_metadata(picture)
+    said = settings.get("best_of")
+    candidates = said["candidates"] if isinstance(said, dict) else []  # a server may write no settings
+    return next((one for one in candidates if one["seed"] == settings["seed"]), {})

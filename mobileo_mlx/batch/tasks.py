@@ -135,7 +135,9 @@ def read_task(entry: Any, line: int, common: Common, *, look: bool = False) -> T
     except MobileOError as error:
         raise LineError(f"can't be done: {str(error).rstrip('.')}") from error
     path = picture_path(name, line, common.suffix) if task in DRAWING else ""
-    if path and not fits(FORMATS[common.suffix], text, options.get("negative_prompt") or ""):
+    # What the model is asked about candidates may repeat the text.
+    asked_again = text if (options.get("best_of") or 1) > 1 else ""
+    if path and not fits(FORMATS[common.suffix], text, options.get("negative_prompt") or "", asked_again):
         raise LineError("has a text that is too long for the settings in a JPEG file; choose another format")
     digest = _digest([common.digest, name, task, text, entry.get("image"), options])
     return Task(line, name, task, text, images, options, path, digest)
