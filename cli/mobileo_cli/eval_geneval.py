@@ -181,7 +181,7 @@ def _as_text(report: Report, pictures: Pictures, target: Path, backend: str) -> 
     rows.append(("overall", *counts, *_cells(report.overall), *((f"{PAPER['overall']:.2f}",) * of_paper)))
     paragraphs = [
         printing.table(rows, [False, *[True] * (len(head) - 1)]),
-        f"overall: the mean of the {len(report.tasks)} tasks. Correct images: {report.correct_images:.2%}; prompts "
+        f"overall: the mean of the tasks. Correct images: {report.correct_images:.2%}; prompts "
         f"with a correct image: {report.correct_prompts:.2%}.",
         *_reading(report),
         *_incomplete(report, pictures),
@@ -201,7 +201,7 @@ def _reading(report: Report) -> list[str]:
 
     text = "The interval takes the pictures of a prompt together, as they are alike."
     if report.official != report.prompts:
-        return [f"{text} These are not the paper's prompts, so its numbers are not comparable."]
+        return [f"{text} These are not the prompts of the paper, whose numbers are not comparable."]
     text += (
         " The random numbers are others than those of the paper, so agreement is statistical: a model that draws as "
         "well as the paper's comes out on either side of its number."
