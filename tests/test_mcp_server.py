@@ -89,6 +89,8 @@ def test_tools_take_what_the_library_declares() -> None:
         steps = tools["draw"]["properties"]["steps"]
         assert (steps["type"], steps["minimum"], steps["default"]) == ("integer", 1, 20)
         assert tools["draw"]["properties"]["flow_shift"]["exclusiveMinimum"] == 0
+        assert tools["draw"]["properties"]["best_of"]["maximum"] == 10
+        assert tools["edit"]["properties"]["until_pass"]["type"] == "boolean"
         assert tools["edit"]["properties"]["scheduler"]["enum"] == ["dpm++", "dpm++3", "euler"]
 
     talk(scenario)
@@ -139,6 +141,10 @@ def test_mistakes_are_results_that_say_so(tmp_path: Path) -> None:
             ({"prompt": "x", "steps": 0}, "steps 0 is not possible; choose 1 to 10000."),
             ({"prompt": "x", "colour": "red"}, "there is no argument 'colour'; there are prompt, "),
             ({"prompt": "x", "seed": list(range(11))}, "11 seeds are too many; give at most 10."),
+            (
+                {"prompt": "x", "seed": [1, 2], "best_of": 6},
+                "best_of 6 of 2 seeds makes 12 drawings; choose at most 10.",
+            ),
             ({"prompt": "x", "preset": "fast"}, "there is no argument 'preset'; "),
         ):
             assert refusal(await client.call_tool("draw", arguments)).startswith(sentence)

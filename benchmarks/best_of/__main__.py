@@ -12,9 +12,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import common
-from .samples import DRAWINGS, EDITS, ROWS, draw, samples
+from . import sheets
+from .judging import Judged, judged, rule_digest
+from .report import grouped, markdown, measured
+from .samples import DRAWINGS, EDITS, ROWS, Sample, draw, samples
+
+if TYPE_CHECKING:
+    from mobileo_mlx import MobileO
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,6 +73,37 @@ def _run(options: argparse.Namespace) -> None:
             common.say(f"drawn {done}/{len(wanted)}")
     if options.draw_only:
         return
+    path = options.out / f"judged-{rule_digest()}.jsonl"
+    drawn = (draw(model, sample, options.out / "candidates") for sample in wanted)
+    found: list[Judged] = []
+    for _, one in judged(model, drawn, path):
+        found.append(one)
+        if len(found) % 100 == 0 or len(found) == len(wanted):
+            common.say(f"judged {len(found)}/{len(wanted)}")
+    about = {"model": options.model, "seed": options.seed, "rules": rule_digest(), "machine": common.machine()}
+    rows = {name: measured(some) for name, some in grouped(found).items()}
+    lines = list(markdown(rows, about))
+    print("\n".join(lines))
+    common.write_json({**about, "rows": rows}, options.out / "best_of.json")
+    common.write_lines(lines, options.out / "best_of.md")
+    _write_sheets(model, wanted, found, options.out)
+
+
+def _write_sheets(model: MobileO, wanted: Sequence[Sample], found: Sequence[Judged], out: Path) -> None:
+    from mobileo_mlx.image_settings import save_image
+
+    # Only what is shown is read again: the pictures of thousands of samples would fill the memory.
+    told = [(sample, one) for sample, one in zip(wanted, found, strict=True) if not all(one.right[: sheets.N])]
+    pairs = [(draw(model, sample, out / "candidates"), one) for sample, one in told]
+    for name, sections in (
+        ("helped", [("it helped", sheets.helped(pairs))]),
+        (
+            "did-not-help",
+            [("it chose wrong", sheets.failed(pairs)), ("there was none to choose", sheets.hopeless(pairs))],
+        ),
+    ):
+        if (picture := sheets.sheet(sections)) is not None:
+            save_image(picture, out / f"{name}.webp", overwrite=True)
 
 
 if __name__ == "__main__":

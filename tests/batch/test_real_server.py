@@ -19,7 +19,7 @@ from mobileo_mlx.serving.service import Service
 from mobileo_mlx.serving.settings import ServerSettings
 from mobileo_mlx.serving.worker import Worker
 
-from .conftest import Place
+from .conftest import Place, records
 
 
 def test_servers_and_this_process_make_the_same(place: Place, photo: Path) -> None:
@@ -30,6 +30,7 @@ def test_servers_and_this_process_make_the_same(place: Place, photo: Path) -> No
             {"prompt": "a blue square", "size": "96x64", "guidance_interval": [0.2, 0.9], "negative_prompt": "green"},
             {**edit, "id": "edited"},
             {**edit, "id": "changed", "strength": 0.9},
+            {"id": "best", "prompt": "a red star", "best_of": 2},
             {"task": "ask", "id": "asked", "image": str(photo), "question": "what is it?"},
             {"task": "caption", "id": "told", "image": [str(photo), str(photo)]},
         ]
@@ -52,7 +53,11 @@ def test_servers_and_this_process_make_the_same(place: Place, photo: Path) -> No
             assert worker.stop(60)
     assert (there / "results.jsonl").read_bytes() == (here / "results.jsonl").read_bytes()
     pictures = sorted(path.relative_to(here) for path in here.rglob("*.png"))
-    assert len(pictures) == 4
+    assert len(pictures) == 5
+    best = next(record for record in records(here / "results.jsonl") if record["id"] == "best")
+    settings = read_metadata(here / best["picture"])
+    kept = next(one for one in settings["best_of"]["candidates"] if one["seed"] == settings["seed"])
+    assert {name: best[name] for name in ("seed", "score", "passes")} == kept
     for path in pictures:
         assert (there / path).read_bytes() == (here / path).read_bytes(), path
         assert read_metadata(there / path)["model"] == "tiny"

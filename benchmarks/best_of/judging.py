@@ -1,0 +1,113 @@
+"""What the model and the independent scorer say of each candidate, kept in a file, and what follows for each N."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .samples import CANDIDATES, Drawn, Sample
+
+if TYPE_CHECKING:
+    from mobileo_mlx import MobileO
+
+NUMBERS = (1, 2, 4, 8)  # of candidates
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A sample's candidates as they were judged.
+
+    Attributes:
+        row, index: of the sample.
+        right: what the scorer says of each candidate.
+        passes, scores: what the model says.
+        drawing, judging: processor seconds for all candidates.
+    """
+
+    row: str
+    index: int
+    right: list[bool]
+    passes: list[bool]
+    scores: list[float]
+    drawing: float
+    judging: float
+
+    def kept(self, n: int) -> int:
+        """Which of the first `n` candidates `best_of` keeps: the earliest of those with the best score that pass."""
+        return max(range(n), key=lambda k: (self.passes[k], self.scores[k], -k))
+
+    def until_pass(self, n: int) -> tuple[int, int]:
+        """The candidate that is kept where drawing stops at the first of `n` that passes, and how many were drawn."""
+        for k in range(n):
+            if self.passes[k]:
+                return k, k + 1
+        return self.kept(n), n
+
+    def outcome(self, way: str, n: int) -> bool:
+        """Whether what a way to choose keeps of the first `n` is right: "kept", "until pass" or "oracle"."""
+        if way == "oracle":
+            return any(self.right[:n])
+        return self.right[self.kept(n) if way == "kept" else self.until_pass(n)[0]]
+
+
+def judge(model: MobileO, drawn: Drawn) -> Judged:
+    """Judges all candidates of a sample."""
+    from mobileo_mlx.best_of.judge import judge_images
+
+    sample = drawn.sample
+    begin = time.process_time()
+    said = judge_images(model.parts, drawn.candidates, sample.text, source=sample.before)
+    seconds = time.process_time() - begin
+    return Judged(
+        sample.row,
+        sample.index,
+        [sample.right(image) for image in drawn.candidates],
+        [one.passes for one in said],
+        [one.score for one in said],
+        drawn.seconds,
+        seconds,
+    )
+
+
+def kept_judgements(path: Path) -> dict[tuple[str, int], Judged]:
+    """Those of an earlier run; a line that was torn when it was stopped is left out."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            one = Judged(**json.loads(line))
+        except (ValueError, TypeError):
+            continue
+        found[one.row, one.index] = one
+    return found
+
+
+def judged(model: MobileO, drawn: Iterator[Drawn], path: Path) -> Iterator[tuple[Sample, Judged]]:
+    """Judges what is drawn, or takes what `path` has, and adds to it."""
+    known = kept_judgements(path)
+    with path.open("a", encoding="utf-8") as lines:
+        for one in drawn:
+            key = one.sample.row, one.sample.index
+            if key not in known:
+                known[key] = judge(model, one)
+                lines.write(json.dumps(asdict(known[key])) + "\n")
+                lines.flush()
+            yield one.sample, known[key]
+
+
+def rule_digest() -> str:
+    """Of the sources of the model's rules: judgements of other rules are not taken for these."""
+    import hashlib
+
+    import mobileo_mlx.best_of as package
+
+    files = sorted(Path(package.__path__[0]).glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def best_by_luck(some: Sequence[Judged]) -> float:
+    """How often a candidate at random is right: the share of all of them."""
+    return sum(sum(one.right) for one in some) / (CANDIDATES * len(some))
