@@ -132,7 +132,7 @@ def build(
     work = Build(folder, out, chosen, overwrite=overwrite)
     try:
         with printing.Progress("reading the pictures") as bar:
-            for done, total in work.look():
+            for done, total in work.look(thumbnails=review is not None):
                 if done % 20 == 0 or done == total:
                     bar.update(done, total)
         if asks:

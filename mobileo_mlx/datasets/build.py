@@ -123,8 +123,11 @@ class Build:
         """Lets others work on the same file."""
         self._stack.close()
 
-    def look(self) -> Iterator[tuple[int, int]]:
+    def look(self, *, thumbnails: bool = True) -> Iterator[tuple[int, int]]:
         """Decodes all pictures that drafts need; then those that come twice are left out.
+
+        Args:
+            thumbnails: whether a review page wants them.
 
         Yields:
             how many are seen, and how many there are.
@@ -134,7 +137,7 @@ class Build:
         """
         names = sorted({name for draft in self._drafts for name in (draft.picture, draft.source) if name})
         broken: dict[str, str] = {}
-        for done, found in enumerate(look_at(self.folder.path, names, self.work), start=1):
+        for done, found in enumerate(look_at(self.folder.path, names, self.work, thumbnails=thumbnails), start=1):
             if isinstance(found, Problem):
                 broken[found.name] = found.reason
                 self._leave_out("unreadable", found.name, found.reason)

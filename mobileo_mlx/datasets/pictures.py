@@ -9,7 +9,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,13 +48,14 @@ class Picture:
     thumbnail: str
 
 
-def look_at(folder: Path, names: Iterable[str], work: Path) -> Iterator[Picture | Problem]:
+def look_at(folder: Path, names: Iterable[str], work: Path, *, thumbnails: bool = True) -> Iterator[Picture | Problem]:
     """Decodes pictures, or takes what an earlier build has seen of files that have not changed since.
 
     Args:
         folder: that they are in.
         names: their paths in it.
         work: the build's own folder, to which what is seen is added.
+        thumbnails: whether they are wanted; else they are "" here, for of many pictures they take much memory.
 
     Yields:
         one for each name, in order.
@@ -62,7 +63,7 @@ def look_at(folder: Path, names: Iterable[str], work: Path) -> Iterator[Picture 
     Raises:
         OutputError: the disk is full.
     """
-    known = _read(work / LOOKED_AT)
+    known = _read(work / LOOKED_AT, thumbnails)
     with Appended(work / LOOKED_AT) as seen:
         for name in names:
             try:
@@ -80,7 +81,7 @@ def look_at(folder: Path, names: Iterable[str], work: Path) -> Iterator[Picture 
                 yield Problem(name, f"can't be read ({error.strerror or error})")
                 continue
             seen.add({"file": key, **asdict(picture)})
-            yield picture
+            yield picture if thumbnails else replace(picture, thumbnail="")
 
 
 def _look(name: str, image: Image.Image) -> Picture:
@@ -100,12 +101,12 @@ def _look(name: str, image: Image.Image) -> Picture:
     return Picture(name, digest, width, height, look, colours, base64.b64encode(data.getvalue()).decode())
 
 
-def _read(path: Path) -> dict[str, tuple[list[int], Picture]]:
+def _read(path: Path, thumbnails: bool) -> dict[str, tuple[list[int], Picture]]:
     known = {}
     for record in read_records(path):
         try:
             key = record.pop("file")
-            picture = Picture(**record)
+            picture = Picture(**(record if thumbnails else {**record, "thumbnail": ""}))
         except (KeyError, TypeError):  # of another version
             continue
         known[picture.path] = (key, picture)
