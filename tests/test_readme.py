@@ -19,7 +19,7 @@ DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CARDS = sorted((ROOT / "weights").rglob("README.md"))
 PAGES = [*DOCS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *CARDS]
 TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
-README_LINES = 130  # a reader who is new should see the whole of it
+README_LINES = 145  # a reader who is new should see the whole of it
 
 SHOWING = [path for path in PAGES if path.name != "CHANGELOG.md"]  # commands of today
 
