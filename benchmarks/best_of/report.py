@@ -95,9 +95,9 @@ def markdown(rows: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]) ->
     yield (
         f"Model {about['model']}, seed {about['seed']}. n: samples, of eight candidates each; shares of what the "
         "scorer calls right. First: without best-of. Oracle: the scorer itself chooses. Intervals: of the difference "
-        "from the first candidate, in points, 95 %, Newcombe's for paired proportions. Passed, refused: candidates that the "
-        "model lets pass and that are wrong, or the other way round. Drawing, judging: seconds of processor time for "
-        "a candidate, one thread."
+        "from the first candidate, in points, 95 %, Newcombe's for paired proportions. Passed, refused: candidates "
+        "that the model lets pass and that are wrong, or the other way round. Drawing, judging: seconds of processor "
+        "time for a candidate, one thread."
     )
     yield ""
     yield common.machine_line(about["machine"])

@@ -1,5 +1,6 @@
 // The options of drawing or editing as controls: seed, size and speed in forms of their own, all others as they come.
 
+import { bestOfField } from "./best_of_field.js";
 import { byId, make } from "./dom.js";
 import { info, limit, taskOptions } from "./info.js";
 import { optionField } from "./option_field.js";
@@ -7,7 +8,7 @@ import { seedField } from "./seed_field.js";
 import { sizeField } from "./size_field.js";
 import { speedField } from "./speed_field.js";
 
-const OWN_FORM = new Set(["seed", "width", "height", "speed"]);
+const OWN_FORM = new Set(["seed", "width", "height", "speed", "best_of", "until_pass"]);
 const OPEN = { draw: ["negative_prompt"], edit: ["strength"] }; // not behind the fold
 const MOST = 8; // pictures of one run
 
@@ -15,7 +16,7 @@ export function makeFields(tab, task, host) {
   const known = taskOptions(task).filter((option) => !OWN_FORM.has(option.name));
   const fields = known.map((option) => optionField(tab, option));
   const of = (name) => fields.find((field) => field.name === name);
-  const seed = seedField(tab), size = sizeField(tab);
+  const seed = seedField(tab), size = sizeField(tab), bestOf = bestOfField(tab, task);
   const speed = speedField(tab, task, () => fields.forEach((field) => field.assume(speed.options()[field.name] ?? null)));
   const n = make("select", { id: `${tab}-n` }, Array.from({ length: Math.min(MOST, limit("max_n")) }, (_, i) => make("option", { value: i + 1 }, i + 1)));
   const open = OPEN[tab].map(of).filter(Boolean);
@@ -25,14 +26,14 @@ export function makeFields(tab, task, host) {
     make("div", { class: "grid" }, tab === "edit" && size.element, fields.filter((field) => !open.includes(field)).map((field) => field.element)));
   host.append(...open.map((field) => field.element), ...(tab === "draw" ? [size.element] : []),
     make("div", { class: "pair" }, make("label", { class: "field", htmlFor: n.id }, make("span", { class: "label" }, "Pictures"), n), seed.element),
-    speed.element, fold);
+    speed.element, ...(bestOf ? [bestOf.element] : []), fold);
 
   return {
     seed,
     n: () => Number(n.value),
     /** What goes into the request; what was left alone is left out. */
     values() {
-      const found = { seed: seed.value(), n: Number(n.value) };
+      const found = { seed: seed.value(), n: Number(n.value), ...bestOf?.values() };
       const sides = size.value();
       // An edit has the size of the model unless another is asked for, as the library decides.
       if (tab === "draw" || sides.width !== info.default_size[0] || sides.height !== info.default_size[1]) Object.assign(found, sides);
@@ -56,6 +57,7 @@ export function makeFields(tab, task, host) {
       size.set(settings.width, settings.height);
       if (settings.seed !== null && settings.seed !== undefined) seed.set(settings.seed);
       n.value = "1";
+      bestOf?.reset();
     },
     /** Leads to the control of a parameter that was refused. */
     point(param) {

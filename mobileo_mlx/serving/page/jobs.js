@@ -20,7 +20,8 @@ let listed = new Set(); // ids of the jobs that the server has told last
 export const speed = { step: null };
 
 export function secondsPerStep({ timings, progress }) {
-  return timings?.denoise && progress ? timings.denoise / (progress.steps * progress.n) : null;
+  // Candidates are drawn together, or not all of them.
+  return timings?.denoise && progress && !progress.candidates ? timings.denoise / (progress.steps * progress.n) : null;
 }
 
 /** A job as the page sees it. "change" follows each event; `job` is the server's object. */

@@ -13,9 +13,10 @@ export function optionField(tab, option) {
   const id = byId(plain) ? `${tab}-option-${option.name}` : plain; // `stop` is also a button
   const text = option.type === "string" && !option.choices; // its help stands in the box
   const help = make("small", { id: `${id}-help`, class: text && "hidden" }, option.help);
-  const control = option.choices ? choice(option, id) : box(option, id);
+  const control = option.type === "boolean" ? make("input", { id, type: "checkbox" }) : option.choices ? choice(option, id) : box(option, id);
   control.setAttribute("aria-describedby", help.id);
   const element = make("div", { class: "field option" }, make("label", { class: "label", htmlFor: id }, label(option.name)), control, help);
+  if (option.type === "boolean") return flag(option, element, control);
   const field = {
     name: option.name,
     element,
@@ -31,6 +32,13 @@ export function optionField(tab, option) {
   };
   field.assume(null);
   return field;
+}
+
+function flag(option, element, control) {
+  const usual = Boolean(option.default);
+  const set = (value) => { control.checked = value ?? usual; };
+  set(null);
+  return { name: option.name, element, control, value: () => (control.checked === usual ? undefined : control.checked), set, assume: () => {} };
 }
 
 function choice(option, id) {

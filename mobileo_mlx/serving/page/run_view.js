@@ -5,6 +5,7 @@ import { compare } from "./compare.js";
 import { announce, fitFrame, make, show } from "./dom.js";
 import { defaultSize } from "./info.js";
 import { secondsPerStep } from "./jobs.js";
+import { scores } from "./scores.js";
 import { describe, dragged, isDeleted, shelf } from "./shelf.js";
 import { count, left, seconds } from "./words.js";
 
@@ -25,7 +26,9 @@ export function statusWords(task) {
   const { progress } = job;
   if (!progress) return "Reading the text…";
   const parts = n > 1 ? [`Picture ${progress.index + 1} of ${n}`] : [];
-  parts.push(progress.step >= progress.steps ? "Finishing" : `Step ${progress.step} of ${progress.steps}`);
+  const { candidate, candidates } = progress;
+  if (candidates) parts.push(candidate === undefined ? `${candidates} candidates` : `Candidate ${candidate + 1} of up to ${candidates}`);
+  parts.push(progress.step >= progress.steps ? (candidates ? "Choosing" : "Finishing") : `Step ${progress.step} of ${progress.steps}`);
   if (progress.seconds_left !== null && progress.seconds_left !== undefined) parts.push(left(progress.seconds_left));
   return parts.join(" · ");
 }
@@ -103,7 +106,7 @@ function tile(tab, task, index, n) {
     const mark = (gone) => { element.classList.toggle("gone", gone); };
     shelf.addEventListener("change", () => mark(isDeleted(picture)));
     frame.querySelector("img").addEventListener("error", () => mark(true));
-    foot.replaceChildren(actionBar(picture, { words: n === 1, rest: false }));
+    foot.replaceChildren(actionBar(picture, { words: n === 1, rest: false }), ...[scores(picture)].filter(Boolean));
   }
 
   return {

@@ -3,6 +3,7 @@
 import { actionBar } from "./actions.js";
 import { compare } from "./compare.js";
 import { byId, fitFrame, iconButton, make } from "./dom.js";
+import { scores } from "./scores.js";
 import { describe, findPicture, pictures, shelf } from "./shelf.js";
 import { bytes, label, when } from "./words.js";
 
@@ -11,7 +12,7 @@ let shown = null;
 function rows(picture) {
   const { settings } = picture;
   const size = `${picture.width} × ${picture.height}, ${bytes(picture.bytes)}`;
-  const known = settings ? Object.entries(settings).filter(([name, value]) => value !== null && !["width", "height", "task", "source", "image_sha256"].includes(name)) : [];
+  const known = settings ? Object.entries(settings).filter(([name, value]) => value !== null && !["width", "height", "task", "source", "image_sha256", "best_of"].includes(name)) : [];
   const seed = settings && "seed" in settings ? [] : picture.seed === null || picture.seed === undefined ? [] : [["Seed", picture.seed]];
   return [["Size", size], ["Made", when(picture.created_at)], ...seed, ...known.map(([name, value]) => [label(name), Array.isArray(value) ? value.join(", ") : String(typeof value === "object" ? JSON.stringify(value) : value)])];
 }
@@ -40,7 +41,7 @@ function render() {
       iconButton("close", "Close", { id: "viewer-close", class: "close", onclick: () => dialog.close() }, false),
       make("h2", {}, describe(picture)),
       actionBar(picture, { prefix: "viewer", done: () => dialog.close() }),
-      make("dl", { id: "viewer-settings" }, rows(picture).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))))));
+      make("dl", { id: "viewer-settings" }, rows(picture).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))), scores(picture)));
 }
 
 /** Opens a picture; it stays until the user chooses another, whatever is drawn meanwhile. */
