@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from .samples import CANDIDATES, Drawn, Sample
 
@@ -37,8 +37,12 @@ class Judged:
     judging: float
 
     def kept(self, n: int) -> int:
-        """Which of the first `n` candidates `best_of` keeps: the earliest of those with the best score that pass."""
-        return max(range(n), key=lambda k: (self.passes[k], self.scores[k], -k))
+        """Which of the first `n` candidates `best_of` keeps, by the library's own rule."""
+        from mobileo_mlx.best_of.candidates import Candidate, best
+        from mobileo_mlx.best_of.judge import Judgement
+
+        said = [Judgement(score, passes, ()) for score, passes in zip(self.scores[:n], self.passes[:n], strict=True)]
+        return best([Candidate(k, cast(Any, None), cast(Any, None), one) for k, one in enumerate(said)]).seed
 
     def until_pass(self, n: int) -> tuple[int, int]:
         """The candidate that is kept where drawing stops at the first of `n` that passes, and how many were drawn."""

@@ -74,7 +74,7 @@ def markdown(rows: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]) ->
     yield "## What is kept"
     yield ""
     yield from common.markdown_table(
-        ("of", "n", "first", *(f"best of {n}" for n in NUMBERS[1:]), "4: interval", "4: oracle", "8: oracle"),
+        ("of", "n", "random", "first", *(f"best of {n}" for n in NUMBERS[1:]), "4: interval", "4: oracle", "8: oracle"),
         (_kept_cells(name, row) for name, row in rows.items()),
     )
     yield ""
@@ -94,10 +94,10 @@ def markdown(rows: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]) ->
     yield ""
     yield (
         f"Model {about['model']}, seed {about['seed']}. n: samples, of eight candidates each; shares of what the "
-        "scorer calls right. First: without best-of. Oracle: the scorer itself chooses. Intervals: of the difference "
-        "from the first candidate, in points, 95 %, Newcombe's for paired proportions. Passed, refused: candidates "
-        "that the model lets pass and that are wrong, or the other way round. Drawing, judging: seconds of processor "
-        "time for a candidate, one thread."
+        "scorer calls right. Random: one at random of the eight. First: without best-of. Oracle: the "
+        "scorer itself chooses. Intervals: of the difference from the first candidate, in points, 95 %, Newcombe's "
+        "for paired proportions. Passed, refused: candidates that the model lets pass and that are wrong, or the "
+        "other way round. Drawing, judging: seconds of processor time for a candidate, one thread."
     )
     yield ""
     yield common.machine_line(about["machine"])
@@ -108,6 +108,7 @@ def _kept_cells(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         name,
         str(row["n"]),
+        f"{row['random']:.3f}",
         f"{row['first']:.3f}",
         *(f"{row['kept'][n]['right']:.3f}" for n in NUMBERS[1:]),
         f"{four['difference']:+.1f} ({four['low']:+.1f} to {four['high']:+.1f})",
