@@ -123,6 +123,8 @@ def score(
     if ":" in backend and "" not in sys.path:
         sys.path.append("")  # a detector of the user's own is mostly a file in the folder where the command is started
     detector = load_backend(backend, weights=weights)
+    for sentence in getattr(detector, "notes", ()):
+        printing.note(f"note: {sentence}.")
     verdicts = geneval_score.Verdicts(target.with_name(f".{target.stem}-kept.jsonl"))
     results = []
     with printing.Progress("scoring") as bar:

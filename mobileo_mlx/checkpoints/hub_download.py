@@ -74,8 +74,12 @@ def snapshot(name: str, cache: Path) -> Path | None:
     return path if is_folder(path) else None
 
 
-def check_online(name: str) -> None:
+def check_online(name: str, *, ways: str = _WAYS) -> None:
     """Says so where HF_HUB_OFFLINE forbids a download.
+
+    Args:
+        name: see `split_name`.
+        ways: to do without, for the error.
 
     Raises:
         DownloadError: it does.
@@ -83,7 +87,7 @@ def check_online(name: str) -> None:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise DownloadError(f"'{name}' is not cached, and HF_HUB_OFFLINE forbids to download it: unset it, or {_WAYS}.")
+        raise DownloadError(f"'{name}' is not cached, and HF_HUB_OFFLINE forbids to download it: unset it, or {ways}.")
 
 
 def download(
@@ -94,6 +98,7 @@ def download(
     progress: bool = False,
     endpoint: str | None = None,
     cache: Path,
+    ways: str = _WAYS,
 ) -> Path:
     """Downloads files of one commit, as far as they are not in the cache.
 
@@ -104,6 +109,7 @@ def download(
         progress: whether bars are drawn on standard error.
         endpoint: the hub's address; by default that of `huggingface_hub`, which reads HF_ENDPOINT.
         cache: the hub's, or one of its form.
+        ways: to do without, for errors.
 
     Returns:
         what `there` finds, or the folder of that commit in the cache, which is noted as that of the revision when all
@@ -143,7 +149,7 @@ def download(
         raise
     except Exception as error:
         # Not narrower: the hub's client has changed its HTTP library, and with it the errors, more than once.
-        raise _download_error(name, error) from error
+        raise _download_error(name, error, ways) from error
 
 
 @contextmanager
@@ -310,7 +316,7 @@ def _bars(shown: bool) -> Iterator[None]:
         enable_progress_bars()
 
 
-def _download_error(name: str, error: Exception) -> DownloadError:
+def _download_error(name: str, error: Exception, ways: str) -> DownloadError:
     from huggingface_hub import get_token
     from huggingface_hub.utils import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -318,19 +324,19 @@ def _download_error(name: str, error: Exception) -> DownloadError:
     if isinstance(error, GatedRepoError):
         return DownloadError(
             f"'{name}' asks for a licence to be accepted: accept it on its page on the hub and run `hf auth login`, or "
-            f"{_WAYS}."
+            f"{ways}."
         )
     # Without a token, the hub answers so about all that it does not show to everybody.
     if status == 401 and get_token():
         return DownloadError(
             f"'{name}' could not be downloaded, because your token is not accepted: run `hf auth login`, or unset "
-            f"HF_TOKEN; or {_WAYS}."
+            f"HF_TOKEN; or {ways}."
         )
     if isinstance(error, RevisionNotFoundError):
         return DownloadError(f"'{name}' names a revision that is not on the hub: check what stands behind the @.")
     if isinstance(error, RepositoryNotFoundError):
         return DownloadError(
-            f"'{name}' is neither a folder nor a model on the hub that you may read: check its name, or {_WAYS}."
+            f"'{name}' is neither a folder nor a model on the hub that you may read: check its name, or {ways}."
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DownloadError(
@@ -339,9 +345,9 @@ def _download_error(name: str, error: Exception) -> DownloadError:
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
         return DownloadError(
             f"'{name}' can't be downloaded, because '{error.filename}' is closed to this user ({error.strerror}): set "
-            f"HF_HOME to a folder of yours, or {_WAYS}."
+            f"HF_HOME to a folder of yours, or {ways}."
         )
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return DownloadError(
-        f"'{name}' is not cached and could not be downloaded ({reason}): try again with a connection, or {_WAYS}."
+        f"'{name}' is not cached and could not be downloaded ({reason}): try again with a connection, or {ways}."
     )
