@@ -61,6 +61,9 @@ class MobileOModel(lmms):
         **ignored: Any,
     ) -> None:
         super().__init__()
+        from mobileo_mlx import blas
+
+        blas.preload()  # before MLX is imported
         from mobileo_mlx import MobileO
         from mobileo_mlx.checkpoints.hub import DEFAULT_MODEL
         from mobileo_mlx.checkpoints.quantize import parse_quantize

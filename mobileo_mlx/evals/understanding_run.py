@@ -36,6 +36,7 @@ SETTINGS, RESULT = "settings.json", "result.json"
 HUB = "lmms-lab-encoder/"  # whose data sets the task files name
 _RUN = "mobileo"  # the name of lmms-eval's run: with one of its own, each would begin anew
 _PROGRESS = re.compile(rb"[\r\n]" + MODEL.encode() + rb": +\d+%[^\r\n]*?(\d+)/(\d+) ")
+_LONGEST = 300  # characters of a reason
 _ERROR = re.compile(r"(?:[\w.]+\.)?(\w*(?:Error|Exception|Exit|Interrupt))(?:: (.*))?")
 
 
@@ -224,7 +225,8 @@ def _reason(log: Path) -> str:
         lines = file.read().decode(errors="replace").splitlines()
     for line in reversed(lines):
         if match := _ERROR.fullmatch(line.strip()):
-            return (match[2] or match[1]).rstrip(".")
+            reason = match[2] or match[1]
+            return f"{reason[:_LONGEST]}..." if len(reason) > _LONGEST else reason.rstrip(".")
     return "it ended without saying why"
 
 
