@@ -202,7 +202,7 @@ def _follow(command: Sequence[str], env: Mapping[str, str], log: Path) -> Iterat
     ):
         assert process.stdout is not None
         try:
-            end = b"\n"
+            end = b"\n"  # of what it said: a line may come in pieces
             while said := process.stdout.read1():  # type: ignore[attr-defined]
                 try:
                     file.write(said)
@@ -210,9 +210,11 @@ def _follow(command: Sequence[str], env: Mapping[str, str], log: Path) -> Iterat
                 except OSError as error:
                     raise output_error(error, log) from error
                 end += said
+                read = max(end.rfind(b"\r"), end.rfind(b"\n"))
                 for match in _PROGRESS.finditer(end):
                     yield int(match[1]), int(match[2])
-                end = end[max(end.rfind(b"\r"), end.rfind(b"\n")) :][-1000:]
+                    read = max(read, match.end())
+                end = end[read:][-1000:]
         finally:
             if process.poll() is None:
                 process.terminate()
