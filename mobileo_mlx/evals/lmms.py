@@ -64,9 +64,9 @@ class MobileOModel(lmms):
         from mobileo_mlx import blas
 
         blas.preload()  # before MLX is imported
-        from mobileo_mlx import MobileO
         from mobileo_mlx.checkpoints.hub import DEFAULT_MODEL
         from mobileo_mlx.checkpoints.quantize import parse_quantize
+        from mobileo_mlx.pipeline import MobileO
 
         if unknown := sorted(ignored.keys() - {"batch_size", "max_batch_size", "device"}):
             raise OptionError(

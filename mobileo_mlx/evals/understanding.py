@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 
-from ..errors import OptionError, format_names
+from ..errors import OptionError
+from ..files import read_text
 
 LMMS_EVAL = "0.7.3"  # the version whose functions the task files name
 JUDGE = "gpt-4-0613"  # of MM-Vet, in lmms-eval 0.3.0
 MODEL = "mobileo_mlx"  # the entry point's name
 ENTRY_POINTS = "lmms_eval.models"
 REQUIREMENTS = "lmms-requirements.txt"
+
+_MAX_FILE = 2**16  # bytes of a file that comes with the package
 
 
 @dataclass(frozen=True)
@@ -160,12 +163,22 @@ def check_installation() -> None:
 
 def requirements_file() -> Path:
     """The list for pip."""
-    return Path(str(resources.files(__package__).joinpath(REQUIREMENTS)))
+    return Path(__file__).with_name(REQUIREMENTS)
+
+
+def tasks_folder() -> Path:
+    """Where lmms-eval's task files are."""
+    return Path(__file__).with_name("tasks")
+
+
+def task_text(benchmark: Benchmark) -> str:
+    """The task file of a benchmark."""
+    return read_text(tasks_folder() / f"{benchmark.task}.yaml", limit=_MAX_FILE)
 
 
 def requirements() -> list[str]:
     """Its lines, such as `filelock<3.21`."""
-    lines = resources.files(__package__).joinpath(REQUIREMENTS).read_text(encoding="utf-8").splitlines()
+    lines = read_text(requirements_file(), limit=_MAX_FILE).splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 
@@ -188,8 +201,3 @@ def _version(name: str) -> str | None:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
-
-
-def names(benchmarks: Iterable[Benchmark]) -> str:
-    """Their titles for a message."""
-    return format_names(benchmark.title for benchmark in benchmarks)

@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from ..errors import ExistsError, MobileOError, OptionError
 from ..files import JSONError, is_file, is_folder, open_input, parse_json, read_json
 from ..locks import lock
 from .lmms_tasks import DATA
-from .understanding import AS_WRITTEN, JUDGE, MODEL, Benchmark
+from .understanding import AS_WRITTEN, JUDGE, MODEL, Benchmark, task_text, tasks_folder
 
 SETTINGS, RESULT = "settings.json", "result.json"
 HUB = "lmms-lab-encoder/"  # whose data sets the task files name
@@ -300,9 +299,8 @@ def _task_files(benchmarks: Sequence[Benchmark], out: Path, settings: Settings) 
     Raises:
         OptionError: a data set is missing.
     """
-    ours = Path(str(resources.files(__package__).joinpath("tasks")))
     if settings.data is None:
-        return ours
+        return tasks_folder()
     folder = out / "tasks"
     folder.mkdir(exist_ok=True)
     for benchmark in benchmarks:
@@ -312,7 +310,7 @@ def _task_files(benchmarks: Sequence[Benchmark], out: Path, settings: Settings) 
                 f"--data: '{settings.data}' has no folder '{benchmark.data}': put the data set {HUB}{benchmark.data} "
                 "there, or leave --data out to download it."
             )
-        text = resources.files(__package__).joinpath(f"tasks/{benchmark.task}.yaml").read_text(encoding="utf-8")
+        text = task_text(benchmark)
         name = f"dataset_path: {HUB}{benchmark.data}\n"
         assert name in text, benchmark.task
         with atomic_write(folder / f"{benchmark.task}.yaml", overwrite=True) as path:

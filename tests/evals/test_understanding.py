@@ -21,7 +21,7 @@ from PIL import Image
 
 from mobileo_mlx import MobileO
 from mobileo_mlx.errors import ExistsError, MobileOError, OptionError, OutputError
-from mobileo_mlx.evals import understanding, understanding_run
+from mobileo_mlx.evals import understanding
 from mobileo_mlx.evals.understanding import BENCHMARKS, BY_NAME, select
 from mobileo_mlx.evals.understanding_report import report, wilson
 from mobileo_mlx.evals.understanding_run import HUB, Asked, Result, Settings, model_args, run
@@ -100,8 +100,7 @@ def test_papers_averages_are_those_of_the_seven() -> None:
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda one: one.name)
 def test_each_has_its_task_file(benchmark: Any) -> None:
     """With its name and data set, and a metric for each number that the table shows, but for what is counted here."""
-    folder = Path(understanding_run.__file__).with_name("tasks")
-    text = (folder / f"{benchmark.task}.yaml").read_text()
+    text = understanding.task_text(benchmark)
     assert f"task: {benchmark.task}\ndataset_path: {HUB}{benchmark.data}\n" in text
     for metric in (benchmark.metric, *benchmark.variants):
         assert metric.key == understanding.AS_WRITTEN or f"- metric: {metric.key}\n" in text
