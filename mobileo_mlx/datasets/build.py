@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -262,17 +263,14 @@ class Build:
     def _read(self) -> list[Draft]:
         """The drafts of all that is said of the pictures."""
         folder, options = self.folder, self.options
-        files = options.annotations or tuple(folder.path / name for name in annotation_files.find_annotations(folder))
-        readers: list[Callable[[], Iterator[Said | Problem]]] = [
-            lambda: sidecars.read_sidecars(folder),
-            lambda: tables.read_tables(folder, options.text_column),
+        files = [expand(path) for path in options.annotations]
+        files = files or [folder.path / name for name in annotation_files.find_annotations(folder)]
+        sources: list[Iterator[Said | Problem]] = [
+            sidecars.read_sidecars(folder),
+            tables.read_tables(folder, options.text_column),
+            *(annotation_files.read_annotations(folder, path, named=bool(options.annotations)) for path in files),
         ]
-        said: list[Said] = []
-        for reader in readers:
-            said += self._noted(reader())
-        for path in files:
-            found = annotation_files.read_annotations(folder, expand(path), named=bool(options.annotations))
-            said += self._noted(found)
+        said = list(self._noted(chain.from_iterable(sources)))
         edits = sidecars.find_edits(folder, options.edit_suffix)
         drafts = []
         for draft in make_drafts(said, edits, folder.pictures, all_captions=options.all_captions):

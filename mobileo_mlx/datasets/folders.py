@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,18 +38,18 @@ class Folder:
     problems: list[Problem] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._all: set[str] = set()
+        self._all: dict[str, str] = {}  # by what `_same` makes of them
         self._by_name: dict[str, list[str]] = defaultdict(list)
 
     def add(self, name: str) -> None:
         """Adds a file by its path in the folder."""
         is_picture = posixpath.splitext(name)[1].lower() in SUFFIXES
         (self.pictures if is_picture else self.texts).append(name)
-        self._all.add(name)
-        self._by_name[posixpath.basename(name)].append(name)
+        self._all[_same(name)] = name
+        self._by_name[_same(posixpath.basename(name))].append(name)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._all
+        return self._all.get(_same(name)) == name
 
     def find(self, name: str, beside: str = "") -> str:
         """The file that a name in a list means.
@@ -64,21 +65,27 @@ class Folder:
         Raises:
             ValueError: it is outside of the folder, or several files have the name; the reason continues a sentence.
         """
-        name = name.replace("\\", "/") if "\\" in name and name not in self._all else name
+        name = name.replace("\\", "/") if "\\" in name and _same(name) not in self._all else name
         root = str(self.path)
         if name.startswith(f"{root}/"):
             name, beside = name[len(root) + 1 :], ""
         for start in dict.fromkeys((beside, "")):
             path = posixpath.normpath(posixpath.join(start, name))
-            if path in self._all:
-                return path
+            if _same(path) in self._all:
+                return self._all[_same(path)]
         inside = posixpath.normpath(name)
         if inside.startswith(("../", "/")) or inside in ("..", "."):
             raise ValueError(f"names '{name}', which is outside of the folder")
-        ends = [path for path in self._by_name[posixpath.basename(inside)] if path.endswith(f"/{inside}")]
+        named = self._by_name.get(_same(posixpath.basename(inside)), [])
+        ends = [path for path in named if _same(path).endswith(f"/{_same(inside)}")]
         if len(ends) > 1:
             raise ValueError(f"names '{name}', which may be '{ends[0]}' or '{ends[1]}'; give the whole path")
         return ends[0] if ends else ""
+
+
+def _same(name: str) -> str:
+    """A name by which it is found: macOS writes an umlaut as two characters where others write one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def walk(path: Path) -> Folder:

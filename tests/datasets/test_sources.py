@@ -226,6 +226,16 @@ def test_hostile_names_and_links(photos, built, tmp_path):
     ]
 
 
+def test_names_are_found_in_either_form_of_unicode(photos, built):
+    """Lists written elsewhere have an umlaut in one character, and folders copied from a Mac in two."""
+    decomposed = "a\u0308.png"
+    picture(photos / decomposed)
+    (photos / "metadata.jsonl").write_text(json.dumps({"file_name": "\xe4.png", "text": "an umlaut"}))
+    found = built()
+    assert found.prompts == {decomposed: "an umlaut"}
+    assert read_data(found.out).samples
+
+
 def test_a_name_that_is_not_utf_8_is_left_out(photos, built):
     picture(photos / "a.png")
     (photos / "a.txt").write_text("a")
