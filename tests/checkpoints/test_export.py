@@ -3,17 +3,21 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from huggingface_hub import ModelCard
 from random_adapter import write_random_adapter
 
 from mobileo_mlx import MobileO
+from mobileo_mlx.checkpoints.adapters import Adapter
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.checkpoints.convert import convert, fuse
 from mobileo_mlx.checkpoints.export import BITS, FORMATS, export
+from mobileo_mlx.checkpoints.export_card import model_card
 from mobileo_mlx.checkpoints.export_tokenizer import CHAT_TEMPLATE, FILES
 from mobileo_mlx.checkpoints.load import load_component
 from mobileo_mlx.checkpoints.modules import named_parameters
@@ -273,15 +277,11 @@ def test_weights_that_are_not_finite(tiny_model, tmp_path):
 
 
 def test_a_width_that_the_apps_groups_do_not_divide(tiny_model, tmp_path):
-    """Groups of 32 are mlx-lm's way out: here the queries of a narrow model, written by hand."""
-    from dataclasses import replace
-
-    from mobileo_mlx.checkpoints.export_language import APP as FORMAT
-
+    """mlx-lm's format can name groups of 32 for a layer."""
     source = Checkpoint.open(tiny_model)
     narrow = replace(source, config=replace(source.config, llm=replace(source.config.llm, intermediate_size=96)))
     with pytest.raises(OptionError, match="a layer has 96 inputs, and the app quantizes groups of 64; choose mlx-lm"):
-        FORMAT.check(narrow)
+        FORMATS["app"].check(narrow)
 
 
 def test_a_model_without_tokenizer(tiny_model, tmp_path):
@@ -294,17 +294,29 @@ def test_a_model_without_tokenizer(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "mlx-vlm"])
 def test_cards(name, tiny_model, tmp_path):
-    yaml = pytest.importorskip("yaml")
     made = export(tmp_path / "made", name, model=tiny_model if name == "upstream" else "tiny")
     text = (made.path / "README.md").read_text()
-    assert text.startswith("---\n")
-    header = yaml.safe_load(text.split("---\n")[1])
-    assert header["license"] == ("cc-by-nc-sa-4.0" if name == "upstream" else "mit")
-    assert header["tags"][-1] == "mobile-o"
-    assert header["library_name"] in ("mlx", "transformers")
+    header = ModelCard(text).data  # of the hub's own library
+    assert header.license == ("cc-by-nc-sa-4.0" if name == "upstream" else "mit")
+    assert header.tags[-1] == "mobile-o"
+    assert header.library_name in ("mlx", "transformers")
+    assert header.base_model is None  # neither a bundled model nor a folder is one that the hub could name
     assert f"--format {name}" in text
     assert str(tmp_path) not in text
     assert str(tiny_model.parent) not in text
+
+
+def test_the_card_of_a_model_from_the_hub(tiny_model):
+    """With an adapter from there: both are what the result was made of."""
+    source = replace(Checkpoint.open(tiny_model), name="Amshaker/Mobile-O-0.5B@v1")
+    adapter = Adapter("someone/cats", tiny_model, "someone/cats", scale=0.5)
+    text = model_card(
+        source, "mlx-vlm", bits="bfloat16", folder="my model", adapters=[adapter], options=["--bits", "8"]
+    )
+    assert ModelCard(text).data.base_model == ["Amshaker/Mobile-O-0.5B", "someone/cats"]
+    assert ModelCard(text).data.pipeline_tag == "image-text-to-text"
+    command = "mobileo-mlx export 'my model' --format mlx-vlm --model Amshaker/Mobile-O-0.5B@v1 --adapter someone/cats"
+    assert f"{command} --adapter-scale 0.5 --bits 8" in text
 
 
 # The tokenizer

@@ -1,11 +1,16 @@
-"""An exported tokenizer in transformers: ids and prompts are those of the original's files."""
+"""Exported folders in transformers: the tokenizer's ids and prompts, and the language model's logits."""
 
 import json
 import shutil
 
+import mlx.core as mx
+import numpy as np
 import pytest
 
+from mobileo_mlx.checkpoints.checkpoint import Checkpoint
+from mobileo_mlx.checkpoints.export import export
 from mobileo_mlx.checkpoints.export_tokenizer import FILES, write_tokenizer
+from mobileo_mlx.checkpoints.load import load_component
 from mobileo_mlx.prompts import first_turn
 from mobileo_mlx.tokenizer import Tokenizer
 
@@ -40,3 +45,18 @@ def test_qwen2s_tokenizer(reference, tmp_path):
     assert theirs.apply_chat_template(messages, **given) == theirs.apply_chat_template(
         messages, chat_template=jinja, **given
     )
+
+
+def test_the_language_model(tiny_model, tmp_path):
+    torch = pytest.importorskip("torch")
+    folder = export(tmp_path / "lm", "mlx-lm", model=tiny_model).path
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    checkpoint = Checkpoint.open(tiny_model)
+    llm, head = (load_component(checkpoint, name, dtype=mx.float32) for name in ("llm", "lm_head"))
+    ids = Tokenizer.load(folder).encode(first_turn("What is in this image?"))
+    expected = np.array(head(llm(llm.embed_tokens(mx.array([ids])))))
+    with torch.no_grad():
+        found = theirs.float()(torch.tensor([ids])).logits.numpy()
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
