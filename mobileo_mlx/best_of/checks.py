@@ -6,12 +6,14 @@ from the words, so that it is known what each of them is worth.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .phrases import COLOURS, NUMBERS, OPPOSITES, Change, Content, Thing, a, plural, read_text
 
 YES_NO = ("yes", "no")
 DESCRIBE = "describe the image."
+ARTICLE = "a"  # with which the description of a single thing begins
 
 
 @dataclass(frozen=True)
@@ -22,20 +24,26 @@ class Check:
         question: in words.
         expected: the answer where the picture is right.
         answers: all answers between which the model decides; `expected` is one of them.
-        kind: "presence", "absence", "colour", "count", "total", "position", "background" or "whole".
+        kind: "presence", "absence", "colour", "count", "total", "described", "position", "background", "kept" or
+            "whole".
+        mirror: a question whose answer is the opposite one wherever the model can answer it.
     """
 
     question: str
     expected: str
     answers: tuple[str, ...]
     kind: str
+    mirror: str = ""
 
 
 def prompt_checks(prompt: str) -> list[Check]:
-    """The questions about a picture of a prompt. The last one is about all of it: "does this image show ...?"."""
+    """The questions about a picture of a prompt.
+
+    Where it is not understood, there is one, about all of it: "does this image show ...?". It is of no use beside the
+    others, which are easier: docs/best-of.md has the figures.
+    """
     content = read_text(prompt)
-    found = [] if content is None else content_checks(content)
-    return [*found, whole_check(prompt if content is None else content.caption)]
+    return [whole_check(prompt)] if content is None else content_checks(content)
 
 
 def whole_check(text: str) -> Check:
@@ -50,28 +58,39 @@ def result_check(instruction: str) -> Check:
 
 
 def content_checks(content: Content) -> list[Check]:
-    """One question about each thing that a text says."""
-    checks: list[Check] = []
-    for thing in dict.fromkeys(content.things):
-        checks.append(Check(f"is there {a(thing.words)}?", "yes", YES_NO, "presence"))
+    """One question or several about each thing that a text says."""
+    checks = [Check(f"is there {a(one.words)}?", "yes", YES_NO, "presence") for one in dict.fromkeys(content.things)]
     for noun in dict.fromkeys(thing.noun for thing in content.things):
-        same = [thing for thing in content.things if thing.noun == noun]
-        counts = [thing.count for thing in same]
-        total = sum(count for count in counts if count is not None)
-        colours = {thing.colour for thing in same}
-        colour = same[0].colour
-        if len(colours) == 1 and colour is not None:
-            subject = f"is the {noun}" if total == 1 else f"are the {plural(noun)}"
-            checks.append(Check(f"what color {subject}?", colour, COLOURS, "colour"))
-        if None not in counts and 1 <= total <= len(NUMBERS):
-            checks.append(Check(f"how many {plural(noun)} are there?", NUMBERS[total - 1], NUMBERS, "count"))
-    if len(content.things) == 1 and content.things[0].numbered:
-        checks.append(objects_check(content.things[0].count or 1))
+        checks += _noun_checks([thing for thing in content.things if thing.noun == noun])
+    if len(content.things) == 1:
+        checks += _only_thing_checks(content.things[0])
     if content.relation is not None and len(content.things) == 2:
         checks += _position_checks(*content.things, content.relation)
     if content.background is not None:
         checks.append(background_check(content.background))
     return checks
+
+
+def _noun_checks(same: Sequence[Thing]) -> list[Check]:
+    """Colour and number of what has one name."""
+    checks, noun = [], same[0].noun
+    counts, colours = [thing.count for thing in same], {thing.colour for thing in same}
+    total = sum(count for count in counts if count is not None)
+    if len(colours) == 1 and (colour := same[0].colour) is not None:
+        subject = f"is the {noun}" if total == 1 else f"are the {plural(noun)}"
+        checks.append(Check(f"what color {subject}?", colour, COLOURS, "colour"))
+    if None not in counts and 1 <= total <= len(NUMBERS):
+        checks.append(Check(f"how many {plural(noun)} are there?", NUMBERS[total - 1], NUMBERS, "count"))
+    return checks
+
+
+def _only_thing_checks(thing: Thing) -> list[Check]:
+    """Number of all that is there: asked for, and as a description begins."""
+    if thing.count is None:
+        return []
+    first = ARTICLE if thing.count == 1 else NUMBERS[thing.count - 1]
+    described = Check(DESCRIBE, first, (ARTICLE, *NUMBERS[1:]), "described")
+    return [described, objects_check(thing.count)] if thing.numbered else [described]
 
 
 def objects_check(count: int) -> Check:
@@ -90,11 +109,18 @@ def _position_checks(first: Thing, second: Thing, relation: str) -> list[Check]:
         names = (first.words, second.words)
         if first.words == second.words:
             return []
-    asked = [(names, relation, "yes")]
+    back = names[::-1]
+    asked = [(names, relation, back)]
     if relation in OPPOSITES:
-        back = names[::-1]
-        asked += [(back, relation, "no"), (back, OPPOSITES[relation], "yes"), (names, OPPOSITES[relation], "no")]
-    return [Check(f"is the {x} {said} the {y}?", answer, YES_NO, "position") for (x, y), said, answer in asked]
+        asked.append((back, OPPOSITES[relation], names))
+
+    def question(order: tuple[str, ...], said: str) -> str:
+        return f"is the {order[0]} {said} the {order[1]}?"
+
+    return [
+        Check(question(order, said), "yes", YES_NO, "position", question(other, said) if said in OPPOSITES else "")
+        for order, said, other in asked
+    ]
 
 
 def change_checks(change: Change) -> list[Check]:

@@ -22,7 +22,7 @@ from ..models.qwen2 import KVCache
 from ..not_finite import check_finite, explained
 from ..prompts import IMAGE_TOKEN_INDEX, ask_prompt, encode_prompt
 from ..tokenizer import IM_END
-from .checks import DESCRIBE, Check, change_checks, content_checks, prompt_checks, result_check
+from .checks import ARTICLE, DESCRIBE, Check, change_checks, content_checks, prompt_checks, result_check
 from .phrases import COLOURS, NUMBERS, changed, read_instruction, read_text
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..parts import Parts
     from ..tokenizer import Tokenizer
 
+_CANT_TELL = 0.4
 _DESCRIPTION = 64  # tokens at most
 
 
@@ -50,7 +51,11 @@ class Answered:
 
     @property
     def right(self) -> bool:
-        return self.answer == self.check.expected
+        """Whether the answer is the expected one, or the model can't tell, as its answer to the mirrored question says.
+
+        Where that is the same, the probability is near 0.5.
+        """
+        return self.answer == self.check.expected or (self.check.mirror != "" and self.probability > _CANT_TELL)
 
 
 @dataclass(frozen=True)
@@ -98,12 +103,17 @@ class Judge:
     Args:
         parts: the networks.
         prompt: what the images are to show; with `source` the instruction that they follow.
-        source: the image before the edit. The questions depend on it, so it is read with the first images.
+        source: the image before the edit.
     """
 
     def __init__(self, parts: Parts, prompt: str, *, source: Image.Image | None = None):
-        self._parts, self._prompt, self._source = parts, prompt, source
-        self._checks: list[Check] | None = None if source is not None else prompt_checks(prompt)
+        self._parts, self._prompt, self._edits = parts, prompt, source is not None
+        self._checks = [] if self._edits else prompt_checks(prompt)
+        self._can_tell = True
+        # An image that is not what was asked for. It is read with the first candidates, for the tower's weights.
+        self._reference = source
+        if source is None and any(check.kind == "whole" for check in self._checks):
+            self._reference = _blank(parts.config.image_size)
 
     def of(self, images: Sequence[Image.Image]) -> list[Judgement]:
         """What the model says about each image.
@@ -111,14 +121,27 @@ class Judge:
         Raises:
             NotFiniteError: the features of an image, or the logits, have NaN or infinity among them.
         """
-        # All images together, so that the tower's weights are read once.
-        source = [] if self._checks is not None or self._source is None else [self._source]
-        features = read_images(self._parts, [*source, *images])
+        reference = [] if self._reference is None else [self._reference]
+        features = read_images(self._parts, [*reference, *images])
         self._parts.enter("answer")
-        if self._checks is None and self._source is not None:
-            self._checks = edit_checks(self._parts, self._prompt, self._source, features[0])
-        assert self._checks is not None
-        return [judgement(answers(self._parts, one, self._checks)) for one in features[len(source) :]]
+        if reference:
+            self._look_at_reference(features.pop(0))
+        found = [judgement(answers(self._parts, one, self._checks)) for one in features]
+        return found if self._can_tell else [replace(one, passes=False) for one in found]
+
+    def _look_at_reference(self, features: mx.array) -> None:
+        if self._edits:
+            self._checks = edit_checks(self._parts, self._prompt, features)
+        whole = [check for check in self._checks if check.kind == "whole"]
+        # Whoever says yes of a blank image, or of the image before the edit, can't tell.
+        self._can_tell = not any(one.right for one in answers(self._parts, features, whole)) if whole else True
+        self._reference = None
+
+
+def _blank(side: int) -> Image.Image:
+    from PIL import Image
+
+    return Image.new("RGB", (side, side), (128, 128, 128))
 
 
 def judge_images(
@@ -130,18 +153,17 @@ def judge_images(
 
 def judgement(answers: Sequence[Answered]) -> Judgement:
     """One score of many answers: the probability that all of them are right, were they independent."""
-    counted = [one for one in answers if one.check.kind != "whole"] or list(answers)
-    score = math.prod(one.probability for one in counted)
-    return Judgement(score, all(one.right for one in counted), tuple(answers))
+    return Judgement(math.prod(one.probability for one in answers), all(one.right for one in answers), tuple(answers))
 
 
 def answers(parts: Parts, features: mx.array, checks: Sequence[Check]) -> list[Answered]:
     """The answers to all checks about one image, of which there are the features; the phase is "answer"."""
-    rows = first_logits(parts, features, [check.question for check in checks])
-    return [_answered(parts.tokenizer, check, row) for check, row in zip(checks, rows, strict=True)]
+    questions = list(dict.fromkeys(text for one in checks for text in (one.question, one.mirror) if text))
+    rows = dict(zip(questions, first_logits(parts, features, questions), strict=True))
+    return [_answered(parts.tokenizer, check, rows[check.question], rows.get(check.mirror)) for check in checks]
 
 
-def edit_checks(parts: Parts, instruction: str, source: Image.Image, features: mx.array) -> list[Check]:
+def edit_checks(parts: Parts, instruction: str, features: mx.array) -> list[Check]:
     """The questions about an edited image: what the instruction says, and what should have stayed.
 
     What stays is known from the model's own description of the source, where that is understood. Else questions about
@@ -150,8 +172,7 @@ def edit_checks(parts: Parts, instruction: str, source: Image.Image, features: m
     Args:
         parts: the networks; the phase is "answer".
         instruction: of the edit.
-        source: the image before it.
-        features: of the source, (image_tokens, hidden_size).
+        features: of the image before it, (image_tokens, hidden_size).
     """
     change = read_instruction(instruction)
     if change is None:
@@ -209,7 +230,8 @@ def first_logits(parts: Parts, features: mx.array, questions: Sequence[str]) -> 
     return np.array(logits)
 
 
-def _answered(tokenizer: Tokenizer, check: Check, logits: np.ndarray) -> Answered:
+def _answered(tokenizer: Tokenizer, check: Check, logits: np.ndarray, mirror: np.ndarray | None) -> Answered:
+    """Reads an answer from the logits of its first token, (vocab_size,), and from those of the mirrored question."""
     expected = _first_tokens(tokenizer, check.expected)
     # What begins with the token of the expected answer can't be told from it.
     tokens = {check.expected: expected}
@@ -218,14 +240,20 @@ def _answered(tokenizer: Tokenizer, check: Check, logits: np.ndarray) -> Answere
         for answer in check.answers
         if answer != check.expected and not (others := _first_tokens(tokenizer, answer)) & expected
     }
-    sums = {answer: np.logaddexp.reduce(logits[sorted(some)]) for answer, some in tokens.items()}
+    sums = {answer: float(np.logaddexp.reduce(logits[sorted(some)])) for answer, some in tokens.items()}
+    if mirror is not None:
+        # Whoever always says yes, or always no, says nothing: what both questions have in common is left out.
+        back = {answer: float(np.logaddexp.reduce(mirror[sorted(some)])) for answer, some in tokens.items()}
+        yes, no = check.answers
+        sums = {yes: (sums[yes] + back[no]) / 2, no: (sums[no] + back[yes]) / 2}
     total = np.logaddexp.reduce(list(sums.values()))
     return Answered(check, max(sums, key=sums.__getitem__), float(np.exp(sums[check.expected] - total)))
 
 
 def _first_tokens(tokenizer: Tokenizer, answer: str) -> set[int]:
     """The tokens with which an answer may begin: in small letters or not, and a number also as a digit."""
-    forms = [answer, answer.capitalize()]
+    forms = ["a", "an"] if answer == ARTICLE else [answer]
+    forms += [form.capitalize() for form in forms]
     if answer in NUMBERS[:9]:  # "10" begins with the "1" of one
         forms.append(str(NUMBERS.index(answer) + 1))
     return {tokenizer.encode(form)[0] for form in forms}
