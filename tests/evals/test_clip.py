@@ -104,7 +104,7 @@ def test_all_that_does_not_fit_is_listed(tmp_path: Path) -> None:
     sentence = str(caught.value)
     assert "missing: text_model.final_layer_norm.bias, visual_projection.weight;" in sentence
     assert "unexpected: other;" in sentence
-    assert "of another shape: logit_scale ((1,), not ())" in sentence
+    assert "of another shape: logit_scale ((1,) instead of ())" in sentence
     assert "position_ids" not in sentence
 
 

@@ -77,11 +77,10 @@ def test_what_comes_from_the_hub_is_only_what_is_needed(
     hub = Hub(source)
     try:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        folder = weights_files.from_hub("someone/Mobile-O", weights_files.OBJECT_FILES)
+        folder = weights_files.from_hub("someone/Mobile-O", weights_files.OBJECT_FILES, endpoint=hub.endpoint)
         assert {path.name for path in folder.iterdir()} == {*weights_files.OBJECT_FILES}
         with pytest.raises(CheckpointError, match=r"lacks vocab.json, merges.txt; give a folder"):
-            weights_files.from_hub("someone/Mobile-O", weights_files.COLOUR_FILES)
+            weights_files.from_hub("someone/Mobile-O", weights_files.COLOUR_FILES, endpoint=hub.endpoint)
     finally:
         hub.stop()
 

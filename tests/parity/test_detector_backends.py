@@ -61,8 +61,8 @@ def test_objects_and_colours(both: tuple[Any, Any], size: tuple[int, int], monke
     logits, reference = ours.classifier.logits(image, seen), theirs.classifier.logits(image, seen)
     np.testing.assert_allclose(logits, reference, rtol=0, atol=1e-3)
     assert np.ptp(reference) > 1
+    assert np.ptp(reference, axis=0).max() > 0.1
     assert ours.colours(image, seen) == theirs.colours(image, seen)
-    assert len(set(ours.colours(image, seen))) > 1
 
 
 def test_reports_say_that_the_weights_are_not_the_official_ones(both: tuple[Any, Any]) -> None:

@@ -71,13 +71,18 @@ def _of_user(weights: Path) -> tuple[Path | None, Path | None]:
         found.append(next((path for path in places if kind_of(path, error=OptionError)), None))
     if not any(found):
         raise OptionError(
-            f"'{weights}' holds neither mask2former/, clip/ nor a .safetensors file of one of these names."
+            f"'{weights}' holds neither mask2former/ nor clip/, nor a .safetensors file of one of these names."
         )
     return found[0], found[1]
 
 
-def from_hub(name: str, files: Sequence[str]) -> Path:
+def from_hub(name: str, files: Sequence[str], *, endpoint: str | None = None) -> Path:
     """The folder of a repository with these files, from the hub's cache or the hub.
+
+    Args:
+        name: `owner/name`.
+        files: all that it must have.
+        endpoint: the hub's address; by default that of `huggingface_hub`.
 
     Raises:
         DownloadError: it is neither cached nor reachable.
@@ -97,4 +102,4 @@ def from_hub(name: str, files: Sequence[str]) -> Path:
     if (folder := there()) is not None:
         return folder
     hub_download.check_online(name, ways=_WAYS)
-    return hub_download.download(name, choose, there, progress=True, cache=cache, ways=_WAYS)
+    return hub_download.download(name, choose, there, progress=True, endpoint=endpoint, cache=cache, ways=_WAYS)
