@@ -27,6 +27,7 @@ from PIL import Image
 from mobileo_mlx import MobileO
 from mobileo_mlx.evals import understanding
 from mobileo_mlx.evals.understanding import BENCHMARKS, BY_NAME
+from mobileo_mlx.evals.understanding_run import Settings, environment
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="lmms-eval is not installed")
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
@@ -225,6 +226,51 @@ def test_stored_answers_are_not_asked_again(out: Path, data: Path, env: dict[str
     after = run(out, data, env)
     assert json.loads(after.stdout) == json.loads(before.stdout)
     assert f"all {COUNT} requests served from cache" in (out / "gqa" / "log.txt").read_text()
+
+
+# Asks four questions and is stopped before some; prints what was asked. argv: the cache's folder, and after how many.
+STOPPED = """
+import sys, types
+from lmms_eval.api.instance import Instance
+from lmms_eval.caching.response_cache import ResponseCache
+from mobileo_mlx.evals.lmms import MobileOModel
+
+asked = []
+
+def ask(images, question, **options):
+    if len(asked) == int(sys.argv[2]):
+        raise KeyboardInterrupt
+    asked.append(question)
+    return types.SimpleNamespace(text=f"answer to {question}")
+
+model = MobileOModel("tiny")
+model.model.ask = ask
+model.task_dict["task"] = {"test": [{}] * 4}
+arguments = [(f"question {i}", {"temperature": 0}, lambda doc: [], i, "task", "test") for i in range(4)]
+about = [{"task": "task", "doc_id": i, "repeats": 1} for i in range(4)]
+requests = [Instance("generate_until", arguments[i], 0, about[i]) for i in range(4)]
+cache = ResponseCache.create(sys.argv[1], model="mobileo_mlx")
+answers = None
+try:
+    answers = cache.execute(model, "generate_until", requests)
+except KeyboardInterrupt:
+    pass
+cache.finalize(success=answers is not None)
+print(asked, answers, sep="\\n")
+"""
+
+
+def test_a_stopped_benchmark_goes_on_with_the_next_question(tmp_path: Path, env: dict[str, str]) -> None:
+    env = {**env, "LMMS_CACHE_RUN_ID": environment(Settings())["LMMS_CACHE_RUN_ID"]}
+    printed = []
+    for stop in ("2", "9"):
+        command = [sys.executable, "-c", STOPPED, str(tmp_path / "cache"), stop]
+        printed.append(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
+    assert printed[0].splitlines() == ["['question 0', 'question 1']", "None"]
+    assert printed[1].splitlines() == [
+        "['question 2', 'question 3']",
+        str([f"answer to question {i}" for i in range(4)]),
+    ]
 
 
 def test_pictures_reach_the_model(tmp_path: Path, data: Path, env: dict[str, str]) -> None:
