@@ -144,6 +144,8 @@ def export(
                 layers |= layer_bits(named, spec.bits)
             owners |= dict.fromkeys(named, component)
             tensors |= named
+            # They would keep every tensor of the last component alive that is written.
+            del weights, named
         dtypes = sorted({dtype_name(w.dtype) for w in tensors.values() if mx.issubdtype(w.dtype, mx.floating)})
         count = len(tensors)
 
@@ -162,6 +164,8 @@ def export(
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         fewest = min((b for b, _ in layers.values()), default=None)
         stored = ", ".join(dtypes) if fewest is None else f"{fewest} bits, all else {', '.join(dtypes)}"
+        if bits == 16 and (lost := {source.quantization[c].bits for c in components if c in source.quantization}):
+            stored += f", dequantized from {' and '.join(map(str, sorted(lost)))} bits"
         options = [] if bits is None else ["--bits", str(bits)]
         card = model_card(
             source, format_name, bits=stored, folder=Path(folder).name, adapters=adapters, options=options

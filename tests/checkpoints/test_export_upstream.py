@@ -111,6 +111,14 @@ def test_shards(tiny_model, tmp_path):
     assert_read_alike(made.path, tiny_model)
 
 
+def test_one_tensor_at_a_time_is_in_memory(tiny_model, tmp_path):
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    made = export(tmp_path / "made", "upstream", model=tiny_model)
+    assert mx.get_peak_memory() - before < made.nbytes / 4
+
+
 def test_adapters_are_merged(tiny_model, tmp_path):
     write_random_adapter(tmp_path / "adapter", tiny_model, LoRAConfig(rank=4, alpha=8, components=("llm", "dit")))
     made = export(tmp_path / "made", "upstream", model=tiny_model, adapter=tmp_path / "adapter")
@@ -123,6 +131,7 @@ def test_what_is_quantized_is_dequantized_when_asked_for(tiny_model, tmp_path):
     with pytest.raises(OptionError, match="--bits 16"):
         export(tmp_path / "made", "upstream", model=tmp_path / "small")
     made = export(tmp_path / "made", "upstream", model=tmp_path / "small", bits=16)
+    assert "| weights | float32, dequantized from 8 bits |" in (made.path / "README.md").read_text()
     found, expected = tensors(made.path), upstream_tensors(tiny_model)
     assert found.keys() == expected.keys()
     for name, array in found.items():

@@ -1,6 +1,8 @@
 """What mlx-vlm makes of an exported model: the features of an image, and the answer to a question about it.
 
-mlx-vlm's tower has the published size, so the model here has it, too; all else of it is small.
+mlx-vlm's tower has the published size, so the model here has it, too; all else of it is small. Besides the tests' own
+packages it takes `pip install --no-deps mlx-vlm==0.7.10` and `pip install "transformers>=5.14" requests`: all that
+mlx-vlm names (mlx-audio, OpenCV, datasets, a server) is not needed for an image and a question.
 """
 
 import json
@@ -87,5 +89,6 @@ def test_mlx_vlm_sees_and_answers_the_same(model, exported):
         part.token
         for part in mlx_vlm.stream_generate(theirs, processor, prompt, [image], max_tokens=24, temperature=0.0)
     ]
+    print(f"ask:     {answer}\nmlx-vlm: {found[: len(answer)]}")
     assert len(set(answer)) > 3
     assert found[: len(answer)] == answer
