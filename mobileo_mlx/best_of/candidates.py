@@ -53,8 +53,13 @@ def candidate_seed(seed: int, index: int) -> int:
 
 
 def best(candidates: Sequence[Candidate]) -> Candidate:
-    """The one with the highest score, of those that pass if there are any; of equal ones the earliest."""
-    return max(candidates, key=lambda one: (one.judgement.passes, one.judgement.score))
+    """The earliest that passes; where none does, the one with the highest score.
+
+    Among those that pass, the highest score was no better a choice (docs/best-of.md has the figures); and so the same
+    one is kept, whether drawing stops there or not.
+    """
+    passing = [one for one in candidates if one.judgement.passes]
+    return passing[0] if passing else max(candidates, key=lambda one: one.judgement.score)
 
 
 def stream_best(

@@ -20,9 +20,13 @@ FOOLED = made("+-------", "--+-----", [0.5, 0.4, 0.9, 0, 0, 0, 0, 0])  # the mod
 NONE = made("--------", "--------", [0.1, 0.1, 0.3, 0.2, 0, 0, 0, 0])
 
 
-def test_what_is_kept_passes_if_it_can_and_has_the_best_score():
+TWO = made("++------", "-++-----", [0.5, 0.4, 0.9, 0, 0, 0, 0, 0])  # of two that pass, the later has more
+
+
+def test_what_is_kept_is_the_first_that_passes_or_has_the_best_score():
     assert [SECOND.kept(n) for n in (1, 2, 8)] == [0, 1, 1]
     assert [FOOLED.kept(n) for n in (1, 2, 4)] == [0, 0, 2]
+    assert [TWO.kept(n) for n in (1, 2, 4)] == [0, 1, 1]
     assert [NONE.kept(n) for n in (1, 2, 4)] == [0, 0, 2]  # the earliest of equal ones
 
 
