@@ -44,18 +44,22 @@ class Judged:
         said = [Judgement(score, passes, ()) for score, passes in zip(self.scores[:n], self.passes[:n], strict=True)]
         return best([Candidate(k, cast(Any, None), cast(Any, None), one) for k, one in enumerate(said)]).seed
 
-    def until_pass(self, n: int) -> tuple[int, int]:
-        """The candidate that is kept where drawing stops at the first of `n` that passes, and how many were drawn."""
-        for k in range(n):
-            if self.passes[k]:
-                return k, k + 1
-        return self.kept(n), n
+    def drawn(self, n: int) -> int:
+        """How many are drawn where drawing stops at the first of `n` that passes; it is kept either way."""
+        return next((k + 1 for k in range(n) if self.passes[k]), n)
 
     def outcome(self, way: str, n: int) -> bool:
-        """Whether what a way to choose keeps of the first `n` is right: "kept", "until pass" or "oracle"."""
+        """Whether what a way to choose keeps of the first `n` is right.
+
+        Args:
+            way: "kept", as the library does; "score", the highest of those that pass; or "oracle", the scorer's choice.
+            n: candidates.
+        """
         if way == "oracle":
             return any(self.right[:n])
-        return self.right[self.kept(n) if way == "kept" else self.until_pass(n)[0]]
+        if way == "score":
+            return self.right[max(range(n), key=lambda k: (self.passes[k], self.scores[k], -k))]
+        return self.right[self.kept(n)]
 
 
 def judge(model: MobileO, drawn: Drawn) -> Judged:
@@ -103,12 +107,12 @@ def judged(model: MobileO, drawn: Iterator[Drawn], path: Path) -> Iterator[tuple
 
 
 def rule_digest() -> str:
-    """Of the sources of the model's rules: judgements of other rules are not taken for these."""
+    """Of the sources of the model's questions and verdicts: those of other rules are not taken for these."""
     import hashlib
 
     import mobileo_mlx.best_of as package
 
-    files = sorted(Path(package.__path__[0]).glob("*.py"))
+    files = [Path(package.__path__[0]) / f"{name}.py" for name in ("checks", "judge", "phrases")]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 

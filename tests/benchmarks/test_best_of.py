@@ -31,9 +31,12 @@ def test_what_is_kept_is_the_first_that_passes_or_has_the_best_score():
 
 
 def test_drawing_stops_at_the_first_that_passes():
-    assert SECOND.until_pass(8) == (1, 2)
-    assert FOOLED.until_pass(8) == (2, 3)
-    assert NONE.until_pass(4) == (2, 4)
+    assert [one.drawn(8) for one in (SECOND, FOOLED, NONE)] == [2, 3, 8]
+    assert [one.drawn(2) for one in (SECOND, FOOLED, NONE)] == [2, 2, 2]
+
+
+def test_another_choice_is_the_highest_score():
+    assert [TWO.outcome(way, 4) for way in ("kept", "score", "oracle")] == [True, False, True]
 
 
 def test_the_oracle_finds_whatever_is_right():
@@ -49,7 +52,7 @@ def test_pairs_are_counted():
     assert four["low"] < 0 < four["high"]
     row = measured(some)
     assert (row["first"], row["oracle"][8]) == (0.25, 0.75)
-    assert row["until_pass"][4]["drawn"] == (2 + 2 + 3 + 4) / 4
+    assert row["drawn_until_pass"][4] == (2 + 2 + 3 + 4) / 4
     assert (row["wrong"], row["wrong_passed"], row["right_candidates"], row["right_refused"]) == (25, 1, 7, 5)
     assert (row["draw_seconds"], row["judge_seconds"]) == (pytest.approx(1.0), pytest.approx(0.1))
 
