@@ -8,6 +8,7 @@ batch. Nothing is sampled: the probability of an answer is that of its first tok
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -232,14 +233,7 @@ def first_logits(parts: Parts, features: mx.array, questions: Sequence[str]) -> 
 
 def _answered(tokenizer: Tokenizer, check: Check, logits: np.ndarray, mirror: np.ndarray | None) -> Answered:
     """Reads an answer from the logits of its first token, (vocab_size,), and from those of the mirrored question."""
-    expected = _first_tokens(tokenizer, check.expected)
-    # What begins with the token of the expected answer can't be told from it.
-    tokens = {check.expected: expected}
-    tokens |= {
-        answer: others
-        for answer in check.answers
-        if answer != check.expected and not (others := _first_tokens(tokenizer, answer)) & expected
-    }
+    tokens = _answer_tokens(tokenizer, check)
     sums = {answer: float(np.logaddexp.reduce(logits[sorted(some)])) for answer, some in tokens.items()}
     if mirror is not None:
         # Whoever always says yes, or always no, says nothing: what both questions have in common is left out.
@@ -248,6 +242,17 @@ def _answered(tokenizer: Tokenizer, check: Check, logits: np.ndarray, mirror: np
         sums = {yes: (sums[yes] + back[no]) / 2, no: (sums[no] + back[yes]) / 2}
     total = np.logaddexp.reduce(list(sums.values()))
     return Answered(check, max(sums, key=sums.__getitem__), float(np.exp(sums[check.expected] - total)))
+
+
+def _answer_tokens(tokenizer: Tokenizer, check: Check) -> dict[str, set[int]]:
+    """The tokens with which each answer begins; those that can't be told from the expected one are left out."""
+    found = {answer: _first_tokens(tokenizer, answer) for answer in check.answers}
+    begun = Counter(token for some in found.values() for token in some)
+    own = {answer: {token for token in some if begun[token] == 1} for answer, some in found.items()}
+    if not own[check.expected]:
+        expected = tokenizer.encode(check.expected)[0]
+        own = {answer: some - {expected} for answer, some in own.items()} | {check.expected: {expected}}
+    return {answer: some for answer, some in own.items() if some}
 
 
 def _first_tokens(tokenizer: Tokenizer, answer: str) -> set[int]:
