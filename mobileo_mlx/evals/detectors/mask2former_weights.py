@@ -246,9 +246,14 @@ def used(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def parameters(network: Mask2Former) -> Weights:
+    """The network's weights by our names, as `FILE` holds them."""
+    return named_parameters(network)
+
+
 def shapes(network: Mask2Former) -> dict[str, tuple[int, ...]]:
     """Our parameters' shapes, by name."""
-    return {name: array.shape for name, array in named_parameters(network).items()}
+    return {name: array.shape for name, array in parameters(network).items()}
 
 
 def ours(stored: Mapping[str, mx.array], expected: Mapping[str, tuple[int, ...]], path: Path) -> Weights:
