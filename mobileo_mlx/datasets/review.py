@@ -21,7 +21,7 @@ _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
 def write_review(samples: Iterable[Sample], path: Path, *, title: str, overwrite: bool = False) -> None:
-    """Writes the page, 3 to 10 kB for each picture.
+    """Writes the page, 3 to 14 kB for each picture.
 
     Args:
         samples: in the order in which they are shown.
