@@ -74,7 +74,7 @@ def judge() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Written by another process: in this one the folder tests/data_building would be taken for the package datasets."""
+    """Written by another process: this one has the folder of the tests on its path."""
     folder = tmp_path_factory.mktemp("lmms") / "data"
     command = [sys.executable, "-m", "benchmarks.shapes", "lmms-data", "--out", str(folder), "--n", str(COUNT)]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
