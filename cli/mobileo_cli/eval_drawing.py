@@ -66,7 +66,7 @@ def imgedit(
     from mobileo_mlx.evals import imgedit as bench
 
     found = bench.read_edits(data, limit=limit)
-    printing.note(f"{len(found)} edits in '{out}'")
+    printing.note(f"{_count(len(found), 'edits')} in '{out}'")
     given = options.resolve_preset(given, speeds=True)
     chosen = batch_run.chosen_options(given, "edit", size=size)
     lines = bench.job_lines(found, seed=seed)
@@ -104,8 +104,12 @@ def _run(
         value = {"folder": str(out), things: there, "batch": str(run.folder), "failed": failed, "computed": computed}
         printing.report(value)
     else:
-        tasks = f"{failed} pictures failed (see {run.folder / 'failed.jsonl'})"
-        now = f", {computed} pictures drawn now in {printing.seconds(run.seconds)}" if computed else ""
-        printing.out(f"{out}: {there} {things}{f', {tasks}' if failed else ''}{now}")
+        lost = f", {_count(failed, 'pictures')} failed (see {run.folder / 'failed.jsonl'})" if failed else ""
+        now = f", {_count(computed, 'pictures')} drawn now in {printing.seconds(run.seconds)}" if computed else ""
+        printing.out(f"{out}: {_count(there, things)}{lost}{now}")
     if failed:
         raise typer.Exit(1)
+
+
+def _count(number: int, things: str) -> str:
+    return f"{number} {things.removesuffix('s') if number == 1 else things}"

@@ -69,7 +69,7 @@ def test_the_official_prompts() -> None:
 def test_a_sheet_of_four_pictures_for_each_prompt(command: Command, tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts", one="a red circle", two="a blue square")
     status, out, _ = command("dpg", "--prompts", "prompts", "--out", "out", "-m", "tiny", "--limit", 1, "--steps", 4)
-    assert (status, out.partition(", 4 pictures drawn now")[0]) == (0, "out: 1 sheets")
+    assert (status, out.partition(", 4 pictures drawn now")[0]) == (0, "out: 1 sheet")
     sheet = np.asarray(Image.open(tmp_path / "out" / "one.png"))
     single = [np.asarray(Image.open(tmp_path / "out" / "batch" / "0000" / f"00000-{i}.png")) for i in range(4)]
     side = single[0].shape[0]
@@ -98,7 +98,7 @@ def test_a_sheet_with_a_picture_that_failed_is_left_out(command: Command, fake: 
     write_prompts(tmp_path / "prompts", bad="fail here", good="a star")
     status, out, _ = command("dpg", "--prompts", "prompts", "--out", "out")
     assert status == 1
-    assert out.startswith("out: 1 sheets, 4 pictures failed (see ")
+    assert out.startswith("out: 1 sheet, 4 pictures failed (see ")
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["good.png"]
 
 
