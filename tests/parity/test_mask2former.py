@@ -125,17 +125,19 @@ def test_all_tensors(size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.
 
 def test_scores_of_objects() -> None:
     """Theirs in the one size that both agree about: 384x384 in, 384x384 out."""
-    pytest.importorskip("torchvision")
     classes, masks = normal(100, 81) * 3, normal(100, 96, 96, seed=1) * 3
     outputs = SimpleNamespace(
         class_queries_logits=torch.from_numpy(classes)[None], masks_queries_logits=torch.from_numpy(masks)[None]
     )
-    processor = transformers.Mask2FormerImageProcessor()
+    processor = transformers.Mask2FormerImageProcessorPil()
     found = processor.post_process_instance_segmentation(outputs, threshold=0, return_binary_maps=True)[0]
     size = (384, 384)
     ours = instances(classes, masks, padded=size, inside=size, size=size, names=range(80))  # type: ignore[arg-type]
     theirs = sorted(
-        ((info["score"], info["label_id"], mask) for info, mask in zip(found["segments_info"], found["segmentation"])),
+        (
+            (info["score"], info["label_id"], mask)
+            for info, mask in zip(found["segments_info"], found["segmentation"], strict=True)
+        ),
         key=lambda one: -one[0],
     )
     assert len(theirs) == len(ours) == 100

@@ -15,7 +15,9 @@ import numpy as np
 from PIL import Image
 
 from ...checkpoints.digests import weights_digest
+from ...files import read_text
 from ..detections import Detection
+from ..geneval_prompts import OBJECT_NAMES
 from .mask2former import Mask2Former
 from .mask2former_weights import find_tensors, load_mask2former
 
@@ -25,8 +27,6 @@ GREY = 128  # of what is padded, before the pixels are normalised
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # of red, green and blue
 STD = np.array([58.395, 57.12, 57.375], np.float32)
 MAX_OBJECTS = 100
-
-_NAMES = Path(__file__).parents[1] / "data" / "geneval" / "object_names.txt"
 
 
 class Mask2FormerDetector:
@@ -70,7 +70,7 @@ class Mask2FormerDetector:
 @cache
 def object_names() -> tuple[str, ...]:
     """GenEval's names of COCO's 80 classes, in COCO's order."""
-    return tuple(_NAMES.read_text(encoding="utf-8").split("\n")[:80])
+    return tuple(read_text(OBJECT_NAMES, limit=2**16).split("\n")[:80])
 
 
 def prepare(image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
