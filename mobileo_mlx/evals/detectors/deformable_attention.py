@@ -18,7 +18,8 @@ GROUPS = 32  # of every group norm
 LEVELS = 3  # maps that attention looks at
 POINTS = 4  # places a head looks at in each
 
-Sizes = Sequence[tuple[int, int]]  # rows and columns of the maps, the smallest first
+Size = tuple[int, ...]  # rows and columns
+Sizes = Sequence[Size]  # of the maps, the smallest first
 
 
 class DeformableAttention(nn.Module):
@@ -134,14 +135,14 @@ class PixelDecoder(nn.Module):
         return self.mask_projection(merged), maps
 
 
-def centres(size: tuple[int, int]) -> mx.array:
+def centres(size: Size) -> mx.array:
     """(rows * columns, 2): the places (x, y) of a map's pixels, from 0 to 1 in both directions."""
     rows, columns = size
     y, x = mx.meshgrid((mx.arange(rows) + 0.5) / rows, (mx.arange(columns) + 0.5) / columns, indexing="ij")
     return mx.stack([x.reshape(-1), y.reshape(-1)], axis=-1)
 
 
-def sine_positions(size: tuple[int, int], dim: int) -> mx.array:
+def sine_positions(size: Size, dim: int) -> mx.array:
     """(rows, columns, dim): sines and cosines of where a pixel is, half of the channels for y and half for x.
 
     Rows and columns are counted from 1 and scaled so that the last of them is at 2 pi (DETR, arXiv 2005.12872).

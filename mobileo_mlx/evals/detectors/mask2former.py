@@ -158,7 +158,7 @@ class Attention(nn.Module):
         return self.out_proj(y.swapaxes(1, 2).reshape(queries.shape))
 
 
-def attention_mask(mask_logits: mx.array, size: tuple[int, int]) -> mx.array:
+def attention_mask(mask_logits: mx.array, size: tuple[int, ...]) -> mx.array:
     """Which pixels of a map a query looks at: those of its mask, or all where its mask holds none.
 
     Args:

@@ -47,7 +47,7 @@ def same(weight: mx.array) -> mx.array:
 
 
 def joined(*weights: mx.array) -> mx.array:
-    return mx.concatenate(weights)
+    return mx.concatenate([*weights])
 
 
 def third(part: int, weight: mx.array) -> mx.array:
@@ -217,7 +217,8 @@ def load_mask2former(path: str | Path, config: Mask2FormerConfig | None = None) 
     check_dtypes(path, infos)
     weights = ours(read_tensors(infos), shapes(network), path)
     network.load_weights([(name, weight.astype(mx.float32)) for name, weight in weights.items()])
-    return network.eval()  # type: ignore[no-any-return]
+    network.eval()
+    return network
 
 
 def find_tensors(path: Path) -> dict[str, TensorInfo]:

@@ -33,7 +33,7 @@ def sample(maps: mx.array, x: mx.array, y: mx.array) -> mx.array:
     return total
 
 
-def resize(x: mx.array, size: tuple[int, int]) -> mx.array:
+def resize(x: mx.array, size: tuple[int, ...]) -> mx.array:
     """(B, H, W, C) to (B, *size, C), bilinear; what lies beyond the outer centres has their values.
 
     As PyTorch's `interpolate` without antialiasing: of a map that becomes smaller, two pixels a side count.

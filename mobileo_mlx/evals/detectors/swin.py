@@ -122,14 +122,14 @@ class Block(nn.Module):
         inside = padded(self.norm1(x), self._window)  # zeros after the norm, as the paper's code has it
         height, width = inside.shape[1:3]
         if self._shift:
-            inside = mx.roll(inside, (-self._shift, -self._shift), (1, 2))
+            inside = rolled(inside, -self._shift)
             mask = shift_mask(height, width, self._window, self._shift)
         else:
             mask = None
         windows = self.attention(to_windows(inside, self._window), mask)
         inside = from_windows(windows, self._window, height, width)
         if self._shift:
-            inside = mx.roll(inside, (self._shift, self._shift), (1, 2))
+            inside = rolled(inside, self._shift)
         x = x + inside[:, :rows, :columns]
         return x + self.fc2(nn.gelu(self.fc1(self.norm2(x))))
 
@@ -160,6 +160,11 @@ def padded(x: mx.array, multiple: int) -> mx.array:
     """Zeros at the bottom and on the right of (B, H, W, C), up to multiples."""
     below, right = -x.shape[1] % multiple, -x.shape[2] % multiple
     return mx.pad(x, [(0, 0), (0, below), (0, right), (0, 0)]) if below or right else x
+
+
+def rolled(x: mx.array, shift: int) -> mx.array:
+    """(B, H, W, C) moved down and to the right; what leaves comes in again on the other side."""
+    return mx.roll(mx.roll(x, shift, 1), shift, 2)
 
 
 def to_windows(x: mx.array, window: int) -> mx.array:
