@@ -13,6 +13,7 @@ full model are compared, too.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import importlib.machinery
 import sys
@@ -190,6 +191,9 @@ def compare_pixels() -> str:
 
 
 def main() -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=formatter).parse_args()
+
     import torch
     from mmdet.registry import MODELS
 
