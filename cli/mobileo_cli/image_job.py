@@ -96,7 +96,9 @@ def plan(task: Task, text: str | None, given: dict[str, Any], *, text_name: str)
     paths = output_paths.plan(given["output"], prompt=text, model=loading["model"], seeds=seeds, overwrite=overwrite)
     if given["as_json"] and output_paths.STDOUT in paths:
         raise OptionError("--json and --output - both write to standard output; name a file for the image.")
-    _check_room(paths, text, chosen.get("negative_prompt", ""), metadata=not given["no_metadata"])
+    # What the model is asked about candidates may repeat the text.
+    asked_again = text if chosen.get("best_of", 1) > 1 else ""
+    _check_room(paths, text, chosen.get("negative_prompt", ""), asked_again, metadata=not given["no_metadata"])
     if previews is not None:
         previews = expand(previews)
         output_paths.check_folder(previews)
