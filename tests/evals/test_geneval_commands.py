@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from batch.faking import FakeModel
 from mobileo_cli import printing
-from mobileo_cli.main import main
 from PIL import Image
 
 from benchmarks.shapes.geneval import write_prompts
+from evals.conftest import Command
 from mobileo_mlx.evals.detections import Detection
 from mobileo_mlx.evals.geneval_prompts import TAGS
 from mobileo_mlx.image_settings import read_metadata
 
-Command = Callable[..., "tuple[int, str, str]"]
 SHAPES = "benchmarks.shapes.detector:Detector"
 
 
@@ -36,25 +35,6 @@ class Counting:
 
     def colours(self, image: Image.Image, found: Sequence[Detection]) -> list[str]:
         return ["red"] * len(found)
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """The command in this process and an empty folder: status, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        return main(["eval", *map(str, words)]), *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
-    model = FakeModel(tmp_path / "log")
-    monkeypatch.setattr("mobileo_cli.options.load", lambda *names, **options: model)
-    monkeypatch.setattr("mobileo_mlx.identity.of", lambda model: {"weights": "fake"})
-    return model
 
 
 @pytest.fixture
@@ -240,7 +220,10 @@ def test_a_detector_may_be_a_file_in_the_working_directory(
     command: Command, fake: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command("geneval", "--out", "out", "--limit", 1, "--samples", 1)
-    (tmp_path / "blind_detector.py").write_text("class Blind:\n    def detect(self, image):\n        return []\n")
+    methods = (
+        "    def detect(self, image):\n        return []\n    def colours(self, image, found):\n        return []\n"
+    )
+    (tmp_path / "blind_detector.py").write_text(f"class Blind:\n{methods}")
     status, text, _ = command("geneval-score", "out", "--backend", "blind_detector:Blind", "--json")
     assert (status, json.loads(text)["overall"]["score"]) == (0, 0.0)
 
