@@ -81,7 +81,7 @@ def load_backend(name: str, *, weights: Path | None = None) -> Detector:
         lacking = [package for package in _EXTRA if importlib.util.find_spec(package) is None]
         if lacking:
             raise OptionError(
-                f"the backend transformers needs {' and '.join(lacking)}: pip install 'mobileo-mlx[parity]' scipy."
+                f"the backend transformers needs {' and '.join(lacking)}: pip install 'mobileo-mlx[parity]'."
             )
         return transformers_backend(_files(weights, folders=True))
     module, colon, attribute = name.partition(":")
