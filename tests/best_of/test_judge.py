@@ -32,7 +32,7 @@ def test_right_and_wrong_prompts(model: MobileO) -> None:
     assert right.passes
     assert 0.5 < right.score <= 1
     wrong = {
-        "colour": "a yellow star above a blue circle on a gray background",
+        "colour": "a pink star above a blue circle on a gray background",
         "position": "a blue circle above a red star on a gray background",
         "background": "a red star above a blue circle on a cyan background",
         "presence": "a red star above a blue square on a gray background",
@@ -62,10 +62,10 @@ def test_three_are_not_two(model: MobileO) -> None:
 
 def test_edits_are_judged_by_what_changes_and_by_what_stays(model: MobileO) -> None:
     before = picture(STAR, CIRCLE)
-    yellow = Object("star", "yellow", 4, 2)
-    assert model.judge(picture(yellow, CIRCLE), "make the star yellow", source=before).passes
-    assert not model.judge(before, "make the star yellow", source=before).passes
-    lost = model.judge(picture(yellow), "make the star yellow", source=before)
+    pink = Object("star", "pink", 4, 2)
+    assert model.judge(picture(pink, CIRCLE), "make the star pink", source=before).passes
+    assert not model.judge(before, "make the star pink", source=before).passes
+    lost = model.judge(picture(pink), "make the star pink", source=before)
     assert "is there a blue circle?" in {one.check.question for one in lost.checks if not one.right}
     assert model.judge(picture(CIRCLE), "remove the star", source=before).passes
     assert not model.judge(picture(), "remove the star", source=before).passes
