@@ -51,6 +51,10 @@ _NO_NOUN = re.compile(
     r"\b(with|of|at|by|for|from|to|that|which|who|is|are|wearing|holding|made|having|no|without|not)\b"
 )
 
+# What is longer is no short text. Each thing is three questions, and all are padded to the longest and asked at once.
+_MOST_CHARACTERS = 1000
+_MOST_THINGS = 20
+
 
 @dataclass(frozen=True)
 class Thing:
@@ -108,8 +112,9 @@ class Content:
 
 def read_text(text: str) -> Content | None:
     """What a text says, or None where it says more than is understood here."""
-    text = normal(text)
-    text = _FRAME.sub("", text)
+    if len(text) > _MOST_CHARACTERS:
+        return None
+    text = _FRAME.sub("", normal(text))
     background = None
     if (found := _BACKGROUND.search(text)) is not None:
         if (background := colour_of(found[1])) is None:
@@ -123,6 +128,8 @@ def read_text(text: str) -> Content | None:
     if any(side is None or (relation and len(side) != 1) for side in sides):
         return None
     things = tuple(thing for side in sides for thing in side or ())
+    if len(things) > _MOST_THINGS:
+        return None
     return Content(things, relation, background)
 
 
@@ -141,7 +148,7 @@ def read_thing(phrase: str) -> Thing | None:
     """A noun phrase with its article or number, or None where it is none."""
     first, *words = phrase.strip().split()
     count, numbered = 1, False
-    if first.isdecimal() and 1 <= int(first) <= len(NUMBERS):
+    if re.fullmatch(r"\d{1,3}", first) and 1 <= int(first) <= len(NUMBERS):  # int() of thousands of digits is an error
         count, numbered = int(first), True
     elif first in NUMBERS:
         count, numbered = NUMBERS.index(first) + 1, True
@@ -200,7 +207,7 @@ def singular(words: str) -> str:
             noun = noun[:-2]
         elif noun.endswith("ies") and len(noun) > 4:
             noun = noun[:-3] + "y"
-        elif noun.endswith("s") and not noun.endswith("ss"):
+        elif noun.endswith("s") and not noun.endswith("ss") and len(noun) > 1:
             noun = noun[:-1]
     return " ".join([*before, noun])
 
@@ -246,6 +253,8 @@ _ADD = re.compile(
 
 def read_instruction(text: str) -> Change | None:
     """What an instruction changes, or None where it is not understood."""
+    if len(text) > _MOST_CHARACTERS:
+        return None
     text = normal(text)
     if (found := _BACKGROUND_EDIT.fullmatch(text)) and (colour := colour_of(found[1] or found[2])):
         return Change("background", background=colour)

@@ -43,6 +43,22 @@ def test_what_says_more_is_not_understood(text: str) -> None:
     assert read_text(text) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["9" * 5000 + " stars", ", ".join(f"a red star{i}" for i in range(21)), "a " + "star" * 500],
+    ids=["digits", "things", "a word"],
+)
+def test_what_is_endless_is_not_understood(text: str) -> None:
+    assert read_text(text) is None
+    assert read_instruction(f"add {text}") is None
+
+
+def test_a_noun_of_one_letter_stays_a_noun() -> None:
+    content = read_text("two s")
+    assert content == Content((Thing("s", None, 2, numbered=True),))
+    assert content.caption == "two ses"
+
+
 def test_all_prompts_of_geneval() -> None:
     """Against what GenEval itself says that they name."""
     file = resources.files("mobileo_mlx.evals") / "data/geneval/evaluation_metadata.jsonl"
