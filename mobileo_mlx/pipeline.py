@@ -232,7 +232,7 @@ class MobileO:
         check_text(prompt, "prompt" if source is None else "instruction")
         loaded = load_image(image)
         before = None if source is None else load_image(source)
-        require_judge(self.parts)
+        require_judge(self.parts, prompt, edits=source is not None)
         with self.parts.lock:
             return judge_images(self.parts, [loaded], prompt, source=before)[0]
 
@@ -331,7 +331,7 @@ class MobileO:
             phases.append("encode")
         self.parts.require(*phases)
         if best_of > 1:
-            require_judge(self.parts)
+            require_judge(self.parts, settings.prompt, edits=image is not None)
         ids = self._prompt_ids(settings.task, settings.prompt)
         negative = settings.negative_prompt
         negative_ids = None if negative is None else self._prompt_ids(settings.task, negative)

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..conditioning import embed_prompts, read_images
 from ..decoding import decode, prefill
-from ..errors import CheckpointError
+from ..errors import CheckpointError, PromptError
 from ..models.qwen2 import KVCache
 from ..not_finite import check_finite, explained
 from ..prompts import IMAGE_TOKEN_INDEX, ask_prompt, encode_prompt
@@ -86,16 +86,32 @@ class Judgement:
         ]
 
 
-def require_judge(parts: Parts) -> None:
-    """Checks that the model can be asked about images.
+def require_judge(parts: Parts, prompt: str, *, edits: bool) -> None:
+    """Checks that the model can be asked whether images show what a prompt says.
+
+    Args:
+        parts: the networks.
+        prompt: what is asked about.
+        edits: whether it is an instruction.
 
     Raises:
         CheckpointError: it has no vision tower or no language model's head.
+        PromptError: with the image, a question about the prompt is longer than the model's context.
     """
     try:
         parts.require("vision", "answer")
     except CheckpointError as error:
         raise CheckpointError(f"this model can't judge its own images, which best-of does: {error}") from error
+    context = parts.config.llm.max_position_embeddings
+    change = read_instruction(prompt) if edits else None
+    checks = prompt_checks(prompt) if not edits else [result_check(prompt)] if change is None else change_checks(change)
+    longest = max((check.question for check in checks), key=len)
+    ids = encode_prompt(parts.tokenizer, ask_prompt(longest), context=context)
+    if (positions := len(ids) + parts.config.image_tokens - 1) > context:
+        raise PromptError(
+            f"What the model would be asked about an image takes {positions} positions and its context has {context}; "
+            f"shorten the {'instruction' if edits else 'prompt'}."
+        )
 
 
 class Judge:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..errors import PromptError
 from ..images import load_image
 from .pictures import Appended, read_records
 from .samples import Sample
@@ -51,9 +52,15 @@ def judge_samples(
             key = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:32]
             if key not in known:
                 before = None if sample.source is None else load_image(folder / sample.source.path)
-                found = model.judge(load_image(folder / sample.picture.path), sample.prompt, source=before)
-                known[key] = "" if found.passes else _reason(found)
-                file.add({"key": key, "score": found.score, "reason": known[key]})
+                image = load_image(folder / sample.picture.path)
+                try:
+                    found = model.judge(image, sample.prompt, source=before)
+                except PromptError as error:  # the text alone is at fault
+                    known[key] = f"the model can't be asked about its text: {error}"
+                    file.add({"key": key, "reason": known[key]})
+                else:
+                    known[key] = "" if found.passes else _reason(found)
+                    file.add({"key": key, "score": found.score, "reason": known[key]})
             yield sample.id, known[key]
 
 

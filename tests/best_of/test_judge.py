@@ -120,3 +120,14 @@ def test_what_can_not_be_judged(model: MobileO, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(model.parts, "require", lacks)
     with pytest.raises(CheckpointError, match=r"this model can't judge its own images, .*: no vision_tower"):
         model.judge(picture(STAR), "a star")
+
+
+def test_questions_longer_than_the_context_are_refused_before_anything_is_drawn(model: MobileO) -> None:
+    room = model.config.llm.max_position_embeddings
+    text = "cat " * (room // 2 - 10)  # can be drawn
+    with pytest.raises(PromptError, match=rf"takes \d+ positions and its context has {room}; shorten the prompt"):
+        model.stream_generate(text, best_of=2)
+    with pytest.raises(PromptError, match="shorten the instruction"):
+        model.judge(picture(), text, source=picture())
+    with pytest.raises(PromptError, match="shorten it"):
+        model.judge(picture(), text * 100)

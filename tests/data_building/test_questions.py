@@ -9,6 +9,7 @@ import pytest
 from mobileo_mlx.datasets.drafts import Draft
 from mobileo_mlx.datasets.judged import judge_samples
 from mobileo_mlx.datasets.questions import questions_of
+from mobileo_mlx.errors import PromptError
 from mobileo_mlx.training.quadruplets import QA
 
 from .conftest import picture
@@ -67,6 +68,26 @@ class Judge:
         check = SimpleNamespace(question="is it good?", expected="yes")
         answer = "yes" if "good" in prompt else "no"
         return SimpleNamespace(passes=answer == "yes", score=0.5, checks=(SimpleNamespace(check=check, answer=answer),))
+
+
+def test_a_text_that_can_not_be_asked_about_is_left_out_alone(photos, built):
+    for number, (name, text) in enumerate({"a": "a good one", "b": "a long good one"}.items()):
+        picture(photos / f"{name}.png", number)
+        (photos / f"{name}.txt").write_text(text)
+    found = built(questions="none")
+
+    class Short(Judge):
+        def judge(self, image, prompt, *, source=None):
+            if "long" in prompt:
+                self.heard.append(prompt)
+                raise PromptError("it is too long; shorten it.")
+            return super().judge(image, prompt, source=source)
+
+    judge = Short()
+    for _ in range(2):
+        heard = dict(judge_samples(found.samples, photos, judge, {}, found.build.work))
+        assert sorted(heard.values()) == ["", "the model can't be asked about its text: it is too long; shorten it."]
+    assert len(judge.heard) == 2
 
 
 def test_a_model_is_asked_once_about_each_sample(photos, built, tmp_path):
