@@ -54,4 +54,10 @@ def _checks(draft: Draft) -> tuple[QA, ...]:
     """
     change = read_instruction(draft.instruction) if draft.source else None
     checks = [*(change_checks(change) if change else ()), *(prompt_checks(draft.caption) if draft.caption else ())]
-    return tuple(QA(check.question, check.expected) for check in checks if check.kind in _KINDS)
+    found = []
+    for check in checks:
+        if check.kind in _KINDS:
+            found.append(QA(check.question, check.expected))
+            if check.mirror:
+                found.append(QA(check.mirror, "no" if check.expected == "yes" else "yes"))
+    return tuple(found)
