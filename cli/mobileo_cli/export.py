@@ -47,10 +47,8 @@ def command(
         written = export(
             target,
             format_name,
-            **options.given(
-                ("model", "adapter", "adapter_scale", "bits"),
-                {"model": model, "adapter": adapter, "adapter_scale": adapter_scale, "bits": bits},
-            ),
+            **options.loading({"model": model, "adapter": adapter, "adapter_scale": adapter_scale}),
+            **options.given(["bits"], {"bits": bits}),
             progress=lambda component: progress.say(f"writing {component}"),
             note=lambda sentence: printing.note(f"note: {sentence}"),
             download_progress=printing.draws_bars(),

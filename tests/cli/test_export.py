@@ -29,6 +29,9 @@ def test_what_can_not_be_written(refused: Callable[..., str], tiny_model: Path) 
     assert "choose app or mlx-lm" in refused("export", "new", "--format", "mlx-vlm", "--model", "tiny")
     assert "there are app, mlx-lm, mlx-vlm, upstream" in refused("export", "new", "--format", "onnx", "--model", "tiny")
     assert "is no folder" in refused("export", "new", "--format", "app", "--model", "/does/not/exist")
+    assert "give --adapter DIR, too" in refused(
+        "export", "new", "--format", "app", "--model", "tiny", "--adapter-scale", 2
+    )
 
 
 def test_a_missing_tokenizer(command, work: Path, tiny_model: Path) -> None:
