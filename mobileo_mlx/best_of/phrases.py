@@ -52,7 +52,7 @@ _NO_NOUN = re.compile(
 )
 
 # What is longer is no short text. Each thing is three questions, and all are padded to the longest and asked at once.
-_MOST_CHARACTERS = 1000
+_MOST_CHARACTERS = 500
 _MOST_THINGS = 20
 
 
