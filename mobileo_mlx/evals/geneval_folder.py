@@ -30,6 +30,7 @@ SEED = 42  # of the first picture of every prompt
 
 _METADATA = "metadata.jsonl"
 _PICTURE = re.compile(r"[0-9]+\.png")
+_NUMBER = re.compile(r"[0-9]{1,6}")  # of a prompt; without a limit, one name could ask for a list of a billion others
 _LIMIT = 2**20  # bytes of a metadata file
 
 
@@ -81,9 +82,7 @@ def arrange(folder: Path, prompts: Sequence[Metadata], *, samples: int = SAMPLES
             (place / "samples").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise output_error(error, place) from error
-        if not is_file(place / _METADATA, error=OutputError):
-            with atomic_write(place / _METADATA, overwrite=True) as temporary:
-                temporary.write_text(text_of(metadata), encoding="utf-8")
+        _write_metadata(place / _METADATA, text_of(metadata).encode())
         pictures = []
         for sample in range(samples):
             drawn = folder / WORK / picture_path(_name(number, sample), number * samples + sample + 1, ".png")
@@ -92,6 +91,16 @@ def arrange(folder: Path, prompts: Sequence[Metadata], *, samples: int = SAMPLES
                 add_name(drawn, pictures[-1])
         if len(pictures) == samples and not is_file(place / "grid.png", error=OutputError):
             save_png(contact_sheet([load_image(path) for path in pictures], 2), place / "grid.png", overwrite=True)
+
+
+def _write_metadata(path: Path, text: bytes) -> None:
+    """What a prompt asks for, which may have been corrected since its pictures were drawn."""
+    if is_file(path, error=OutputError):
+        with open_input(path, error=OutputError) as file:
+            if file.read(len(text) + 1) == text:
+                return
+    with atomic_write(path, overwrite=True) as temporary:
+        temporary.write_bytes(text)
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,7 @@ def read_folder(path: str | Path) -> Pictures:
     """
     if not is_folder(path, error=PromptError):
         raise PromptError(f"there is no folder '{path}'; draw the pictures with `mobileo-mlx eval geneval --out DIR`.")
-    numbers = sorted((name for name in _names(path) if name.isdecimal() and name.isascii()), key=int)
+    numbers = sorted(filter(_NUMBER.fullmatch, _names(path)), key=int)
     prompts = tuple(
         _read_prompt(Path(path, name)) for name in numbers if is_folder(Path(path, name), error=PromptError)
     )

@@ -49,6 +49,22 @@ def test_all_prompts_have_the_same_seeds() -> None:
     ]
 
 
+def test_what_a_prompt_asks_for_can_be_corrected_after_its_pictures_were_drawn(tmp_path: Path) -> None:
+    """Otherwise they would be judged by what no file of prompts says any more."""
+    draw(tmp_path, "00000-00000")
+    arrange(tmp_path, PROMPTS[:1], samples=1)
+    corrected = {**PROMPTS[0], "include": [{"class": "star", "count": 2}]}
+    arrange(tmp_path, [corrected], samples=1)
+    assert read_folder(tmp_path).prompts[0].metadata == corrected
+
+
+def test_a_number_that_is_no_prompts_does_not_make_a_billion_missing(tmp_path: Path) -> None:
+    official(tmp_path, 0, "00000.png")
+    (tmp_path / "00000").rename(tmp_path / "99999999999")
+    with pytest.raises(PromptError, match="holds no pictures of GenEval"):
+        read_folder(tmp_path)
+
+
 def test_pictures_get_their_official_names_as_they_come(tmp_path: Path) -> None:
     draw(tmp_path, "00000-00000", "00000-00001", "00002-00001")
     arrange(tmp_path, PROMPTS, samples=2)
