@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from hub_server import Hub
+from PIL import Image
 from small_clip import write_clip
 
 from mobileo_mlx.errors import CheckpointError, DownloadError, OptionError
+from mobileo_mlx.evals.detections import Detection
 from mobileo_mlx.evals.detectors import weights_files
 from mobileo_mlx.evals.detectors.backends import load_backend
 from mobileo_mlx.evals.detectors.weights_files import find_files
@@ -101,6 +104,49 @@ def test_names_that_are_no_detector(name: str, words: str) -> None:
         load_backend(name)
 
 
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("raise OSError('no disk')", r"'mine:D' failed \(OSError: no disk, '.*mine.py', line 1\); correct it"),
+        ("x = (", r"'mine:D' failed \(SyntaxError: "),
+        ("def D(): raise RuntimeError('two\\nlines')", "RuntimeError: two lines, "),
+        ("class D:\n  def detect(self, image): return 1 / 0\n  colours = detect", "ZeroDivisionError"),
+        ("class D:\n  def detect(self, image): return None\n  colours = detect", "must give a list of Detection"),
+        ("class D:\n  def detect(self, image): return [1]\n  colours = detect", "must give a list of Detection"),
+        ("class D:\n  def detect(self, image): return []\n  def colours(*a): return []", "one for each object"),
+    ],
+)
+def test_a_detector_that_fails_is_named(
+    source: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    importlib.invalidate_caches()
+
+    def use() -> None:
+        image = Image.new("RGB", (8, 8))
+        detector = load_backend("mine:D")
+        detector.detect(image)
+        detector.colours(image, [Detection("star", (0.0, 0.0, 1.0, 1.0), 0.9)])
+
+    with pytest.raises(OptionError, match=words):
+        use()
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+
+
+def test_a_detector_that_was_changed_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verdicts are kept, and those of its earlier state are not its own."""
+    monkeypatch.syspath_prepend(tmp_path)
+    identities = []
+    for number in (1, 2):
+        source = f"class D:\n  def detect(self, image): return {number}\n  colours = detect\n"
+        (tmp_path / f"mine{number}.py").write_text(source)
+        identities.append(getattr(load_backend(f"mine{number}:D"), "identity"))  # noqa: B009
+    assert all(identities)
+    assert identities[0] != identities[1]
+
+
 def test_folders_that_hold_no_weights(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="there is no file or folder"):
         load_backend("mlx", weights=tmp_path / "nothing")
@@ -135,4 +181,4 @@ def test_a_callable_gives_a_detector(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("finder")
     module.Finds = Finds  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "finder", module)
-    assert isinstance(load_backend("finder:Finds"), Finds)
+    assert load_backend("finder:Finds").detect(Image.new("RGB", (8, 8))) == []

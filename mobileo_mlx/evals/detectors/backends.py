@@ -6,7 +6,6 @@ their colours. What stands before and behind the networks is shared: pixels, thr
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from ...errors import OptionError
 from ...files import is_folder
 from ..detections import Detection, Detector
+from .foreign import load_foreign
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -91,7 +91,7 @@ def load_backend(name: str, *, weights: Path | None = None) -> Detector:
         )
     if weights is not None:
         raise OptionError(f"'{name}' takes no weights; leave them out.")
-    return _load_callable(name, module, attribute)
+    return load_foreign(name, module, attribute)
 
 
 def mlx_backend(files: Files, config: Mask2FormerConfig | None = None) -> BothNetworks:
@@ -185,16 +185,3 @@ def _features(output: Any) -> np.ndarray:
 
 def _nchw(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-
-
-def _load_callable(name: str, module: str, attribute: str) -> Detector:
-    try:
-        make = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise OptionError(f"there is no detector '{name}' ({error}); see that Python finds the module.") from error
-    if not callable(make):
-        raise OptionError(f"'{name}' can't be called; name a class, or a function that gives a detector.")
-    detector = make()
-    if not all(callable(getattr(detector, method, None)) for method in ("detect", "colours")):
-        raise OptionError(f"'{name}' gives no detector: it needs the methods detect(image) and colours(image, found).")
-    return detector  # type: ignore[no-any-return]
