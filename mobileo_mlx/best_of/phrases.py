@@ -45,6 +45,7 @@ _IRREGULAR = {
     "scarves": "scarf", "shelves": "shelf", "buses": "bus", "dice": "die",
 }  # fmt: skip
 _PLURALS = {one: several for several, one in _IRREGULAR.items()}
+_MANY = re.compile(r"[^suix]s$")  # stars, and neither glass, bus nor iris
 _SAME = ("sheep", "fish", "deer", "scissors", "skis", "pants", "jeans", "shorts", "broccoli", "aircraft")
 # With one of these a phrase says more than what a thing is called.
 _NO_NOUN = re.compile(
@@ -147,12 +148,14 @@ def _things(text: str) -> tuple[Thing, ...] | None:
 def read_thing(phrase: str) -> Thing | None:
     """A noun phrase with its article or number, or None where it is none."""
     first, *words = phrase.strip().split()
+    if first == "the" and len(words) > 1 and (words[0] in NUMBERS or words[0].isdecimal()):
+        first, *words = words  # "the two stars"
     count, numbered = 1, False
     if re.fullmatch(r"\d{1,3}", first) and 1 <= int(first) <= len(NUMBERS):  # int() of thousands of digits is an error
         count, numbered = int(first), True
     elif first in NUMBERS:
         count, numbered = NUMBERS.index(first) + 1, True
-    elif first in _SEVERAL:
+    elif first in _SEVERAL or (first == "the" and words and _MANY.search(words[-1])):
         return _named(words, count=None, numbered=False)
     elif first not in _ARTICLES:
         return None

@@ -20,6 +20,8 @@ from mobileo_mlx.best_of.phrases import Content, Thing, changed, plural, read_in
         ),
         ("a photo of a bench left of a bear", Content((Thing("bench"), Thing("bear")), "to the left of")),
         ("an image of 3 grey mice on a white background", Content((Thing("mouse", "gray", 3, True),), None, "white")),
+        ("the stars above the bus", Content((Thing("star", None, None), Thing("bus")), "above")),
+        ("the two red stars and the 1 glass", Content((Thing("star", "red", 2, True), Thing("glass", None, 1, True)))),
         ("some buses under the bridge", Content((Thing("bus", None, None), Thing("bridge")), "below")),
     ],
 )
