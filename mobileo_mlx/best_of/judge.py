@@ -101,7 +101,7 @@ def require_judge(parts: Parts, prompt: str, *, edits: bool) -> None:
     try:
         parts.require("vision", "answer")
     except CheckpointError as error:
-        raise CheckpointError(f"this model can't judge its own images, which best-of does: {error}") from error
+        raise CheckpointError(f"this model can't judge its own images; draw without best-of, or: {error}") from error
     context = parts.config.llm.max_position_embeddings
     change = read_instruction(prompt) if edits else None
     checks = prompt_checks(prompt) if not edits else [result_check(prompt)] if change is None else change_checks(change)

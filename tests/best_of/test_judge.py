@@ -118,7 +118,7 @@ def test_what_can_not_be_judged(model: MobileO, monkeypatch: pytest.MonkeyPatch)
         raise CheckpointError("no vision_tower.")
 
     monkeypatch.setattr(model.parts, "require", lacks)
-    with pytest.raises(CheckpointError, match=r"this model can't judge its own images, .*: no vision_tower"):
+    with pytest.raises(CheckpointError, match=r"this model can't judge its own images; .*: no vision_tower"):
         model.judge(picture(STAR), "a star")
 
 
