@@ -43,6 +43,9 @@ def read_annotations(folder: Folder, path: Path, *, named: bool) -> Iterator[Sai
         folder: with all pictures.
         path: of the file, in the folder or elsewhere.
         named: whether the user has named it; otherwise one of another kind is passed over.
+
+    Raises:
+        DataError: it is named, and can't be read, or is of another kind.
     """
     name, beside = path.name, ""
     whole = absolute(path, error=DataError)
@@ -51,14 +54,21 @@ def read_annotations(folder: Folder, path: Path, *, named: bool) -> Iterator[Sai
         beside = posixpath.dirname(name)
     try:
         value = _parse(read_text(path, limit=MAX_FILE, error=DataError), lines=name.lower().endswith(".jsonl"))
-    except (MobileOError, JSONError) as error:
+    except MobileOError:
         if named:
-            yield Problem(name, str(error).rstrip("."))
+            raise
+        return
+    except JSONError as error:
+        if named:
+            raise DataError(f"--annotations '{path}' {error}; give another file.") from error
         return
     reader = _kind(value)
     if reader is None:
         if named:
-            yield Problem(name, "is neither a list with 'image' and 'conversations' nor COCO's captions")
+            raise DataError(
+                f"--annotations '{path}' is neither a list with 'image' and 'conversations' nor COCO's captions; give "
+                "another file, or leave it out."
+            )
         return
     missing: list[str] = []
     for where, file, said in reader(value):

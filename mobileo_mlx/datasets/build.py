@@ -35,7 +35,7 @@ from .kept import Kept
 from .pictures import Picture, look_at
 from .questions import DESCRIBE
 from .said import Said
-from .samples import Sample, check_split, held_out_path, is_held_out, is_too_long, write_samples
+from .samples import Sample, check_split, first_pictures, held_out_path, is_held_out, is_too_long, write_samples
 from .statistics import figures
 
 LEFT_OUT = "left-out.txt"
@@ -185,6 +185,7 @@ class Build:
             DataError, OutputError: see `answers.read_answers`.
         """
         known = answers.read_answers(self.work)
+        first = first_pictures((self._digest(draft.picture), self._digest(draft.source)) for draft in self._drafts)
         samples = []
         ids: Counter[str] = Counter()
         for draft in self._drafts:
@@ -202,7 +203,7 @@ class Build:
                     continue
                 if prompt := kept.prompts[id]:
                     draft = replace(draft, instruction=prompt) if draft.source else replace(draft, caption=prompt)
-            sample = self._sample(draft, id, known)
+            sample = self._sample(draft, id, known, first[self._digest(draft.picture)])
             if isinstance(sample, str):
                 self._leave_out("without text", draft.picture, sample)
             elif is_too_long(sample, self.folder.path, Path(os.path.realpath(self.out)).parent):
@@ -225,6 +226,13 @@ class Build:
             lines = (f"{kind}: {problem}".replace("\n", " ") + "\n" for kind, problem in self.left_out)
             temporary.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
         if not any(not sample.held_out for sample in samples):
+            if samples:
+                raise DataError(
+                    f"--split {self.options.split} holds out all samples, {len(samples)} of '{self.folder.path}', and "
+                    "none is left to train on; choose a smaller share, or give more pictures."
+                )
+            if not self.folder.pictures and not self.left_out:
+                raise DataError(f"'{self.folder.path}' holds no pictures; name the folder that they are in.")
             raise DataError(f"no sample is left of '{self.folder.path}'; '{self.work / LEFT_OUT}' says why.")
         split = bool(self.options.split)
         return write_samples(samples, self.out, self.folder.path, split=split, overwrite=self.overwrite)
@@ -245,6 +253,9 @@ class Build:
             if verdicts[sample.id]:
                 self._leave_out("did not pass", sample.picture.path, verdicts[sample.id])
         return [sample for sample in samples if not verdicts[sample.id]]
+
+    def _digest(self, name: str) -> str:
+        return self.pictures[name].digest if name else ""
 
     def _leave_out(self, kind: str, name: str, reason: str) -> None:
         self.left_out.append((kind, Problem(name, reason)))
@@ -298,7 +309,7 @@ class Build:
             return draft
         return replace(draft, caption=known.texts[name], origin=draft.origin if draft.source else MODEL)
 
-    def _sample(self, draft: Draft, id: str, known: answers.Answers) -> Sample | str:
+    def _sample(self, draft: Draft, id: str, known: answers.Answers, first: str) -> Sample | str:
         """A sample, or why there is none."""
         picture = self.pictures[draft.picture]
         if not draft.prompt:
@@ -316,7 +327,7 @@ class Build:
                 "say it, or leave questions out with --questions none"
             )
         source = self.pictures[draft.source] if draft.source else None
-        held_out = is_held_out(source or picture, self.options.split)
+        held_out = is_held_out(first, self.options.split)
         return Sample(id, draft.prompt, picture, source, qa, draft.origin, held_out)
 
 

@@ -49,12 +49,43 @@ def check_split(split: float) -> None:
         raise OptionError(f"--split {split}: choose a share from 0 up to, but not including, 1.")
 
 
-def is_held_out(picture: Picture, split: float) -> bool:
+def first_pictures(samples: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """For the digest of each picture that of the one that it was made of in the end, through edits of edits.
+
+    All that hangs together by edits has the same one, so that no picture is on both sides of a split. Of several, or
+    where edits go round in a circle, the smallest is taken.
+
+    Args:
+        samples: digests of a picture and of what it was made of, "" where that is nothing.
+    """
+    above: dict[str, str] = {}
+
+    def top(digest: str) -> str:
+        while above.setdefault(digest, digest) != digest:
+            above[digest] = above[above[digest]]
+            digest = above[digest]
+        return digest
+
+    made = set()
+    for picture, source in samples:
+        one, other = top(picture), top(source or picture)
+        above[one] = other
+        if source and source != picture:
+            made.add(picture)
+    first: dict[str, str] = {}
+    for digest in sorted(above, key=lambda digest: (digest in made, digest)):
+        first.setdefault(top(digest), digest)
+    return {digest: first[top(digest)] for digest in above}
+
+
+def is_held_out(first: str, split: float) -> bool:
     """Whether a picture is among the share that is not trained on: its pixels alone decide, whatever else there is.
 
-    Of an edit the picture that it starts from is asked, so that all edits of one picture are on one side.
+    Args:
+        first: the digest of its pixels; of an edit those of the picture that it starts from, see `first_pictures`.
+        split: the share.
     """
-    return int(picture.digest[:12], 16) < split * 16**12
+    return int(first[:12], 16) < split * 16**12
 
 
 def held_out_path(out: Path) -> Path:

@@ -64,12 +64,19 @@ def _json_rows(content: str) -> Iterator[tuple[int, Any]]:
 
 
 def _csv_rows(content: str) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(io.StringIO(content, newline=""))
+    reader = csv.DictReader(
+        io.StringIO(content, newline=""), strict=True
+    )  # else an open quote takes in all that follows
     while True:
         try:
             row = next(reader, None)
-        except csv.Error as error:  # a field of more than 128 kB, or a NUL: after it nothing is certain
-            yield reader.line_num, ValueError(f"is no CSV that can be read ({error})")
+        except csv.Error as error:  # a quote, a field of more than 128 kB, or a NUL: after it nothing is certain
+            yield (
+                reader.line_num,
+                ValueError(
+                    f"is followed by something that is no CSV ({error}); what comes after it is left out, see to the quotes"
+                ),
+            )
             return
         if row is None:
             return

@@ -17,6 +17,7 @@ from PIL import Image
 from mobileo_mlx.datasets.build import Build, Options
 from mobileo_mlx.datasets.kept import Kept
 from mobileo_mlx.datasets.review import write_review
+from mobileo_mlx.datasets.samples import first_pictures
 from mobileo_mlx.errors import ExistsError, MobileOError, OptionError, OutputError
 from mobileo_mlx.training.data import read_data
 from mobileo_mlx.training.quadruplets import DataError
@@ -73,6 +74,37 @@ def test_near_duplicates_look_alike_in_shape_and_colour(photos, built):
     near = built(duplicates="near", out="near.jsonl")
     assert sorted(near.prompts) == ["a.png", "d.png"]
     assert near.left_out[0] == ("near duplicate", "b.png: looks nearly as 'a.png'")
+
+
+def test_edits_of_edits_are_on_the_side_of_the_first_picture(photos, built):
+    """Else a picture could be drawn in training that another sample starts from, or ends with, in validation."""
+    for number in range(20):
+        for k, end in enumerate(("", "_edit", "_edit_edit")):
+            picture(photos / f"{number}{end}.png", 3 * number + k)
+            (photos / f"{number}{end}.txt").write_text("make it new")
+    rows = [{"file_name": f"{number}_edit.png", "text": "new"} for number in range(20)]
+    (photos / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sides = {}
+    for sample in built(split=0.5, questions="none").samples:
+        sides.setdefault(sample.picture.path.split(".")[0].split("_")[0], set()).add(sample.held_out)
+    assert len(sides) == 20
+    assert all(len(side) == 1 for side in sides.values())
+    assert set.union(*sides.values()) == {True, False}
+
+
+def test_edits_that_go_round_in_a_circle_are_on_one_side():
+    found = first_pictures([("2", "3"), ("3", "2"), ("5", "4"), ("4", ""), ("6", "5"), ("1", "5"), ("7", "7")])
+    assert found == {"2": "2", "3": "2", "5": "4", "4": "4", "6": "4", "1": "4", "7": "7"}
+
+
+def test_a_split_that_leaves_nothing_to_train_on_says_so(photos, tmp_path):
+    captioned(photos, 1)
+    build = Build(photos, tmp_path / "x.jsonl", Options(split=1 - 1e-12))
+    for _ in build.look():
+        pass
+    with pytest.raises(DataError, match=r"--split .* holds out all samples, 1 of .*; choose a smaller share"):
+        build.write(build.samples())
+    build.close()
 
 
 def test_a_split_stays_when_pictures_are_added_or_renamed(photos, built):

@@ -253,18 +253,28 @@ def test_a_list_that_is_named_has_to_be_one(photos, built, tmp_path):
     (photos / "a.txt").write_text("a")
     (photos / "other.json").write_text('{"a": 1}')
     assert built().left_out == []
-    named = built(annotations=(photos / "other.json", tmp_path / "gone.json"))
-    assert [sentence for _, sentence in named.left_out] == [
-        "other.json: is neither a list with 'image' and 'conversations' nor COCO's captions",
-        f"gone.json: '{tmp_path / 'gone.json'}' can't be read (No such file or directory)",
-    ]
+    (photos / "none.json").write_text("{")
+    for name, words in (("other", "nor COCO's captions"), ("gone", "can't be read"), ("none", "is not JSON")):
+        with pytest.raises(DataError, match=rf"{name}\.json' .*{words}"):
+            built(annotations=(photos / f"{name}.json",))
+
+
+def test_an_open_quote_does_not_take_in_the_rows_that_follow(photos, built):
+    for number, name in enumerate("abc"):
+        picture(photos / f"{name}.png", number)
+    (photos / "metadata.csv").write_text('file_name,text\na.png,an a\nb.png,"a b\nc.png,a c\n')
+    found = built()
+    assert found.prompts == {"a.png": "an a"}
+    assert (
+        "metadata.csv, line 2: is followed by something that is no CSV (unexpected end of data)" in found.left_out[0][1]
+    )
 
 
 def test_an_empty_folder_is_refused(photos, built, tmp_path):
     from mobileo_mlx.datasets.build import Build, Options
 
     build = Build(photos, tmp_path / "x.jsonl", Options())
-    with pytest.raises(DataError, match="no sample is left of"):
+    with pytest.raises(DataError, match=r"'.*photos' holds no pictures; name the folder"):
         build.write(build.samples())
     build.close()
     with pytest.raises(DataError, match="is not a folder"):
