@@ -74,7 +74,7 @@ def _csv_rows(content: str) -> Iterator[tuple[int, Any]]:
             yield (
                 reader.line_num,
                 ValueError(
-                    f"is followed by something that is no CSV ({error}); what comes after it is left out, see to the quotes"
+                    f"is followed by something that is no CSV ({error}); the rest is left out, see to the quotes"
                 ),
             )
             return
