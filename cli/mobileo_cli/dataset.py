@@ -159,7 +159,7 @@ def build(
         printing.report({"files": files, "review": page, **found, "left_out_samples": left_out})
         return
     for path, count in written.items():
-        printing.out(f"{path}: {count} samples")
+        printing.out(f"{path}: {printing.count(count, 'sample')}")
     if review is not None:
         printing.out(str(review))
     for line in _figures(found):
@@ -201,8 +201,9 @@ def _figures(found: dict[str, Any]) -> list[str]:
     words = ", ".join(f"{word} {count}" for word, count in list(found["most_frequent_words"].items())[:10])
     left_out = ", ".join(f"{count} {kind}" for kind, count in found["left_out"].items())
     return [
-        f"{found['pictures']} pictures; left out: {left_out or 'none'}",
-        f"{found['drawings']} drawings, {found['edits']} edits, {found['questions']} questions, "
+        f"{printing.count(found['pictures'], 'picture')}; left out: {left_out or 'none'}",
+        f"{printing.count(found['drawings'], 'drawing')}, {printing.count(found['edits'], 'edit')}, "
+        f"{printing.count(found['questions'], 'question')}, "
         f"{found['held_out']} held out",
         f"prompts: {origins}; {found['distinct_prompts']} distinct; words: {spread('words_of_a_prompt')}",
         f"width: {spread('width')}; height: {spread('height')}",
@@ -261,8 +262,8 @@ def check(
         return
     drawings = counts["samples"] - counts["edits"]
     printing.out(
-        f"{data}: {counts['samples']} samples are fine: {drawings} drawings, {counts['edits']} edits, "
-        f"{counts['questions']} questions"
+        f"{data}: no problems; {printing.count(counts['samples'], 'sample')}: {printing.count(drawings, 'drawing')}, "
+        f"{printing.count(counts['edits'], 'edit')}, {printing.count(counts['questions'], 'question')}"
     )
 
 

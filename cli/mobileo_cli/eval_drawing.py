@@ -39,11 +39,12 @@ def dpg(
     from mobileo_mlx.evals import dpg as bench
 
     found = bench.read_prompts(prompts, limit=limit)
-    printing.note(f"{len(found)} prompts, {bench.SAMPLES} pictures each: {bench.SAMPLES * len(found)} in '{out}'")
+    total = bench.SAMPLES * len(found)
+    printing.note(f"{printing.count(len(found), 'prompt')}, {bench.SAMPLES} pictures each: {total} in '{out}'")
     given = options.resolve_preset(given, speeds=True)
     chosen = batch_run.chosen_options(given, "generate", size=size)
     lines = bench.job_lines(found, seed=seed)
-    _run(out, lines, given, chosen, lambda folder: bench.arrange(folder, found), "dpg", "sheets", as_json)
+    _run(out, lines, given, chosen, lambda folder: bench.arrange(folder, found), "dpg", "sheet", as_json)
 
 
 @options.takes(batch_run.task_options("edit"), options.group(options.Loading), options.group(batch_run.Computing))
@@ -66,11 +67,11 @@ def imgedit(
     from mobileo_mlx.evals import imgedit as bench
 
     found = bench.read_edits(data, limit=limit)
-    printing.note(f"{_count(len(found), 'edits')} in '{out}'")
+    printing.note(f"{printing.count(len(found), 'edit')} in '{out}'")
     given = options.resolve_preset(given, speeds=True)
     chosen = batch_run.chosen_options(given, "edit", size=size)
     lines = bench.job_lines(found, seed=seed)
-    _run(out, lines, given, chosen, lambda folder: bench.arrange(folder, found), "imgedit", "images", as_json)
+    _run(out, lines, given, chosen, lambda folder: bench.arrange(folder, found), "imgedit", "image", as_json)
 
 
 def _run(
@@ -80,7 +81,7 @@ def _run(
     chosen: dict[str, Any],
     arrange: Callable[[Path], int],
     label: str,
-    things: str,
+    thing: str,
     as_json: bool,
 ) -> None:
     """Does what is left, names what is there, and says it."""
@@ -101,15 +102,19 @@ def _run(
         raise
     failed, computed = run.progress.failed, run.progress.computed
     if as_json:
-        value = {"folder": str(out), things: there, "batch": str(run.folder), "failed": failed, "computed": computed}
+        value = {
+            "folder": str(out),
+            f"{thing}s": there,
+            "batch": str(run.folder),
+            "failed": failed,
+            "computed": computed,
+        }
         printing.report(value)
     else:
-        lost = f", {_count(failed, 'pictures')} failed (see {run.folder / 'failed.jsonl'})" if failed else ""
-        now = f", {_count(computed, 'pictures')} drawn now in {printing.seconds(run.seconds)}" if computed else ""
-        printing.out(f"{out}: {_count(there, things)}{lost}{now}")
+        lost = f", {printing.count(failed, 'picture')} failed (see {run.folder / 'failed.jsonl'})" if failed else ""
+        now = (
+            f", {printing.count(computed, 'picture')} drawn now in {printing.seconds(run.seconds)}" if computed else ""
+        )
+        printing.out(f"{out}: {printing.count(there, thing)}{lost}{now}")
     if failed:
         raise typer.Exit(1)
-
-
-def _count(number: int, things: str) -> str:
-    return f"{number} {things.removesuffix('s') if number == 1 else things}"

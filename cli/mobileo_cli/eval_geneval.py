@@ -52,7 +52,8 @@ def geneval(
     chosen = batch_run.chosen_options(given, "generate", size=size)
     total = len(chosen_prompts) * samples
     folder = geneval_folder.make_folder(out)
-    printing.note(f"{_count(len(chosen_prompts), 'prompt')}, {_count(samples, 'picture')} each: {total} in '{out}'")
+    each = f"{printing.count(len(chosen_prompts), 'prompt')}, {printing.count(samples, 'picture')} each"
+    printing.note(f"{each}: {total} in '{out}'")
     lines = geneval_folder.job_lines(chosen_prompts, samples=samples, seed=seed)
 
     def arrange() -> None:
@@ -79,12 +80,8 @@ def _say_what_is_drawn(out: Path, run: batch_run.Finished, prompts: int, *, as_j
         return
     failed = f", {run.progress.failed} failed (see {run.folder / 'failed.jsonl'})" if run.progress.failed else ""
     now = f", {run.progress.computed} of them now in {printing.seconds(run.seconds)}" if run.progress.computed else ""
-    printing.out(f"{out}: {_count(there, 'picture')} of {_count(prompts, 'prompt')}{failed}{now}")
+    printing.out(f"{out}: {printing.count(there, 'picture')} of {printing.count(prompts, 'prompt')}{failed}{now}")
     printing.out(f"next: mobileo-mlx eval geneval-score {out}")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def score(

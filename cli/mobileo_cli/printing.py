@@ -265,6 +265,11 @@ def note_hidden_cuda() -> None:
         )
 
 
+def count(number: int, noun: str) -> str:
+    """`1 picture`, `2 pictures`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def seconds(value: float) -> str:
     """A duration for people: `0.42 s`, `12.3 s`, `2 min 05 s`, `3 h 07 min`."""
     if value < 10:

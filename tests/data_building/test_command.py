@@ -97,7 +97,7 @@ def test_keep_passing_and_review(scenes, run, tmp_path):
     kept = {sample["id"]: {"keep": sample["path"] == "cross.png"} for sample in page_samples(tmp_path / "page.html")}
     (tmp_path / "kept.json").write_text(json.dumps({"format": "mobileo-mlx kept 1", "samples": kept}))
     status, out, err = run("--keep", "kept.json", "--overwrite")
-    assert (status, out) == (0, "data.jsonl: 1 samples\n"), err
+    assert (status, out) == (0, "data.jsonl: 1 sample\n"), err
     assert [line["image"] for line in lines(tmp_path / "data.jsonl")] == ["photos/cross.png"]
 
 
