@@ -102,7 +102,7 @@ def _read(path: Path) -> Prompt:
     text = read_text(path, limit=_LONGEST, error=PromptError).strip()
     if not text:
         raise PromptError(f"'{path}' is empty; write a prompt into it, or remove it.")
-    check_text(text, f"'{path}'")
+    check_text(text, f"prompt in '{path}'")
     return Prompt(path.name.removesuffix(".txt"), text)
 
 

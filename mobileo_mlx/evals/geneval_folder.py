@@ -187,12 +187,10 @@ def _read_prompt(path: Path) -> Prompt:
     file, samples = path / _METADATA, path / "samples"
     try:
         metadata = check_metadata(parse_json(read_bytes(file, limit=_LIMIT, error=PromptError)))
-    except JSONError as error:
-        raise PromptError(f"'{file}' {error}; write the prompt's line of GenEval's file into it.") from error
-    except PromptError as error:
-        if str(error).startswith("'"):
-            raise
-        raise PromptError(f"'{file}' {str(error).rstrip('.')}.") from error
+    except (JSONError, PromptError) as error:
+        what = str(error).rstrip(".")
+        named = what if what.startswith("'") else f"'{file}' {what}"  # what can't be read is named already
+        raise PromptError(f"{named}; write the prompt's line of GenEval's file into it.") from error
     names = _names(samples) if is_folder(samples, error=PromptError) else []
     return Prompt(path, metadata, tuple(samples / name for name in sorted(names) if _PICTURE.fullmatch(name)))
 

@@ -52,6 +52,8 @@ def read_edits(folder: str | Path, *, limit: int | None = None) -> list[Edit]:
     if not is_folder(folder, error=PromptError):
         raise PromptError(f"there is no folder '{folder}'; name the one of ImgEdit-Bench that holds {LIST}.")
     path = Path(folder, LIST)
+    if not is_file(path, error=PromptError):
+        raise PromptError(f"'{folder}' holds no {LIST}; name the folder of ImgEdit-Bench that does.")
     entries = read_json(path, error=PromptError)
     if not entries:
         raise PromptError(f"'{path}' has no entries; download it again.")
@@ -94,7 +96,7 @@ def _read(path: Path, key: str, entry: Any) -> Edit:
     inside = PurePosixPath(image)
     if inside.is_absolute() or ".." in inside.parts:
         raise PromptError(f"'{path}' names an image outside of its folder for {key}: {image[:60]!r}.")
-    check_text(instruction, f"'{path}', {key}")
+    check_text(instruction, f"prompt of {key} in '{path}'")
     found = path.parent / inside
     if not is_file(found, error=PromptError):
         raise PromptError(f"'{found}' is missing, which '{path}' names for {key}; unpack all images there.")

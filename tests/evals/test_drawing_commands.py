@@ -115,7 +115,7 @@ def test_lists_of_edits_that_are_wrong(
 def test_folders_that_are_missing(command: Command, fake: FakeModel, tmp_path: Path) -> None:
     assert "there is no folder 'data'" in command("imgedit", "--data", "data", "--out", "out")[2]
     (tmp_path / "data").mkdir()
-    assert "basic_edit.json' can't be read" in command("imgedit", "--data", "data", "--out", "out")[2]
+    assert "'data' holds no basic_edit.json" in command("imgedit", "--data", "data", "--out", "out")[2]
     assert "there is no folder 'prompts'" in command("dpg", "--prompts", "prompts", "--out", "out")[2]
     assert "'data' holds no prompts" in command("dpg", "--prompts", "data", "--out", "out")[2]
     (tmp_path / "data" / "a.txt").write_text("\n")

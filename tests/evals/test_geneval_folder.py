@@ -137,7 +137,7 @@ def test_the_official_layout_is_read_and_what_is_missing_named(tmp_path: Path) -
 def test_damaged_metadata_are_named(tmp_path: Path, text: str) -> None:
     official(tmp_path, 0, "0000.png")
     (tmp_path / "00000" / "metadata.jsonl").write_text(text)
-    with pytest.raises(PromptError, match=r"00000/metadata\.jsonl' "):
+    with pytest.raises(PromptError, match=r"00000/metadata\.jsonl' .*; write the prompt's line"):
         read_folder(tmp_path)
 
 
