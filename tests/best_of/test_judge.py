@@ -123,9 +123,9 @@ def test_what_can_not_be_judged(model: MobileO, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_questions_longer_than_the_context_are_refused_before_anything_is_drawn(model: MobileO) -> None:
-    room = model.config.llm.max_position_embeddings
-    text = "cat " * (room // 2 - 10)  # can be drawn
-    with pytest.raises(PromptError, match=rf"takes \d+ positions and its context has {room}; shorten the prompt"):
+    context = model.config.llm.max_position_embeddings
+    text = "cat " * (context // 2 - 10)  # can be drawn
+    with pytest.raises(PromptError, match=rf"takes \d+ positions and its context has {context}; shorten the prompt"):
         model.stream_generate(text, best_of=2)
     with pytest.raises(PromptError, match="shorten the instruction"):
         model.judge(picture(), text, source=picture())

@@ -220,7 +220,7 @@ def test_a_refusal_is_seen_where_the_options_are_long(open_page: Open) -> None:
 
 
 def test_the_chat_stays_at_its_end(page: Page) -> None:
-    """Pictures take their room only when they have come; who looks at what was before stays there."""
+    """Pictures take their space only when they have come; who looks at what was before stays there."""
     choose(page, "chat")
     at_end = "log => log.scrollHeight - log.scrollTop - log.clientHeight < 2"
     log = page.locator("#chat-result")

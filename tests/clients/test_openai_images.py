@@ -324,7 +324,7 @@ def test_request_that_is_cancelled_while_it_waits_leaves_the_queue(server, clien
 
 
 def test_full_queue_says_when_to_come_again_and_the_package_does(server, gate, monkeypatch):
-    """One drawing is on the way, one waits, and there is no room for a third until the package has waited."""
+    """One drawing is on the way, one waits, and the queue is full for a third until the package has waited."""
     monkeypatch.setattr(server.service.worker, "_limit", 1)
     waited, here, sleep = [], threading.get_ident(), time.sleep
 

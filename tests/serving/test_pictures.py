@@ -339,7 +339,7 @@ def test_memory_has_a_limit() -> None:
     made = [shelf.add(drawn()) for _ in range(3)]
     shelf.delete(made[2].id)
     made.append(shelf.add(drawn()))
-    assert [one.id for one in shelf.page(10)[0]] == [made[i].id for i in (3, 1, 0)]  # the bin made room
+    assert [one.id for one in shelf.page(10)[0]] == [made[i].id for i in (3, 1, 0)]  # the bin was emptied for it
     with pytest.raises(UnknownPictureError):
         shelf.restore(made[2].id)
     made.append(shelf.add(drawn()))
