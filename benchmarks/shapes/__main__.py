@@ -211,31 +211,9 @@ def run_render(options: argparse.Namespace) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    import mlx.core as mx
+    from .recipe.train import recipe
 
-    from .recipe.train import STAGES, export, run
-
-    stages = (*STAGES, "export") if options.stage == "all" else (options.stage,)
-    if unknown := [stage for stage in stages if stage not in (*STAGES, "export")]:
-        raise OptionError(f"there is no stage {unknown[0]!r}; there are {', '.join(STAGES)}, export and all.")
-    first = mx.distributed.init().rank() == 0
-    for name in stages:
-        if name == "export":
-            if first:
-                export(options.out, options.out / "model")
-                print(options.out / "model")
-            continue
-        begin, before = time.monotonic(), None
-        for report in run(STAGES[name], options.out):
-            before = report.step - 1 if before is None else before
-            if first and (report.step % 25 == 0 or report.step == 1):
-                parts = "".join(f", {key} {value:.4f}" for key, value in report.metrics.items())
-                left = (report.steps - report.step) * (time.monotonic() - begin) / (report.step - before)
-                print(
-                    f"{name} {report.step}/{report.steps}: loss {report.loss:.4f}{parts}, "
-                    f"{report.samples_per_second:.0f} samples/s, {left / 60:.0f} min left",
-                    flush=True,
-                )
+    recipe(options.out).run_all(options.stage, lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

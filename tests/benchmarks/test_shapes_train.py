@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.recipes.stages import Stage
 from benchmarks.shapes.questions import QUESTION_TYPES
 from benchmarks.shapes.recipe import curriculum, train
 from benchmarks.shapes.recipe.tiny import GRID, SIDE, tiny_config, tiny_tokenizer
@@ -30,15 +31,16 @@ def workspace(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "POOL", 16)
         patch.setattr(train, "STAGES", {name: _short(stage) for name, stage in train.STAGES.items()})
+        recipe = train.recipe(folder)
         for stage in train.STAGES.values():
-            reports = list(train.run(stage, folder))
+            reports = list(recipe.run(stage))
             assert [report.step for report in reports] == [1, 2, 3, 4]
-            assert not list(train.run(stage, folder))  # done: nothing is left to run
-        train.export(folder, folder / "model")
+            assert not list(recipe.run(stage))  # done: nothing is left to run
+        recipe.export(folder / "model")
     return folder
 
 
-def _short(stage: train.Stage) -> train.Stage:
+def _short(stage: Stage) -> Stage:
     sizes = {name: min(2, getattr(stage, name)) for name in ("captions", "edits", "questions", "pictures")}
     return replace(stage, steps=4, **sizes)
 
@@ -64,7 +66,7 @@ def test_the_log_of_the_training_is_kept_beside_the_model(workspace):
 
 def test_a_stage_needs_those_before_it(tmp_path):
     with pytest.raises(CheckpointError, match="run it first"):
-        list(train.run(train.STAGES["drawing"], tmp_path))
+        list(train.recipe(tmp_path).run(train.STAGES["drawing"]))
 
 
 def test_every_word_is_one_token(tokenizer):

@@ -1,0 +1,104 @@
+"""Losses of the stages of small models, and the networks that a stage trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mobileo_mlx.conditioning import MultimodalInputs, embed_prompts, hidden_states, text_input
+from mobileo_mlx.models.fastvithd import FastViTHD
+from mobileo_mlx.models.mobileo import MobileOConfig, build
+from mobileo_mlx.schedulers import shift as shifted
+from mobileo_mlx.training.losses import answer_losses, flow_matching_loss
+
+from .stages import Batch
+
+CONDITIONING_DROPOUT = 0.1  # shares of the texts replaced by zeros, for guidance
+
+
+class StageModel(nn.Module):
+    """The components that a stage trains, by their names; its loss calls those that it needs."""
+
+    def __init__(self, config: MobileOConfig, *components: str):
+        super().__init__()
+        for name in components:
+            setattr(self, name, build(name, config))
+
+
+def _inputs(model: Any, batch: Batch, features: mx.array | None) -> MultimodalInputs:
+    """The embeddings of a batch.
+
+    Args:
+        features: (B, N, hidden_size), what stands for the image; None where the prompts have no image.
+    """
+    images = [] if features is None else list(features)
+    return embed_prompts(
+        model.llm.embed_tokens, batch["ids"], images, attention_mask=batch["mask"], labels=batch["labels"]
+    )
+
+
+def question_loss(model: Any, batch: Batch, features: mx.array) -> mx.array:
+    """Cross-entropy of the answers. Padding is on the right, so causal attention needs no mask."""
+    inputs = _inputs(model, batch, features)
+    assert inputs.labels is not None
+    return answer_losses(model.lm_head, model.llm(inputs.inputs_embeds), inputs.labels).mean()
+
+
+def drawing_loss(
+    model: Any,
+    batch: Batch,
+    features: mx.array | None,
+    latents: mx.array,
+    key: mx.array,
+    *,
+    shift: float,
+    draws: int = 1,
+) -> mx.array:
+    """Flow matching, conditioned as inference conditions.
+
+    Args:
+        latents: (B, h, w, latent_channels), what each text draws.
+        shift: of the noise levels, see `mobileo_mlx.schedulers.shift`.
+        draws: noises and noise levels for each text: the language model, which costs nearly as much as the DiT where
+            there are few latents, then reads it once.
+    """
+    noise_key, sigma_key, drop_key = mx.random.split(key, 3)
+    inputs = _inputs(model, batch, features)
+    dropped = mx.random.uniform(shape=(latents.shape[0],), key=drop_key) < CONDITIONING_DROPOUT
+    text = text_input(model, hidden_states(model, inputs), mask=inputs.padding_mask, dropped=dropped)
+    latents = mx.repeat(latents, draws, axis=0)
+    return flow_matching_loss(
+        model.dit,
+        latents,
+        mx.random.normal(latents.shape, key=noise_key),
+        shifted(logit_normal_sigmas(sigma_key, latents.shape[0]), shift),
+        text.states,
+        text.mask,
+    )
+
+
+def logit_normal_sigmas(key: mx.array, batch: int) -> mx.array:
+    """Noise levels (B,) of a logit-normal distribution (arXiv 2403.03206, section 3.1)."""
+    return mx.sigmoid(mx.random.normal((batch,), key=key))
+
+
+def standardise(tower: FastViTHD, pictures: mx.array) -> None:
+    """Scales each convolution so that every channel has mean 0 and variance 1 on `pictures` (arXiv 1511.06422).
+
+    With the usual initial weights what differs between images is soon lost among the biases, and the loss hardly falls.
+    """
+    x = pictures
+    for block in (block for blocks in tower.parts() for block in blocks):
+        for part in getattr(block, "proj", [block]):
+            holder = getattr(part, "token_mixer", part)
+            for name in ("reparam_conv", "lkb_reparam"):
+                if (convolution := getattr(holder, name, None)) is None:
+                    continue
+                y = convolution(x)
+                mean, std = y.mean(axis=(0, 1, 2)), mx.sqrt(y.var(axis=(0, 1, 2)) + 1e-6)
+                convolution.weight = convolution.weight / std.reshape(-1, *[1] * (convolution.weight.ndim - 1))
+                convolution.bias = (convolution.bias - mean) / std
+            x = part(x)
+        mx.eval(x)
