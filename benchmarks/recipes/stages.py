@@ -1,7 +1,7 @@
 """Recipes of small models: stages of training that build on each other, each in a folder of its own.
 
-With several processes (`mlx.launch -n N`) each stage is data-parallel. Every stage writes metrics.jsonl and its last
-checkpoints, from which it goes on when it was stopped.
+Every stage writes metrics.jsonl and its last checkpoints, from which it goes on when it was stopped. A step's samples
+come in parts, which as many processes (`mlx.launch -n N`) may share out among them; the result is the same.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ Loss = Callable[[Any, Any, mx.array], tuple[mx.array, dict[str, mx.array]]]
 
 @dataclass(frozen=True)
 class Stage:
-    """How long and how fast; samples are those of one process and step."""
+    """How long and how fast; samples are those of one part of a step."""
 
     name: str
     steps: int
+    parts: int = 1  # of a step
     captions: int = 0
     edits: int = 0
     questions: int = 0
@@ -44,7 +45,7 @@ class Stage:
 
     @property
     def samples(self) -> int:
-        """Of one step and process; questions that go with something to draw do not count."""
+        """Of a part of a step; questions that go with something to draw do not count."""
         return self.pictures or self.captions + self.edits or self.questions
 
 
@@ -92,22 +93,31 @@ class Recipe:
         return [(name, array) for name, array in arrays.items() if name.split(".")[0] in components]
 
     def run(self, stage: Stage) -> Iterator[StepReport]:
-        """Runs a stage, or what is left of it, yielding its steps."""
+        """Runs a stage, or what is left of it, yielding its steps.
+
+        Raises:
+            OptionError: the processes can't share the parts of a step.
+        """
+        processes = mx.distributed.init().size()
+        if stage.parts % processes:
+            raise OptionError(
+                f"a step of the stage {stage.name!r} has {stage.parts} parts, which {processes} processes can't share."
+            )
         mx.random.seed(stage.seed)  # of the initial weights alone; the rest has keys
         setup = self.setups[stage.name](self, stage)
-        world = mx.distributed.init()
         yield from TrainingLoop(
             model=setup.model,
             loss=setup.loss,
             batches=setup.batches,
             optimizer=optim.AdamW(_schedule(stage), betas=[0.9, 0.95], weight_decay=0.01, bias_correction=True),
             steps=stage.steps,
-            batch_size=stage.samples * world.size(),
+            batch_size=stage.samples * stage.parts,
+            accumulate=stage.parts // processes,
             seed=stage.seed,
             ema=stage.ema,
             folder=self.folder / stage.name,
-            save_every=250,
-            settings={"processes": world.size()},
+            save_every=100,
+            settings={"parts": stage.parts},
         ).run()
 
     def run_all(self, name: str, say: Callable[[str], None]) -> None:

@@ -40,12 +40,12 @@ QUESTION_WEIGHT = 0.3
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("autoencoder", 2000, pictures=16, learning_rate=3e-3, seed=0),
+        Stage("autoencoder", 2000, 2, pictures=16, learning_rate=3e-3, seed=0),
         Stage("decoder", 1000, pictures=16, learning_rate=1e-3, seed=5),
-        Stage("questions", 2500, questions=64, learning_rate=1e-3, decay=0.2, seed=1),
+        Stage("questions", 2500, 2, questions=64, learning_rate=1e-3, decay=0.2, seed=1),
         Stage("vision", 1800, pictures=64, learning_rate=1e-3, seed=2),
-        Stage("drawing", 3600, captions=20, edits=8, questions=8, learning_rate=2e-3, decay=0.35, ema=0.999, seed=3),
-        Stage("joint", 1000, captions=24, edits=8, questions=8, learning_rate=3e-4, ema=0.99, seed=4),
+        Stage("drawing", 3600, 3, captions=20, edits=8, questions=8, learning_rate=2e-3, decay=0.35, ema=0.999, seed=3),
+        Stage("joint", 1000, 3, captions=24, edits=8, questions=8, learning_rate=3e-4, ema=0.99, seed=4),
     )
 }
 POOL = 40_000  # scenes with their latents; encoding anew in each step would cost more than the step
