@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_map_with_path
 
 from mobileo_mlx.conditioning import MultimodalInputs, embed_prompts, hidden_states, text_input
 from mobileo_mlx.models.fastvithd import FastViTHD
@@ -13,7 +14,7 @@ from mobileo_mlx.models.mobileo import MobileOConfig, build
 from mobileo_mlx.schedulers import shift as shifted
 from mobileo_mlx.training.losses import answer_losses, flow_matching_loss
 
-from .stages import Batch
+from .stages import Batch, Loss
 
 CONDITIONING_DROPOUT = 0.1  # shares of the texts replaced by zeros, for guidance
 
@@ -84,7 +85,36 @@ def logit_normal_sigmas(key: mx.array, batch: int) -> mx.array:
     return mx.sigmoid(mx.random.normal((batch,), key=key))
 
 
-def standardise(tower: FastViTHD, pictures: mx.array) -> None:
+def vision_model(config: MobileOConfig, pictures: mx.array) -> StageModel:
+    """A vision tower that learns, with its projector.
+
+    Args:
+        pictures: (B, H, W, 3) in [0, 1], on which its layers are scaled at first.
+    """
+    model: Any = StageModel(config, "vision_tower", "mm_projector")
+    # The published networks start from 1e-5; so small a start would leave all images alike for long.
+    model.update(
+        tree_map_with_path(lambda k, v: mx.full(v.shape, 0.3) if "layer_scale" in k else v, model.parameters())
+    )
+    _standardise(model.vision_tower, pictures)
+    return model.train()  # BatchNorm learns its statistics
+
+
+def feature_loss(scale: mx.array) -> Loss:
+    """The squared error of image features, of batches of "pixels" with their "target".
+
+    Args:
+        scale: the standard deviation of the targets.
+    """
+
+    def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
+        features = model.mm_projector(model.vision_tower(batch["pixels"]))
+        return mx.square((features - batch["target"]) / scale).mean(), {}
+
+    return loss
+
+
+def _standardise(tower: FastViTHD, pictures: mx.array) -> None:
     """Scales each convolution so that every channel has mean 0 and variance 1 on `pictures` (arXiv 1511.06422).
 
     With the usual initial weights what differs between images is soon lost among the biases, and the loss hardly falls.

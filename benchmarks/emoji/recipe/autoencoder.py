@@ -15,6 +15,7 @@ from ..sprites import SIZES, emoji
 from ..world import BACKGROUNDS, CENTRE, COLUMN, COUNTS, ROW, SIDE, Scene, Thing, render_batch
 
 LATENT = 16  # pixels of a latent's side
+PART = 64  # pixels of the side of what is cut out of a scene
 # Large errors at edges are what makes a picture look blurred.
 EDGE_WEIGHT = 1.0
 

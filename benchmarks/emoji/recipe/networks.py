@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 from mobileo_mlx.models.dc_ae import DCAEConfig
+from mobileo_mlx.models.fastvithd import FastViTHDConfig, MMProjectorConfig
+from mobileo_mlx.models.mcp import MCPConfig
+from mobileo_mlx.models.mobileo import MobileOConfig
+from mobileo_mlx.models.qwen2 import Qwen2Config
+from mobileo_mlx.models.sana import SanaConfig
+
+from ..world import SIDE
+
+LATENTS = 8  # on a side of the image
+GRID = 4  # image tokens, and patches of the DiT, on a side
+SHIFT = 6.0  # of the noise levels, in training and in sampling: the layout is decided at high noise
+_WIDTH = 192  # of the language model
+_DIT_HEADS = 7
 
 VAE = DCAEConfig(
     # No blocks at full resolution: the first convolution halves the image. 16 pixels to a latent.
@@ -17,3 +30,43 @@ VAE = DCAEConfig(
     scaling_factor=1.0,  # the autoencoder is trained towards latents of unit variance
     glumb_ratio=2.0,
 )
+_VISION = FastViTHDConfig(
+    layers=(1, 1, 1, 1, 1),
+    embed_dims=(16, 32, 64, 128, 256),
+    mlp_ratios=(4, 4, 4, 4, 4),
+    down_strides=(2, 2, 2, 1),
+    se_channels=16,
+)
+
+
+def emoji_config(vocab_size: int, eos_token_ids: tuple[int, ...]) -> MobileOConfig:
+    """About 11 million parameters in the real model's blocks."""
+    return MobileOConfig(
+        vision_tower=_VISION,
+        mm_projector=MMProjectorConfig(_VISION.output_dim, _WIDTH, _WIDTH),
+        llm=Qwen2Config(
+            hidden_size=_WIDTH,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            vocab_size=vocab_size,
+            max_position_embeddings=2048,
+        ),
+        diffusion_connector=MCPConfig(_WIDTH, hidden_dim=_WIDTH, output_dim=32 * _DIT_HEADS),
+        dit=SanaConfig(
+            num_layers=6,
+            num_attention_heads=_DIT_HEADS,
+            attention_head_dim=32,
+            num_cross_attention_heads=_DIT_HEADS,
+            cross_attention_head_dim=32,
+            caption_channels=32 * _DIT_HEADS,
+            patch_size=LATENTS // GRID,  # 16 patches rather than 64 latents: a quarter of the work
+            sample_size=LATENTS,
+            interpolation_scale=1.0,  # positions: without them training hardly gets the order of things right
+        ),
+        vae=VAE,
+        image_size=SIDE,
+        eos_token_ids=eos_token_ids,
+        flow_shift=SHIFT,
+    )

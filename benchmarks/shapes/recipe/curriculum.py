@@ -7,13 +7,12 @@ changes in the course of the training.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from mobileo_mlx.conditioning import IGNORED_LABEL
-from mobileo_mlx.prompts import ask_prompt, edit_prompt, encode_prompt, generate_prompt
-from mobileo_mlx.tokenizer import IM_END, Tokenizer
+from benchmarks.recipes import sequences
+from benchmarks.recipes.sequences import Sequences
+from mobileo_mlx.tokenizer import Tokenizer
 
 from ..edits import sample_edit
 from ..questions import QUESTION_TYPES, sample_question
@@ -34,42 +33,14 @@ _CURRICULUM = (
 _ROWS, _COLUMNS = "ABCD", "EFGH"
 
 
-@dataclass(frozen=True)
-class Sequences:
-    """A batch of prompts, padded on the right, with an image in each or in none.
-
-    Attributes:
-        ids: (B, T) int, `IMAGE_TOKEN_INDEX` in the place of the image.
-        mask: (B, T) bool, False where a row is padded.
-        labels: (B, T) int, the ids of answers; `IGNORED_LABEL` elsewhere.
-        seen: the scenes that stand in the image's place, where there is one.
-        drawn: the scenes that are to be drawn, where there is something to draw.
-    """
-
-    ids: np.ndarray
-    mask: np.ndarray
-    labels: np.ndarray
-    seen: list[Scene]
-    drawn: list[Scene]
-
-
 def captions(rng: np.random.Generator, tokenizer: Tokenizer, size: int) -> Sequences:
     """Prompts to draw from."""
-    samples = [sample_caption(rng) for _ in range(size)]
-    rows = [encode_prompt(tokenizer, generate_prompt(sample.text)) for sample in samples]
-    return _padded(rows, [[IGNORED_LABEL] * len(row) for row in rows], [], [sample.scene for sample in samples])
+    return sequences.captions(tokenizer, [sample_caption(rng) for _ in range(size)])
 
 
 def edits(rng: np.random.Generator, tokenizer: Tokenizer, size: int) -> Sequences:
     """Instructions to change a scene."""
-    samples = [sample_edit(rng) for _ in range(size)]
-    rows = [encode_prompt(tokenizer, edit_prompt(sample.text)) for sample in samples]
-    return _padded(
-        rows,
-        [[IGNORED_LABEL] * len(row) for row in rows],
-        [sample.before for sample in samples],
-        [sample.after for sample in samples],
-    )
+    return sequences.edits(tokenizer, [sample_edit(rng) for _ in range(size)])
 
 
 def kinds_at(progress: float) -> Sequence[str]:
@@ -79,15 +50,7 @@ def kinds_at(progress: float) -> Sequence[str]:
 
 def questions(rng: np.random.Generator, tokenizer: Tokenizer, size: int, kinds: Sequence[str] = ALL_KINDS) -> Sequences:
     """Questions with their answers."""
-    rows, labels, scenes = [], [], []
-    for _ in range(size):
-        sample = sample_question(rng, pick(rng, kinds))
-        prompt = encode_prompt(tokenizer, ask_prompt(sample.text))
-        answer = tokenizer.encode(sample.answer + IM_END)
-        rows.append(prompt + answer)
-        labels.append([IGNORED_LABEL] * len(prompt) + answer)
-        scenes.append(sample.scene)
-    return _padded(rows, labels, scenes, [])
+    return sequences.questions(tokenizer, [sample_question(rng, pick(rng, kinds)) for _ in range(size)])
 
 
 def symbols(scene: Scene, tokenizer: Tokenizer) -> np.ndarray:
@@ -109,13 +72,3 @@ def symbols(scene: Scene, tokenizer: Tokenizer) -> np.ndarray:
         column, row = thing.x // cells, thing.y // cells
         grid[row - 1 : row + 1, column - 1 : column + 1, :2] = word(f" {thing.colour}"), word(f" {thing.shape}")
     return grid.reshape(GRID * GRID, 4)
-
-
-def _padded(rows: Sequence[list[int]], labels: Sequence[list[int]], seen: list[Scene], drawn: list[Scene]) -> Sequences:
-    length = max(len(row) for row in rows)
-    mask = np.array([[i < len(row) for i in range(length)] for row in rows])
-
-    def filled(values: Sequence[list[int]], padding: int) -> np.ndarray:
-        return np.array([row + [padding] * (length - len(row)) for row in values])
-
-    return Sequences(filled(rows, 0), mask, filled(labels, IGNORED_LABEL), seen, drawn)

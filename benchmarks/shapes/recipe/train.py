@@ -13,29 +13,27 @@ joint        everything but the autoencoder, on the same, with the vision tower'
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_map_with_path, tree_unflatten
+from mlx.utils import tree_unflatten
 
-from benchmarks.recipes.losses import StageModel, drawing_loss, question_loss, standardise
+from benchmarks.recipes.losses import StageModel, feature_loss, question_loss, vision_model
+from benchmarks.recipes.mixture import LatentPool, mixed_batches, mixed_loss
 from benchmarks.recipes.stages import Batch, Recipe, Setup, Stage
-from mobileo_mlx.atomic import atomic_write
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.tokenizer import Tokenizer
 
 from ..world import WORLD, Scene, render_batch
 from . import autoencoder, curriculum
 from .autoencoder import Autoencoder, any_scene
-from .losses import sequence_arrays, symbol_features, symbol_ids
+from .symbols import symbol_features, symbol_ids
 from .tiny import SIDE, tiny_config, tiny_tokenizer
 
 SHIFT = 6.0  # of the noise levels, as in sampling: the layout is decided at high noise
-QUESTION_WEIGHT = 0.3
 
 STAGES = {
     stage.name: stage
@@ -86,7 +84,7 @@ def _questions(recipe: Recipe, stage: Stage) -> Setup:
         kinds = curriculum.kinds_at(step / stage.steps)
         sequences = curriculum.questions(rng, recipe.tokenizer, stage.questions, kinds)
         return {
-            **sequence_arrays(sequences),
+            **sequences.arrays(),
             "symbols": symbol_ids(sequences.seen, recipe.tokenizer),
         }
 
@@ -101,24 +99,13 @@ def _vision(recipe: Recipe, stage: Stage) -> Setup:
     sample = [any_scene(np.random.default_rng(i)) for i in range(300)]
     used = mx.array(np.unique(symbol_ids(sample, recipe.tokenizer)))
     scale = words[used].std()
-    model = StageModel(recipe.config, "vision_tower", "mm_projector")
-    # The published networks start from 1e-5; so small a start would leave all images alike for long.
-    model.update(
-        tree_map_with_path(lambda k, v: mx.full(v.shape, 0.3) if "layer_scale" in k else v, model.parameters())
-    )
-    standardise(model.vision_tower, pixels(sample[:64]))  # type: ignore[attr-defined]
-    model.train()  # BatchNorm learns its statistics
 
     def batches(step: int, part: int) -> Batch:
         rng = np.random.default_rng([stage.seed, step, part])
         scenes = [any_scene(rng) for _ in range(stage.pictures)]
         return {"pixels": pixels(scenes), "target": words[symbol_ids(scenes, recipe.tokenizer)].sum(axis=2)}
 
-    def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict]:
-        features = model.mm_projector(model.vision_tower(batch["pixels"]))
-        return (((features - batch["target"]) / scale) ** 2).mean(), {}
-
-    return Setup(model, batches, loss)
+    return Setup(vision_model(recipe.config, pixels(sample[:64])), batches, feature_loss(scale))
 
 
 def _drawing(recipe: Recipe, stage: Stage) -> Setup:
@@ -126,7 +113,11 @@ def _drawing(recipe: Recipe, stage: Stage) -> Setup:
     model.update(tree_unflatten(recipe.weights("questions", "llm", "lm_head")))
     # The vision tower is trained towards these embeddings.
     model.llm.embed_tokens.freeze()  # type: ignore[attr-defined]
-    return Setup(model, _mixed_batches(recipe, stage), _mixed_loss(stage, symbol_features))
+    return Setup(
+        model,
+        _mixed(recipe, stage, lambda scenes: symbol_ids(scenes, recipe.tokenizer)),
+        mixed_loss(stage, symbol_features, shift=SHIFT),
+    )
 
 
 def _joint(recipe: Recipe, stage: Stage) -> Setup:
@@ -139,7 +130,7 @@ def _joint(recipe: Recipe, stage: Stage) -> Setup:
     def see(model: Any, pictures: mx.array) -> mx.array:
         return model.mm_projector(model.vision_tower(pictures))
 
-    return Setup(model, _mixed_batches(recipe, stage, pictures=True), _mixed_loss(stage, see))
+    return Setup(model, _mixed(recipe, stage, pixels), mixed_loss(stage, see, shift=SHIFT))
 
 
 _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
@@ -152,80 +143,21 @@ _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
 }
 
 
-def _mixed_batches(recipe: Recipe, stage: Stage, *, pictures: bool = False) -> Callable[[int, int], Batch]:
-    """Captions and edits from the pool, and new questions; scenes as pictures or as symbols."""
-    pool = _pool(recipe)
-
-    def shown(scenes: list[Scene]) -> mx.array:
-        return pixels(scenes) if pictures else symbol_ids(scenes, recipe.tokenizer)
-
-    def drawn(kind: str, rng: np.random.Generator, size: int) -> Batch:
-        arrays, scenes = pool[kind]
-        chosen = rng.integers(len(arrays["ids"]), size=size)
-        length = int(arrays["mask"][chosen].sum(axis=1).max())
-        sequences = curriculum.Sequences(
-            arrays["ids"][chosen, :length], arrays["mask"][chosen, :length], arrays["labels"][chosen, :length], [], []
-        )
-        batch = sequence_arrays(sequences)
-        batch["latents"] = mx.array(arrays["latents"][chosen].astype(np.float32))
-        if scenes:
-            batch["seen"] = shown([scenes[i] for i in chosen])
-        return batch
-
-    def batches(step: int, part: int) -> Batch:
-        rng = np.random.default_rng([stage.seed, step, part])
-        asked = curriculum.questions(rng, recipe.tokenizer, stage.questions)
-        return {
-            "captions": drawn("captions", rng, stage.captions),
-            "edits": drawn("edits", rng, stage.edits),
-            "questions": {**sequence_arrays(asked), "seen": shown(asked.seen)},
-        }
-
-    return batches
-
-
-def _mixed_loss(stage: Stage, see: Callable[[Any, mx.array], mx.array]) -> Callable:
-    def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict]:
-        caption_key, edit_key = mx.random.split(key)
-        captions, edits, questions = batch["captions"], batch["edits"], batch["questions"]
-        draw = drawing_loss(model, captions, None, captions["latents"], caption_key, shift=SHIFT)
-        edit = drawing_loss(model, edits, see(model, edits["seen"]), edits["latents"], edit_key, shift=SHIFT)
-        ask = question_loss(model, questions, see(model, questions["seen"]))
-        flow = (draw * stage.captions + edit * stage.edits) / (stage.captions + stage.edits)
-        return flow + QUESTION_WEIGHT * ask, {"draw": draw, "edit": edit, "ask": ask}
-
-    return loss
-
-
-def pixels(scenes: list[Scene]) -> mx.array:
-    """What the vision tower sees, (B, SIDE, SIDE, 3) in [0, 1]."""
-    return mx.array(render_batch(scenes, SIDE).astype(np.float32) / 255)
-
-
-def _pool(recipe: Recipe) -> dict[str, tuple[dict[str, np.ndarray], list[Scene]]]:
-    """Captions and edits with the latents of what they draw, and the scenes that edits see.
-
-    The latents are computed once and kept in a file; the others wait for the first process to write it.
-    """
+def _mixed(recipe: Recipe, stage: Stage, shown: Callable[[Sequence[Scene]], Any]) -> Callable[[int, int], Batch]:
     sequences = {
         "captions": curriculum.captions(np.random.default_rng([7, 0]), recipe.tokenizer, POOL),
         "edits": curriculum.edits(np.random.default_rng([7, 1]), recipe.tokenizer, POOL // 2),
     }
-    path = recipe.folder / "latents.npz"
-    if mx.distributed.init().rank() == 0 and not path.exists():
+
+    def encoder() -> Any:
         model: Any = Autoencoder(recipe.config)
         model.update(tree_unflatten(recipe.weights("autoencoder", "vae_encoder", "vae_decoder")))
-        latents = {}
-        for kind, drawn in sequences.items():
-            parts = [drawn.drawn[i : i + 128] for i in range(0, len(drawn.drawn), 128)]
-            latents[kind] = np.concatenate([np.array(model.vae_encoder(pixels(part) * 2 - 1)) for part in parts])
-        with atomic_write(path) as temporary:
-            halves: dict[str, Any] = {kind: values.astype(np.float16) for kind, values in latents.items()}
-            np.savez(temporary, **halves)
-    while not path.exists():
-        time.sleep(1)
-    stored = np.load(path)
-    return {
-        kind: ({"ids": s.ids, "mask": s.mask, "labels": s.labels, "latents": stored[kind]}, s.seen)
-        for kind, s in sequences.items()
-    }
+        return model.vae_encoder
+
+    pool = LatentPool(recipe.folder / "latents.npz", sequences, encoder, lambda scenes: pixels(scenes) * 2 - 1)
+    return mixed_batches(stage, pool, lambda rng, size: curriculum.questions(rng, recipe.tokenizer, size), shown)
+
+
+def pixels(scenes: Sequence[Scene]) -> mx.array:
+    """What the vision tower sees, (B, SIDE, SIDE, 3) in [0, 1]."""
+    return mx.array(render_batch(scenes, SIDE).astype(np.float32) / 255)

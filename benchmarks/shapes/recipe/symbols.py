@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from benchmarks.recipes.stages import Batch
 from mobileo_mlx.tokenizer import Tokenizer
 
 from ..world import Scene
-from .curriculum import Sequences, symbols
+from .curriculum import symbols
 
 
 def symbol_features(model: Any, symbol_ids: mx.array) -> mx.array:
@@ -19,11 +19,6 @@ def symbol_features(model: Any, symbol_ids: mx.array) -> mx.array:
     return model.llm.embed_tokens(symbol_ids).sum(axis=2)
 
 
-def symbol_ids(scenes: list[Scene], tokenizer: Tokenizer) -> mx.array:
+def symbol_ids(scenes: Sequence[Scene], tokenizer: Tokenizer) -> mx.array:
     """(B, N, 4) ids; see `curriculum.symbols`."""
     return mx.array(np.stack([symbols(scene, tokenizer) for scene in scenes]))
-
-
-def sequence_arrays(sequences: Sequences) -> Batch:
-    """Token ids, labels and mask."""
-    return {"ids": sequences.ids, "mask": sequences.mask, "labels": sequences.labels}

@@ -1,0 +1,119 @@
+"""Stages that train drawing, editing and answering at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mobileo_mlx.atomic import atomic_write
+
+from .losses import drawing_loss, question_loss
+from .sequences import Sequences
+from .stages import Batch, Loss, Stage
+
+QUESTION_WEIGHT = 0.3
+_ENCODED = 128  # pictures at a time
+
+
+class LatentPool:
+    """Captions and edits with the latents of what they draw, computed once and kept in a file.
+
+    Encoding anew in each step would cost more than the step. Of several processes the others wait for the first one.
+
+    Args:
+        path: of the file; where it exists, the latents in it are taken.
+        sequences: the texts by their kind, "captions" and "edits".
+        encoder: gives the network that makes latents of scenes; called where there is no file.
+        pictures: scenes to what that network takes.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        sequences: Mapping[str, Sequences],
+        encoder: Callable[[], Callable[[mx.array], mx.array]],
+        pictures: Callable[[Sequence[Any]], mx.array],
+    ) -> None:
+        self.sequences = sequences
+        if mx.distributed.init().rank() == 0 and not path.exists():
+            _write_latents(path, sequences, encoder(), pictures)
+        while not path.exists():
+            time.sleep(1)
+        stored = np.load(path)
+        self._latents = {kind: stored[kind] for kind in sequences}
+        self._rows = {kind: stored[f"{kind}_rows"] for kind in sequences}
+
+    def batch(self, kind: str, rng: np.random.Generator, size: int) -> tuple[Batch, list[Any]]:
+        """Random texts of a kind with "latents" (B, h, w, latent_channels) float32, and the scenes that they see."""
+        sequences = self.sequences[kind]
+        rows = rng.integers(len(sequences.ids), size=size)
+        latents = mx.array(self._latents[kind][self._rows[kind][rows]].astype(np.float32))
+        return {**sequences.arrays(rows), "latents": latents}, [
+            sequences.seen[i] for i in rows
+        ] if sequences.seen else []
+
+
+def _write_latents(path: Path, sequences: Mapping[str, Sequences], encode: Any, pictures: Any) -> None:
+    """Writes for each kind the latents of all its different scenes, float16, and for each text the row of its own."""
+    arrays: dict[str, Any] = {}
+    for kind, texts in sequences.items():
+        scenes = list(dict.fromkeys(texts.drawn))
+        number = {scene: i for i, scene in enumerate(scenes)}
+        parts = [scenes[i : i + _ENCODED] for i in range(0, len(scenes), _ENCODED)]
+        arrays[kind] = np.concatenate([np.array(encode(pictures(part)).astype(mx.float16)) for part in parts])
+        arrays[f"{kind}_rows"] = np.array([number[scene] for scene in texts.drawn])
+    with atomic_write(path) as temporary:
+        np.savez(temporary, **arrays)
+
+
+def mixed_batches(
+    stage: Stage,
+    pool: LatentPool,
+    ask: Callable[[np.random.Generator, int], Sequences],
+    shown: Callable[[Sequence[Any]], Any],
+) -> Callable[[int, int], Batch]:
+    """Captions and edits from the pool, and new questions.
+
+    Args:
+        ask: makes questions.
+        shown: what edits and questions see of scenes.
+    """
+
+    def batches(step: int, part: int) -> Batch:
+        rng = np.random.default_rng([stage.seed, step, part])
+        captions, _ = pool.batch("captions", rng, stage.captions)
+        edits, scenes = pool.batch("edits", rng, stage.edits)
+        asked = ask(rng, stage.questions)
+        return {
+            "captions": captions,
+            "edits": {**edits, "seen": shown(scenes)},
+            "questions": {**asked.arrays(), "seen": shown(asked.seen)},
+        }
+
+    return batches
+
+
+def mixed_loss(stage: Stage, see: Callable[[Any, Any], mx.array], *, shift: float, draws: int = 1) -> Loss:
+    """Flow matching of captions and edits, and the cross-entropy of answers.
+
+    Args:
+        see: the model and what is shown to image features (B, N, hidden_size).
+        shift, draws: see `drawing_loss`.
+    """
+
+    def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
+        caption_key, edit_key = mx.random.split(key)
+        captions, edits, questions = batch["captions"], batch["edits"], batch["questions"]
+        options: dict[str, Any] = {"shift": shift, "draws": draws}
+        draw = drawing_loss(model, captions, None, captions["latents"], caption_key, **options)
+        edit = drawing_loss(model, edits, see(model, edits["seen"]), edits["latents"], edit_key, **options)
+        ask = question_loss(model, questions, see(model, questions["seen"]))
+        flow = (draw * stage.captions + edit * stage.edits) / (stage.captions + stage.edits)
+        return flow + QUESTION_WEIGHT * ask, {"draw": draw, "edit": edit, "ask": ask}
+
+    return loss
