@@ -16,16 +16,24 @@ from mobileo_mlx.training.losses import answer_losses, flow_matching_loss
 
 from .stages import Batch, Loss
 
+AUTOENCODER = ("vae_encoder", "vae_decoder")
 CONDITIONING_DROPOUT = 0.1  # shares of the texts replaced by zeros, for guidance
 
 
 class StageModel(nn.Module):
-    """The components that a stage trains, by their names; its loss calls those that it needs."""
+    """The components that a stage trains, by their names; its loss calls those that it needs.
+
+    They compute in the forms whose gradients are fast. BatchNorms keep their statistics.
+    """
 
     def __init__(self, config: MobileOConfig, *components: str):
         super().__init__()
         for name in components:
             setattr(self, name, build(name, config))
+        self.train()
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm):
+                module.eval()
 
 
 def _inputs(model: Any, batch: Batch, features: mx.array | None) -> MultimodalInputs:

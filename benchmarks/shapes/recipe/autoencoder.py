@@ -8,8 +8,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mobileo_mlx.models.mobileo import MobileOConfig, build
-
 from ..world import BACKGROUNDS, LAYOUTS, NEW_COLOURS, NEW_SHAPES, RGB, WORLD, Object, Scene, World, pick, render_batch
 from .tiny import SIDE
 
@@ -18,13 +16,6 @@ LATENT_NOISE = 0.05  # the decoder has to cope with the errors of sampled latent
 MOMENTS_WEIGHT = 0.01  # without it the latents drift to any scale
 # With the colours and shapes of later finetuning, which trains no decoder.
 WIDE = World((*WORLD.shapes, *NEW_SHAPES), (*WORLD.colours, *NEW_COLOURS))
-
-
-class Autoencoder(nn.Module):
-    def __init__(self, config: MobileOConfig):
-        super().__init__()
-        self.vae_encoder = build("vae_encoder", config)
-        self.vae_decoder = build("vae_decoder", config)
 
 
 def any_scene(rng: np.random.Generator, world: World = WORLD) -> Scene:

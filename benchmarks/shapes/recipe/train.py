@@ -21,7 +21,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from benchmarks.recipes.losses import StageModel, feature_loss, question_loss, vision_model
+from benchmarks.recipes.losses import AUTOENCODER, StageModel, feature_loss, question_loss, vision_model
 from benchmarks.recipes.mixture import LatentPool, mixed_batches, mixed_loss
 from benchmarks.recipes.stages import Batch, Recipe, Setup, Stage
 from mobileo_mlx.models.mobileo import COMPONENTS
@@ -29,7 +29,7 @@ from mobileo_mlx.tokenizer import Tokenizer
 
 from ..world import WORLD, Scene, render_batch
 from . import autoencoder, curriculum
-from .autoencoder import Autoencoder, any_scene
+from .autoencoder import any_scene
 from .symbols import symbol_features, symbol_ids
 from .tiny import SIDE, tiny_config, tiny_tokenizer
 
@@ -63,12 +63,12 @@ def _autoencoder(recipe: Recipe, stage: Stage) -> Setup:
     def batches(step: int, part: int) -> Batch:
         return autoencoder.batch(stage.seed, stage.pictures, step, part)
 
-    return Setup(Autoencoder(recipe.config), batches, autoencoder.loss)
+    return Setup(StageModel(recipe.config, *AUTOENCODER), batches, autoencoder.loss)
 
 
 def _decoder(recipe: Recipe, stage: Stage) -> Setup:
-    model = Autoencoder(recipe.config)
-    model.update(tree_unflatten(recipe.weights("autoencoder", "vae_encoder", "vae_decoder")))
+    model = StageModel(recipe.config, *AUTOENCODER)
+    model.update(tree_unflatten(recipe.weights("autoencoder", *AUTOENCODER)))
     model.vae_encoder.freeze()
 
     def batches(step: int, part: int) -> Batch:
@@ -150,9 +150,9 @@ def _mixed(recipe: Recipe, stage: Stage, shown: Callable[[Sequence[Scene]], Any]
     }
 
     def encoder() -> Any:
-        model: Any = Autoencoder(recipe.config)
-        model.update(tree_unflatten(recipe.weights("autoencoder", "vae_encoder", "vae_decoder")))
-        return model.vae_encoder
+        model: Any = StageModel(recipe.config, *AUTOENCODER)
+        model.update(tree_unflatten(recipe.weights("autoencoder", *AUTOENCODER)))
+        return model.eval().vae_encoder
 
     pool = LatentPool(recipe.folder / "latents.npz", sequences, encoder, lambda scenes: pixels(scenes) * 2 - 1)
     return mixed_batches(stage, pool, lambda rng, size: curriculum.questions(rng, recipe.tokenizer, size), shown)
