@@ -118,6 +118,19 @@ def fitting() -> dict[int, tuple[Name, ...]]:
 
 
 @cache
+def kinds() -> dict[int, tuple[str, ...]]:
+    """What kind of thing each emoji is, in plain words, by index: the best answer, then others that are right too."""
+    starts, everything = _entries(words.KINDS), emoji()
+    result, kind = {}, ""
+    for before, each in zip((None, *everything), everything, strict=False):
+        if before is None or before.group != each.group:
+            kind = "an object"
+        kind = starts.get(each.name, kind)
+        result[each.name] = tuple(kind.split(", "))
+    return {index: result[each.name] for index, each in enumerate(emoji(toned=True))}
+
+
+@cache
 def held_out() -> frozenset[int]:
     """The indices of `HELD_OUT`."""
     return frozenset(index for index, each in enumerate(emoji(toned=True)) if each.name in HELD_OUT)

@@ -16,9 +16,9 @@ import numpy as np
 
 from ..shapes.text import NUMBERS, OPPOSITES, a, relation_of
 from ..shapes.world import pick
-from .names import Name, fitting, names
+from .names import Name, fitting, kinds, names
 from .names import held_out as held_out_indices
-from .sprites import emoji
+from .sprites import TONES, emoji
 from .world import BACKGROUNDS, CENTRE, COLUMN, COUNTS, ROW, Scene, Thing
 
 CATEGORIES = ("single", "background", "size", "tone", "two", "position", "count")
@@ -155,12 +155,12 @@ class Style:
 
     def word(self, words: tuple[str, ...]) -> str:
         """The first of several words for the same, or another one."""
-        return pick(self.rng, words[1:]) if len(words) > 1 and self._sometimes(OTHER_WORDS) else words[0]
+        return pick(self.rng, words[1:]) if len(words) > 1 and self.sometimes(OTHER_WORDS) else words[0]
 
     def name(self, index: int, suits: Callable[[Name], bool] = lambda name: True) -> Name:
         """A name of an emoji, its own or another one; there must be one that suits."""
         own, *others = [name for name in names()[index] if suits(name)]
-        return pick(self.rng, others) if others and self._sometimes(OTHER_NAME) else own
+        return pick(self.rng, others) if others and self.sometimes(OTHER_NAME) else own
 
     def counted(self, index: int) -> Name:
         """A name that has a plural."""
@@ -191,14 +191,56 @@ class Style:
             return f" on {colour} background"
         return self.word(_endings(colour))
 
-    def typed(self, text: str, stop: str = ".") -> str:
-        """With a capital letter and a mark at the end, at times."""
-        if self._sometimes(CAPITAL):
-            text = text[0].upper() + text[1:]
-        return text + stop if self._sometimes(STOP) else text
+    def typed(self, text: str) -> str:
+        """With a capital letter and with a full stop, at times."""
+        text = text[0].upper() + text[1:] if self.sometimes(CAPITAL) else text
+        return f"{text}." if self.sometimes(STOP) else text
 
-    def _sometimes(self, share: float) -> bool:
+    def sometimes(self, share: float) -> bool:
         return not self.plain and self.rng.random() < share
+
+
+def wording() -> tuple[list[str], list[str]]:
+    """All words, in texts: those that begin questions and answers, and those that follow a space.
+
+    What begins captions and edits follows one too, in the prompt.
+    """
+    every = dict.fromkeys(name for index in alone(None) for name in names()[index])
+    nouns = [text for name in every for text in (name.noun, name.plural) if text]
+    answers = [each for found in kinds().values() for each in found]
+    others = [word for words in (*SIZE_WORDS.values(), *RELATION_WORDS.values(), JOINTS) for word in words]
+    colours = [*BACKGROUNDS, *(word for words in COLOUR_WORDS.values() for word in words)]
+    counts = [*NUMBERS, *DIGITS]
+    asking, in_questions = _QUESTIONS
+    telling, in_others = _CAPTIONS_AND_EDITS
+    openings = [*asking, *map(str.capitalize, asking), *_ANSWERS, *answers, *NUMBERS, *colours]
+    starts = [*telling, *NUMBERS]
+    followings = [
+        *nouns,
+        *answers,
+        *others,
+        *colours,
+        *counts,
+        *TONES,
+        *starts,
+        *map(str.capitalize, starts),
+        in_questions,
+        in_others,
+    ]
+    return list(dict.fromkeys(openings)), list(dict.fromkeys(followings))
+
+
+# Words that begin texts, and those that follow.
+_QUESTIONS = (
+    ("what", "how", "is", "are", "describe", "where"),
+    "is are it this in the image do you see they these kind of thing background color many things objects items emoji "
+    "there where on at left right top bottom side small large picture ? .",
+)
+_CAPTIONS_AND_EDITS = (
+    ("a", "an", "the", "change", "make", "turn", "replace", "add", "remove", "put", "give"),
+    "the background to into with it larger smaller bigger skin tone and another on in , . !",
+)
+_ANSWERS = ("a", "an", "the", "yes", "no", "on the", "small", "large", "normal")
 
 
 def tone_ending(index: int, said: str) -> str:

@@ -10,11 +10,10 @@ from mobileo_mlx.models.mcp import MCPConfig
 from mobileo_mlx.models.mobileo import MobileOConfig
 from mobileo_mlx.models.qwen2 import Qwen2Config
 from mobileo_mlx.models.sana import SanaConfig
-from mobileo_mlx.prompts import EDIT_PREFIX, GENERATE_PREFIX, SYSTEM_PROMPT
-from mobileo_mlx.tokenizer import END_OF_TEXT, IM_END, IM_START
 
 from ..text import vocabulary
 from ..world import NEW_COLOURS, NEW_SHAPES, WORLD
+from benchmarks.recipes.tokenizers import add_prompts, byte_level
 
 if TYPE_CHECKING:
     import tokenizers
@@ -80,16 +79,10 @@ def _both_halves() -> dict[str, Any]:
 
 
 def tiny_tokenizer() -> tokenizers.Tokenizer:
-    """Byte-level BPE in which every word of the world is one token, and the constant text of the prompts a few.
+    """Byte-level BPE in which every word of the world is one token, and the constant text of the prompts a few."""
+    from tokenizers import models, pre_tokenizers, trainers
 
-    The prompts are those of the real model, and short all the same.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=4096,  # more than there are merges: the words give out first
         min_frequency=1,
@@ -99,7 +92,5 @@ def tiny_tokenizer() -> tokenizers.Tokenizer:
     # The words of later finetuning are single tokens too.
     words = sorted({word for new in (*NEW_COLOURS, *NEW_SHAPES) for word in vocabulary(WORLD.extended(new))})
     tokenizer.train_from_iterator([f"{word} {word}" for word in words], trainer)
-    constant = (f"system\n{SYSTEM_PROMPT}", GENERATE_PREFIX.rstrip(), EDIT_PREFIX.rstrip(), "user\n", "assistant\n")
-    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in constant])
-    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in (END_OF_TEXT, IM_START, IM_END)])
+    add_prompts(tokenizer)
     return tokenizer
