@@ -68,6 +68,13 @@ class Name:
         return a(noun) if self.determiner == "a" else f"{self.determiner} {noun}".strip()
 
     @property
+    def is_several(self) -> bool:
+        """Whether "are" is said of it."""
+        head = re.split(r" (?:with|of|in|on|holding|hugging) ", self.noun)[0]
+        several = head.endswith("s") or head.startswith("people") or head == "dice"
+        return self.determiner == "" and several and self.noun not in words.PROPER
+
+    @property
     def definite(self) -> str:
         """As something that is there: "the red apple"."""
         return self.noun if self.noun in words.PROPER else f"the {self.noun}"

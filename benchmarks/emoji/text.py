@@ -193,10 +193,15 @@ class Style:
 
     def typed(self, text: str) -> str:
         """With a capital letter and with a full stop, at times."""
-        text = text[0].upper() + text[1:] if self.sometimes(CAPITAL) else text
+        text = self.capital(text)
         return f"{text}." if self.sometimes(STOP) else text
 
+    def capital(self, text: str) -> str:
+        """With a capital letter, at times."""
+        return text[0].upper() + text[1:] if self.sometimes(CAPITAL) else text
+
     def sometimes(self, share: float) -> bool:
+        """True as often as `share` says, and never in a plain text."""
         return not self.plain and self.rng.random() < share
 
 
@@ -255,12 +260,12 @@ def describe(scene: Scene) -> str | None:
     indices = {thing.index for thing in things}
     if not indices <= names().keys():
         return None
-    first = names()[things[0].index][0]
+    plurals = [name.plural for name in names()[things[0].index] if name.plural]
     if len(things) == 1:
-        text = first.phrase("" if things[0].size == "normal" else things[0].size)
+        text = names()[things[0].index][0].phrase("" if things[0].size == "normal" else things[0].size)
         text += tone_ending(things[0].index, text)
-    elif len(indices) == 1 and first.plural:
-        text = f"{NUMBERS[len(things) - 1]} {first.plural}"
+    elif len(indices) == 1 and plurals:
+        text = f"{NUMBERS[len(things) - 1]} {plurals[0]}"
     elif len(indices) == len(things) == 2:
         before, after = sorted(things, key=lambda thing: (thing.x, thing.y))
         joint = "and" if before.x < after.x else "above"

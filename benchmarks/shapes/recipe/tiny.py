@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.recipes.tokenizers import add_prompts, byte_level
 from mobileo_mlx.models.dc_ae import DCAEConfig
 from mobileo_mlx.models.fastvithd import FastViTHDConfig, MMProjectorConfig
 from mobileo_mlx.models.mcp import MCPConfig
@@ -13,7 +14,6 @@ from mobileo_mlx.models.sana import SanaConfig
 
 from ..text import vocabulary
 from ..world import NEW_COLOURS, NEW_SHAPES, WORLD
-from benchmarks.recipes.tokenizers import add_prompts, byte_level
 
 if TYPE_CHECKING:
     import tokenizers

@@ -1,0 +1,222 @@
+"""Questions about scenes of emoji, with their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mobileo_mlx.errors import OptionError
+
+from ..shapes.text import NUMBERS
+from ..shapes.world import pick
+from .names import Name, fitting, kinds, names
+from .text import COLOUR_WORDS, SIZE_WORDS, Style, all_descriptions, composable, describe, sample_caption, tone_ending
+from .world import BACKGROUNDS, Scene, Thing
+
+QUESTION_TYPES = ("name", "kind", "background", "count", "presence", "place", "where", "size", "describe")
+# Answers, for the first and the second of two things in a row, and in a column.
+SIDES = (("on the left", "on the right"), ("at the top", "at the bottom"))
+# How often the mark at a question's end is left out.
+UNMARKED = 0.05
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a scene.
+
+    Attributes:
+        answer: the one to train on.
+        accepted: all that are right; `answer` is one of them.
+        kind: one of `QUESTION_TYPES`.
+    """
+
+    text: str
+    answer: str
+    accepted: frozenset[str]
+    kind: str
+    scene: Scene
+
+
+def sample_question(
+    rng: np.random.Generator, kind: str | None = None, *, held_out: bool | None = False, plain: bool = False
+) -> Question:
+    """A question of a kind (by default any) about a scene that suits it.
+
+    Args:
+        rng: where all randomness comes from.
+        kind: of `QUESTION_TYPES`.
+        held_out: see `text`; if it is True, the scene shows one of them beside others or several times.
+        plain: as for `sample_caption`.
+
+    Raises:
+        OptionError: it is a question about single things only, and `held_out`.
+    """
+    possible = [each for each in QUESTION_TYPES if not held_out or _COMPOSED & _SCENES_FOR[each].keys()]
+    kind = pick(rng, possible) if kind is None else kind
+    if kind not in possible:
+        raise OptionError(f"questions about the {kind} are about single things; choose another kind.")
+    weights = {each: share for each, share in _SCENES_FOR[kind].items() if not held_out or each in _COMPOSED}
+    shares = np.array(list(weights.values()))
+    while True:
+        category = str(rng.choice(list(weights), p=shares / shares.sum()))
+        scene = sample_caption(rng, category, held_out=held_out, plain=True).scene
+        if kind == "background":
+            scene = replace(scene, background=pick(rng, tuple(BACKGROUNDS)))
+        question = _QUESTIONS[kind](Style(rng, plain), scene)
+        if question is not None:
+            return question
+
+
+def questions_about(rng: np.random.Generator, scene: Scene) -> list[Question]:
+    """One question of each kind that can be asked about a scene."""
+    asked = (_QUESTIONS[kind](Style(rng), scene) for kind in QUESTION_TYPES)
+    return [question for question in asked if question is not None]
+
+
+_COMPOSED = {"two", "position", "count"}
+_ANY = {"single": 0.1, "background": 0.2, "size": 0.1, "tone": 0.05, "two": 0.2, "position": 0.2, "count": 0.15}
+_SCENES_FOR = {
+    "name": {"single": 0.3, "background": 0.4, "size": 0.1, "tone": 0.05, "count": 0.15},
+    "kind": {"single": 0.35, "background": 0.45, "size": 0.2},
+    "background": _ANY,
+    "count": {"single": 0.1, "background": 0.1, "size": 0.05, "two": 0.15, "position": 0.1, "count": 0.5},
+    "presence": _ANY,
+    "place": {"two": 0.4, "position": 0.6},
+    "where": {"two": 0.4, "position": 0.6},
+    "size": {"single": 0.1, "background": 0.15, "size": 0.75},
+    "describe": _ANY,
+}
+
+
+def _question(
+    style: Style, kind: str, scene: Scene, text: str, answer: str, *accepted: str, mark: str = "?"
+) -> Question:
+    text = style.capital(text) + ("" if style.sometimes(UNMARKED) else mark)
+    return Question(text, answer, frozenset({answer, *accepted}), kind, scene)
+
+
+def _called(thing: Thing) -> list[str]:
+    """What a thing is called, the best first, with and without an article and a skin tone."""
+    names_of_it = fitting()[thing.index]
+    phrases = [name.phrase() for name in names_of_it] + [name.noun for name in names_of_it]
+    return [phrase + tone_ending(thing.index, phrase) for phrase in phrases] + phrases
+
+
+def _ask_name(style: Style, scene: Scene) -> Question | None:
+    things = scene.things
+    if len(things) == 1:
+        text = style.word(("what is it", "what is this", "what is in the image", "what do you see"))
+        return _question(style, "name", scene, text, *_called(things[0]))
+    plurals = [name.plural for name in fitting()[things[0].index] if name.plural]
+    if not plurals or len({thing.index for thing in things}) > 1:
+        return None
+    return _question(style, "name", scene, style.word(("what are they", "what are these")), *plurals)
+
+
+def _ask_kind(style: Style, scene: Scene) -> Question | None:
+    if len(scene.things) > 1:
+        return None
+    found = kinds()[scene.things[0].index]
+    bare = [each.removeprefix("an ").removeprefix("a ") for each in found]
+    text = style.word(("what kind of thing is it", "what kind of thing is this"))
+    return _question(style, "kind", scene, text, *found, *bare)
+
+
+def _ask_background(style: Style, scene: Scene) -> Question:
+    words = COLOUR_WORDS.get(scene.background, ())
+    return _question(style, "background", scene, "what color is the background", scene.background, *words)
+
+
+def _ask_count(style: Style, scene: Scene) -> Question:
+    number = len(scene.things)
+    plurals = [name.plural for name in names()[scene.things[0].index] if name.plural]
+    alike = len({thing.index for thing in scene.things}) == 1
+    if alike and plurals and style.rng.random() < 0.5:
+        asked = pick(style.rng, plurals)
+    else:
+        asked = style.word(("things", "objects", "items", "emoji"))
+    return _question(style, "count", scene, f"how many {asked} are there", NUMBERS[number - 1], str(number))
+
+
+def _ask_presence(style: Style, scene: Scene) -> Question | None:
+    thing = pick(style.rng, scene.things)
+    several = len(scene.things) > 1 and len({each.index for each in scene.things}) == 1
+    present = style.rng.random() < 0.5
+    index = thing.index if present else _absent(style.rng, thing)
+    if several and not any(name.plural for name in names()[index]):
+        return None
+    name = style.counted(index) if several else style.name(index)
+    if not present and name.indices & {each.index for each in scene.things}:
+        return None
+    subject = f"are there {name.plural}" if several else f"{_is(name)} there {name.phrase()}"
+    return _question(style, "presence", scene, subject, "yes" if present else "no")
+
+
+def _absent(rng: np.random.Generator, thing: Thing) -> int:
+    """Another emoji, half of them of the same kind."""
+    alike = [i for i in composable() if kinds()[i] == kinds()[thing.index] and i != thing.index]
+    return pick(rng, alike if alike and rng.random() < 0.5 else composable())
+
+
+def _ask_place(style: Style, scene: Scene) -> Question | None:
+    sides = _sides(scene)
+    if sides is None:
+        return None
+    index = int(style.rng.integers(2))
+    return _question(style, "place", scene, f"what is {sides[index]}", *_called(scene.things[index]))
+
+
+def _ask_where(style: Style, scene: Scene) -> Question | None:
+    sides = _sides(scene)
+    if sides is None:
+        return None
+    index = int(style.rng.integers(2))
+    name = style.name(scene.things[index].index)
+    if scene.things[1 - index].index in name.indices:
+        return None
+    side = sides[index]
+    text = f"where {_is(name)} {name.definite}"
+    return _question(style, "where", scene, text, side, side.rpartition(" ")[2])
+
+
+def _sides(scene: Scene) -> tuple[str, str] | None:
+    """Where each of two different things is."""
+    if len(scene.things) != 2 or scene.things[0].index == scene.things[1].index:
+        return None
+    first, second = scene.things
+    before, after = SIDES[0] if first.y == second.y else SIDES[1]
+    return (before, after) if (first.x, first.y) < (second.x, second.y) else (after, before)
+
+
+def _ask_size(style: Style, scene: Scene) -> Question | None:
+    if len(scene.things) > 1:
+        return None
+    size = scene.things[0].size
+    return _question(style, "size", scene, "is it small or large", size, *SIZE_WORDS.get(size, ()))
+
+
+def _ask_description(style: Style, scene: Scene) -> Question | None:
+    answer = describe(scene)
+    if answer is None:
+        return None
+    text = style.word(("describe the image", "describe the picture"))
+    return _question(style, "describe", scene, text, answer, *all_descriptions(scene), mark=".")
+
+
+def _is(name: Name) -> str:
+    return "are" if name.is_several else "is"
+
+
+_QUESTIONS: dict[str, Callable[[Style, Scene], Question | None]] = {
+    "name": _ask_name,
+    "kind": _ask_kind,
+    "background": _ask_background,
+    "count": _ask_count,
+    "presence": _ask_presence,
+    "place": _ask_place,
+    "where": _ask_where,
+    "size": _ask_size,
+    "describe": _ask_description,
+}
