@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,9 +90,8 @@ _SCENES_FOR = {
 }
 
 
-def _question(
-    style: Style, kind: str, scene: Scene, text: str, answer: str, *accepted: str, mark: str = "?"
-) -> Question:
+def _question(style: Style, kind: str, scene: Scene, text: str, answer: str, *accepted: str) -> Question:
+    mark = "." if text.startswith("describe") else "?"
     text = style.capital(text) + ("" if style.sometimes(UNMARKED) else mark)
     return Question(text, answer, frozenset({answer, *accepted}), kind, scene)
 
@@ -104,12 +103,17 @@ def _called(thing: Thing) -> list[str]:
     return [phrase + tone_ending(thing.index, phrase) for phrase in phrases] + phrases
 
 
+def _plurals(thing: Thing, its_names: Mapping[int, tuple[Name, ...]]) -> list[Name]:
+    """The names of a thing that have a plural."""
+    return [name for name in its_names[thing.index] if name.plural]
+
+
 def _ask_name(style: Style, scene: Scene) -> Question | None:
     things = scene.things
     if len(things) == 1:
         text = style.word(("what is it", "what is this", "what is in the image", "what do you see"))
         return _question(style, "name", scene, text, *_called(things[0]))
-    plurals = [name.plural for name in fitting()[things[0].index] if name.plural]
+    plurals = [str(name.plural) for name in _plurals(things[0], fitting())]
     if not plurals or len({thing.index for thing in things}) > 1:
         return None
     return _question(style, "name", scene, style.word(("what are they", "what are these")), *plurals)
@@ -130,11 +134,10 @@ def _ask_background(style: Style, scene: Scene) -> Question:
 
 
 def _ask_count(style: Style, scene: Scene) -> Question:
-    number = len(scene.things)
-    plurals = [name.plural for name in names()[scene.things[0].index] if name.plural]
-    alike = len({thing.index for thing in scene.things}) == 1
-    if alike and plurals and style.rng.random() < 0.5:
-        asked = pick(style.rng, plurals)
+    number, plurals = len(scene.things), _plurals(pick(style.rng, scene.things), names())
+    if plurals and style.rng.random() < 0.5:
+        name = pick(style.rng, plurals)
+        number, asked = sum(thing.index in name.indices for thing in scene.things), str(name.plural)
     else:
         asked = style.word(("things", "objects", "items", "emoji"))
     return _question(style, "count", scene, f"how many {asked} are there", NUMBERS[number - 1], str(number))
@@ -145,7 +148,7 @@ def _ask_presence(style: Style, scene: Scene) -> Question | None:
     several = len(scene.things) > 1 and len({each.index for each in scene.things}) == 1
     present = style.rng.random() < 0.5
     index = thing.index if present else _absent(style.rng, thing)
-    if several and not any(name.plural for name in names()[index]):
+    if several and not _plurals(replace(thing, index=index), names()):
         return None
     name = style.counted(index) if several else style.name(index)
     if not present and name.indices & {each.index for each in scene.things}:
@@ -201,8 +204,10 @@ def _ask_description(style: Style, scene: Scene) -> Question | None:
     answer = describe(scene)
     if answer is None:
         return None
-    text = style.word(("describe the image", "describe the picture"))
-    return _question(style, "describe", scene, text, answer, *all_descriptions(scene), mark=".")
+    texts = ["describe the image", "describe the picture"]
+    if len(scene.things) > 1:  # of a single thing, only its name is asked for so
+        texts += ["what is in the image", "what do you see"]
+    return _question(style, "describe", scene, style.word(tuple(texts)), answer, *all_descriptions(scene))
 
 
 def _is(name: Name) -> str:
