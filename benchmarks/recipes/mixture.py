@@ -74,13 +74,13 @@ def _write_latents(path: Path, sequences: Mapping[str, Sequences], encode: Any, 
 def mixed_batches(
     stage: Stage,
     pool: LatentPool,
-    ask: Callable[[np.random.Generator, int], Sequences],
+    ask: Callable[[np.random.Generator, int, float], Sequences],
     shown: Callable[[Sequence[Any]], Any],
 ) -> Callable[[int, int], Batch]:
     """Captions and edits from the pool, and new questions.
 
     Args:
-        ask: makes questions.
+        ask: makes so many questions, after a share of all steps.
         shown: what edits and questions see of scenes.
     """
 
@@ -88,7 +88,7 @@ def mixed_batches(
         rng = np.random.default_rng([stage.seed, step, part])
         captions, _ = pool.batch("captions", rng, stage.captions)
         edits, scenes = pool.batch("edits", rng, stage.edits)
-        asked = ask(rng, stage.questions)
+        asked = ask(rng, stage.questions, step / stage.steps)
         return {
             "captions": captions,
             "edits": {**edits, "seen": shown(scenes)},

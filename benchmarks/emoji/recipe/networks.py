@@ -46,7 +46,7 @@ def emoji_config(vocab_size: int, eos_token_ids: tuple[int, ...]) -> MobileOConf
         mm_projector=MMProjectorConfig(_VISION.output_dim, _WIDTH, _WIDTH),
         llm=Qwen2Config(
             hidden_size=_WIDTH,
-            intermediate_size=512,
+            intermediate_size=384,
             num_hidden_layers=4,
             num_attention_heads=6,
             num_key_value_heads=2,

@@ -23,6 +23,7 @@ from mlx.utils import tree_unflatten
 
 from benchmarks.recipes.losses import AUTOENCODER, StageModel, feature_loss, question_loss, vision_model
 from benchmarks.recipes.mixture import LatentPool, mixed_batches, mixed_loss
+from benchmarks.recipes.sequences import Sequences
 from benchmarks.recipes.stages import Batch, Recipe, Setup, Stage
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.tokenizer import Tokenizer
@@ -155,7 +156,11 @@ def _mixed(recipe: Recipe, stage: Stage, shown: Callable[[Sequence[Scene]], Any]
         return model.eval().vae_encoder
 
     pool = LatentPool(recipe.folder / "latents.npz", sequences, encoder, lambda scenes: pixels(scenes) * 2 - 1)
-    return mixed_batches(stage, pool, lambda rng, size: curriculum.questions(rng, recipe.tokenizer, size), shown)
+
+    def ask(rng: np.random.Generator, size: int, progress: float) -> Sequences:
+        return curriculum.questions(rng, recipe.tokenizer, size)
+
+    return mixed_batches(stage, pool, ask, shown)
 
 
 def pixels(scenes: Sequence[Scene]) -> mx.array:

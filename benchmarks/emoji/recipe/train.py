@@ -1,0 +1,148 @@
+"""How the bundled model `emoji` was made: trained from random weights in stages, each of which can be resumed.
+
+autoencoder  DC-AE on parts of scenes; the latent space is fixed from here on.
+decoder      its decoder alone, on whole scenes.
+drawing      the language model and its head, the connector and the DiT, on captions, and on edits and questions with
+             `symbols` as image features.
+vision       the vision tower and the projector, towards these symbols.
+joint        everything but the autoencoder, on the same, with the vision tower's own features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_unflatten
+
+from benchmarks.recipes.losses import AUTOENCODER, StageModel, feature_loss, vision_model
+from benchmarks.recipes.mixture import LatentPool, mixed_batches, mixed_loss
+from benchmarks.recipes.sequences import Sequences
+from benchmarks.recipes.stages import Batch, Recipe, Setup, Stage
+from mobileo_mlx.models.mobileo import COMPONENTS
+from mobileo_mlx.tokenizer import Tokenizer
+
+from ..world import Scene, render_batch
+from . import autoencoder, curriculum
+from .networks import SHIFT, emoji_config
+from .symbols import Symbols, symbol_features
+from .tokenizer import emoji_tokenizer
+
+DRAWS = 3  # noises for each text
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("autoencoder", 2000, pictures=32, learning_rate=3e-3, seed=0),
+        Stage("decoder", 1500, pictures=8, learning_rate=1e-3, seed=5),
+        Stage("drawing", 5000, 2, captions=16, edits=4, questions=6, learning_rate=2e-3, decay=0.35, ema=0.999, seed=3),
+        Stage("vision", 3000, pictures=64, learning_rate=1e-3, seed=2),
+        Stage("joint", 1000, 2, captions=16, edits=6, questions=8, learning_rate=3e-4, ema=0.99, seed=4),
+    )
+}
+POOL = 60_000  # captions with the latents of their scenes; encoding anew in each step would cost more than the step
+
+
+def recipe(folder: Path) -> Recipe:
+    """The stages in `folder`."""
+    tokenizer = Tokenizer(emoji_tokenizer())
+    end = [tokenizer.token_id(token) for token in ("<|im_end|>", "<|endoftext|>")]
+    config = emoji_config(tokenizer.vocab_size, tuple(i for i in end if i is not None))
+    sources = dict.fromkeys(COMPONENTS, "joint")
+    sources |= {"vae_encoder": "autoencoder", "vae_decoder": "decoder"}
+    return Recipe(folder, config, tokenizer, STAGES, _SETUPS, sources)
+
+
+def _autoencoder(recipe: Recipe, stage: Stage) -> Setup:
+    def batches(step: int, part: int) -> Batch:
+        return autoencoder.batch(stage.seed, stage.pictures, step, part, side=autoencoder.PART)
+
+    return Setup(StageModel(recipe.config, *AUTOENCODER), batches, autoencoder.loss)
+
+
+def _decoder(recipe: Recipe, stage: Stage) -> Setup:
+    model = StageModel(recipe.config, *AUTOENCODER)
+    model.update(tree_unflatten(recipe.weights("autoencoder", *AUTOENCODER)))
+    model.vae_encoder.freeze()
+
+    def batches(step: int, part: int) -> Batch:
+        return autoencoder.batch(stage.seed, stage.pictures, step, part)
+
+    return Setup(model, batches, autoencoder.loss)
+
+
+def _drawing(recipe: Recipe, stage: Stage) -> Setup:
+    model = StageModel(recipe.config, "llm", "lm_head", "diffusion_connector", "dit")
+    return Setup(
+        model,
+        _mixed(recipe, stage, Symbols(recipe.tokenizer)),
+        mixed_loss(stage, symbol_features, shift=SHIFT, draws=DRAWS),
+    )
+
+
+def _vision(recipe: Recipe, stage: Stage) -> Setup:
+    words = dict(recipe.weights("drawing", "llm"))
+    language = StageModel(recipe.config, "llm")
+    language.update(tree_unflatten(list(words.items())))
+
+    symbols = Symbols(recipe.tokenizer)
+
+    def target(scenes: Sequence[Scene]) -> mx.array:
+        return symbol_features(language, symbols(scenes))
+
+    sample = [autoencoder.any_scene(np.random.default_rng(i)) for i in range(300)]
+
+    def batches(step: int, part: int) -> Batch:
+        rng = np.random.default_rng([stage.seed, step, part])
+        scenes = [autoencoder.any_scene(rng) for _ in range(stage.pictures)]
+        return {"pixels": pixels(scenes), "target": target(scenes)}
+
+    return Setup(vision_model(recipe.config, pixels(sample[:64])), batches, feature_loss(target(sample).std()))
+
+
+def _joint(recipe: Recipe, stage: Stage) -> Setup:
+    names = ("vision_tower", "mm_projector", "llm", "lm_head", "diffusion_connector", "dit")
+    model = StageModel(recipe.config, *names)
+    model.update(tree_unflatten(recipe.weights("vision", *names[:2])))
+    model.update(tree_unflatten(recipe.weights("drawing", *names[2:])))
+
+    def see(model: Any, pictures: mx.array) -> mx.array:
+        return model.mm_projector(model.vision_tower(pictures))
+
+    return Setup(model, _mixed(recipe, stage, pixels), mixed_loss(stage, see, shift=SHIFT, draws=DRAWS))
+
+
+_SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
+    "autoencoder": _autoencoder,
+    "decoder": _decoder,
+    "drawing": _drawing,
+    "vision": _vision,
+    "joint": _joint,
+}
+
+
+def _mixed(recipe: Recipe, stage: Stage, shown: Callable[[Sequence[Scene]], Any]) -> Callable[[int, int], Batch]:
+    sequences = {
+        "captions": curriculum.captions(np.random.default_rng([7, 0]), recipe.tokenizer, POOL),
+        "edits": curriculum.edits(np.random.default_rng([7, 1]), recipe.tokenizer, POOL // 4),
+    }
+
+    def encoder() -> Any:
+        model: Any = StageModel(recipe.config, *AUTOENCODER)
+        model.update(tree_unflatten(recipe.weights("autoencoder", *AUTOENCODER)))
+        return model.eval().vae_encoder
+
+    pool = LatentPool(recipe.folder / "latents.npz", sequences, encoder, lambda scenes: pixels(scenes) * 2 - 1)
+
+    def ask(rng: np.random.Generator, size: int, progress: float) -> Sequences:
+        return curriculum.questions(rng, recipe.tokenizer, size, curriculum.kinds_at(progress))
+
+    return mixed_batches(stage, pool, ask, shown)
+
+
+def pixels(scenes: Sequence[Scene]) -> mx.array:
+    """What the vision tower sees, (B, SIDE, SIDE, 3) in [0, 1]."""
+    return mx.array(render_batch(scenes).astype(np.float32) / 255)
