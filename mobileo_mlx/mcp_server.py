@@ -93,9 +93,11 @@ class Tools:
         self._made = 0
         self._calls = {"draw": self._draw, "edit": self._edit, "ask": self._ask}
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Waits for the step that is just being computed; nothing is begun any more."""
-        self._thread.shutdown(cancel_futures=True)
+        last = self._thread.submit(lambda: None)
+        self._thread.shutdown(wait=False)
+        await asyncio.wrap_future(last)
 
     async def describe(self, context: ServerRequestContext[Any], params: Any) -> ListToolsResult:
         """The tools, with JSON Schemas of what they take."""
@@ -321,7 +323,7 @@ async def serve(tools: Tools) -> None:
             raise inner from None
         raise
     finally:
-        tools.close()
+        await tools.close()
 
 
 async def _input_lines() -> AsyncGenerator[str, None]:

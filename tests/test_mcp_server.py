@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from mobileo_mlx import MobileO
 from mobileo_mlx.image_settings import read_metadata
 
 COMMAND = [sys.executable, "-m", "mobileo_mlx", "mcp"]
-LIMIT = 40  # seconds; what takes longer hangs
+LIMIT = 120  # seconds; what takes longer hangs
 
 
 def talk(scenario: Callable[[Client], Awaitable[None]], *arguments: object, model: str = "tiny") -> str:
@@ -258,19 +260,86 @@ def test_a_client_that_is_gone_is_no_bug() -> None:
     assert process.stderr.read().decode().count("\n") == 1  # that it waits for a client
 
 
+ENDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "ended by SIGHUP"}
+
+
+def ask(process: subprocess.Popen[bytes], *methods: str) -> None:
+    assert process.stdin is not None
+    requests = [{"jsonrpc": "2.0", "id": 1, "method": method} for method in methods]
+    process.stdin.write("".join(f"{json.dumps(request)}\n" for request in requests).encode())
+    process.stdin.flush()
+
+
+def check_end(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """While the standard input is open."""
+    assert process.stderr is not None
+    process.wait(timeout=LIMIT)
+    _, *said = process.stderr.read().decode().splitlines()
+    assert (process.returncode, said) == (128 + number, [f"mobileo-mlx: {ENDS[number]}"])
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ends_by_a_signal_while_the_input_is_open(number: signal.Signals) -> None:
     process = server(stdin=subprocess.PIPE)
-    assert process.stderr is not None
-    assert process.stdin is not None
-    process.stdin.write(b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n')
-    process.stdin.flush()
+    ask(process, "ping")
     assert process.stdout is not None
     process.stdout.readline()  # it serves
     process.send_signal(number)
-    process.wait(timeout=LIMIT)
-    assert process.returncode == 128 + number
-    assert b"Traceback" not in process.stderr.read()
+    check_end(process, number)
+
+
+# A server to which one signal comes in the middle of a task that answers, and others while its event loop ends.
+SIGNALLED = """
+import asyncio, signal, sys
+from mobileo_cli.main import main
+from mobileo_mlx import mcp_server
+
+number = int(sys.argv.pop())
+
+async def describe(tools, context, params):
+    try:
+        signal.raise_signal(number)
+        await asyncio.Event().wait()
+    finally:
+        for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.raise_signal(each)
+
+mcp_server.Tools.describe = describe
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_signals_in_the_middle_of_tasks_leave_no_traceback(number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SIGNALLED, *COMMAND[3:], "--model", "tiny", str(int(number))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    start = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
+    assert process.stdin is not None
+    request = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": start}
+    process.stdin.write(f"{json.dumps(request)}\n".encode())
+    ask(process, "tools/list")
+    check_end(process, number)
+
+
+def test_ends_by_a_signal_while_nobody_reads_its_answers() -> None:
+    fcntl = pytest.importorskip("fcntl")
+    process = server(stdin=subprocess.PIPE)
+    assert process.stdout is not None
+    ask(process, "ping")
+    length = len(process.stdout.readline())
+    size = fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096) if hasattr(fcntl, "F_SETPIPE_SZ") else 65536
+    ask(process, *["ping"] * (2 * size // length))
+    limit, waiting = time.monotonic() + LIMIT, bytearray(4)
+    while int.from_bytes(waiting, sys.byteorder) <= size - length:  # the pipe is full
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+        fcntl.ioctl(process.stdout, termios.FIONREAD, waiting)
+    process.send_signal(signal.SIGTERM)
+    check_end(process, signal.SIGTERM)
 
 
 def test_a_missing_package_is_one_sentence(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options, output_paths, printing
+from . import options, output_paths, printing, signals
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,10 +38,10 @@ def command(
 
     Such a program starts this command and speaks to it on standard input and output.
     """
-    import asyncio
     import importlib.metadata
 
     from mobileo_mlx.errors import MobileOError, OptionError
+    from mobileo_mlx.event_loop import EventLoop
     from mobileo_mlx.files import absolute, expand, is_folder
 
     try:
@@ -83,5 +84,11 @@ def command(
         (path,) = output_paths.plan(f"{output}/", prompt=settings["prompt"], model=settings["model"], seeds=seeds)
         return output_paths.write_free(path, lambda name: save_image(image, name, settings))
 
-    printing.note("mobileo-mlx: waiting for a client of MCP on standard input.")
-    asyncio.run(mcp_server.serve(mcp_server.Tools(load, folders=folders, save=None if output is None else save)))
+    tools = mcp_server.Tools(load, folders=folders, save=None if output is None else save)
+    loop = EventLoop()
+    with signals.noted(loop.stop, loop.stop) as numbers:
+        printing.note("mobileo-mlx: waiting for a client of MCP on standard input.")
+        loop.run(mcp_server.serve(tools))
+        if numbers:
+            # Python's own end would wait for threads: of a step, and of an answer that nobody reads.
+            os._exit(printing.interrupted(numbers[0]))

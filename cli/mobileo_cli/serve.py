@@ -168,7 +168,7 @@ def command(**given: Any) -> None:
         running = server.Server(
             service, sockets, on_ready=ready, on_request=printing.note if given["log_requests"] else None
         )
-        with signals.noted(running.end) as numbers:
+        with signals.noted(running.end, running.stop) as numbers:
             running.run()
         if numbers:
             raise signals.interruption(numbers[0])

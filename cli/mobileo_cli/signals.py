@@ -104,23 +104,27 @@ def deferred() -> Iterator[None]:
 
 
 @contextmanager
-def noted(say: Callable[[], None]) -> Iterator[list[int]]:
+def noted(say: Callable[[], None], again: Callable[[], None] | None = None) -> Iterator[list[int]]:
     """Lets the first Ctrl-C, or signal of `ENDING`, only be noted; the second one raises what `interruption` gives.
 
     Args:
         say: called with the first one.
+        again: called with each later one, which then raises nothing.
 
     Yields:
-        a list that holds the signal's number once there was one.
+        a list that holds the number of the first signal once there was one.
     """
     numbers: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if numbers:
+        if not numbers:
+            numbers.append(number)
+            with suppress(RuntimeError):  # the signal came in the middle of a write to the same stream
+                say()
+        elif again is not None:
+            again()
+        else:
             raise interruption(number)
-        numbers.append(number)
-        with suppress(RuntimeError):  # the signal came in the middle of a write to the same stream
-            say()
 
     heard = (signal.SIGINT, *ENDING) if _is_main_thread() else ()
     taken = [number for number in heard if signal.getsignal(number) != signal.SIG_IGN]

@@ -19,6 +19,7 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import OptionError
+from ..event_loop import EventLoop
 from .app import make_app
 from .connections import MAX_HEADERS, Config, Connection, close_late
 from .service import Service
@@ -133,29 +134,24 @@ class Server(uvicorn.Server):
             )
         )
         self._service, self._listeners, self._on_ready = service, list(sockets), on_ready
+        self._loop: EventLoop | None = None
         self.config.most_connections = most_connections()  # type: ignore[attr-defined]
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serves, and returns when it has ended. An interruption that is raised meanwhile ends it there and then."""
+        """Serves, and returns when it has ended."""
         for name in ("uvicorn.error", "asyncio", "python_multipart"):
             relay(name)
-        # asyncio.run would wait at its end for threads that decode an image, however long they take.
-        loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
-        try:
-            loop.run_until_complete(self.serve(sockets or self._listeners))
-        finally:
-            if left := asyncio.all_tasks(loop):
-                for task in left:
-                    task.cancel()
-                loop.run_until_complete(asyncio.wait(left, timeout=1))
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            asyncio.set_event_loop(None)
-            loop.close()
+        self._loop = EventLoop()
+        self._loop.run(self.serve(sockets or self._listeners))
 
     def end(self) -> None:
         """Begins the end; may be called in a signal's handler."""
         self.should_exit = True
+
+    def stop(self) -> None:
+        """Ends `run` there and then, likewise."""
+        if self._loop is not None:
+            self._loop.stop()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
