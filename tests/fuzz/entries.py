@@ -42,6 +42,8 @@ class Testbed:
         folder: a new one.
     """
 
+    __test__ = False  # pytest takes the name for that of tests
+
     def __init__(self, folder: Path) -> None:
         self.materials, self.folder = folder / "materials", folder / "input"
         self.materials.mkdir()
