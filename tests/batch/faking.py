@@ -3,7 +3,8 @@
     python faking.py LOG COMMAND...
 
 Its pictures depend on the prompt and the seed alone. Each task that it finishes is a line in LOG. What a prompt begins
-with may have it do otherwise: "die" kills the process, "fail" raises an error, "slow" waits.
+with may have it do otherwise: "die" kills the process, "fail" raises an error, "slow" waits, "until PATH" waits for a
+file.
 """
 
 from __future__ import annotations
@@ -66,6 +67,9 @@ class FakeModel:
             raise RuntimeError("a bug")
         if text.startswith("slow"):
             time.sleep(0.02)
+        if text.startswith("until"):
+            while not Path(text.split()[1]).exists():
+                time.sleep(0.02)
         if self.log is not None:
             with self.log.open("a") as file:
                 file.write(f"{text}\n")
