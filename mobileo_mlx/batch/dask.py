@@ -358,6 +358,8 @@ class Dask:
         for name in ("distributed", "distributed.client", "tornado", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         dask.config.set({"distributed.admin.large-graph-warning-threshold": "2 GiB"})
+        # A local worker that died is not started again if that took longer, as 15 seconds on a busy machine can be.
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"})
         try:
             self._token = tempfile.NamedTemporaryFile(dir=self._setup.folder, prefix=".seen-")  # noqa: SIM115
         except OSError as error:
