@@ -56,7 +56,7 @@ def sample_question(
     possible = [each for each in QUESTION_TYPES if not held_out or _COMPOSED & _SCENES_FOR[each].keys()]
     kind = pick(rng, possible) if kind is None else kind
     if kind not in possible:
-        raise OptionError(f"questions about the {kind} are about single things; choose another kind.")
+        raise OptionError(f"questions about the {kind} are about single things only; choose another kind.")
     weights = {each: share for each, share in _SCENES_FOR[kind].items() if not held_out or each in _COMPOSED}
     shares = np.array(list(weights.values()))
     while True:
