@@ -23,7 +23,8 @@ from mobileo_mlx.files import parse_json
 PACKAGES = ("@lobehub/fluent-emoji-3d@1.1.0", "unicode-emoji-json@0.9.0", "emojilib@4.0.3")
 SIZES = {"small": 64, "normal": 104, "large": 144}  # sides in pixels; some tenth of it is empty on each side
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
-_MODIFIERS = dict(zip("🏻🏼🏽🏾🏿", TONES, strict=True))
+# By what the pictures show: those of the second and the third sign are the other way round in the package.
+_MODIFIERS = dict(zip("🏻🏼🏽🏾🏿", ("light", "medium", "medium-light", "medium-dark", "dark"), strict=True))
 _VARIANT = "\N{VARIATION SELECTOR-16}"
 
 # What nobody would name in a prompt, or what differs from another picture in a detail of a few pixels.

@@ -51,17 +51,19 @@ def learn_merges(words: Iterable[str]) -> list[Pair]:
             if pair[1] != "s" or i == 0:
                 counts[pair] += change
                 where[pair].add(index)
+                if not counts[pair]:
+                    del counts[pair]
 
     for index in range(len(pieces)):
         count(index, 1)
     merges = []
-    while pair := max(counts, key=lambda each: (counts[each], each), default=None):
+    while counts:
+        pair, _ = max(counts.items(), key=lambda each: each[::-1])
         merges.append(pair)
         for index in where.pop(pair):
             count(index, -1)
             pieces[index] = _merged(pieces[index], pair)
             count(index, 1)
-        counts = +counts
     return merges
 
 

@@ -10,7 +10,7 @@ from benchmarks.emoji import names, words
 from benchmarks.emoji.edits import sample_edit
 from benchmarks.emoji.questions import sample_question
 from benchmarks.emoji.recipe.tokenizer import emoji_tokenizer
-from benchmarks.emoji.sprites import emoji
+from benchmarks.emoji.sprites import TONES, emoji, sprites
 from benchmarks.emoji.text import sample_caption
 from mobileo_mlx.prompts import encode_prompt, generate_prompt
 from mobileo_mlx.tokenizer import Tokenizer
@@ -58,6 +58,18 @@ def test_no_name_says_what_captions_say_of_layout():
             assert name.noun == name.noun.lower()
 
 
+def test_skin_tones_are_those_that_the_pictures_show():
+    everything, pictures = emoji(toned=True), sprites("small")
+    brightness = defaultdict(dict)
+    for index, each in enumerate(everything):
+        if each.tone:
+            opaque = pictures[index][pictures[index][..., 3] > 250]
+            brightness[each.name][each.tone] = opaque[:, :3].mean()
+    assert len(brightness) == 40
+    for name, found in brightness.items():
+        assert sorted(found, key=found.get, reverse=True) == list(TONES), name
+
+
 def test_kinds():
     kinds = {each.name: names.kinds()[index][0] for index, each in enumerate(emoji())}
     expected = {
@@ -74,8 +86,9 @@ def test_what_newcomers_type_is_in_the_language():
     called = {phrase: emoji()[index].name for phrase, index in drawn.items() if index < len(emoji())}
     for phrase, name in [
         ("a red apple", "red apple"), ("an apple", "red apple"), ("a dog", "dog"), ("a cat", "cat"),
-        ("a pizza", "pizza"), ("a car", "automobile"), ("a heart", "red heart"), ("a tree", "deciduous tree"), ("a flower", "blossom"),
-        ("a house", "house"), ("a sun", "sun"), ("a moon", "crescent moon"), ("coffee", "hot beverage"),
+        ("a pizza", "pizza"), ("a car", "automobile"), ("a heart", "red heart"), ("a tree", "deciduous tree"),
+        ("a flower", "blossom"), ("a house", "house"), ("a sun", "sun"), ("a moon", "crescent moon"),
+        ("coffee", "hot beverage"),
         ("a phone", "mobile phone"), ("a bike", "bicycle"), ("a plane", "airplane"), ("a cake", "birthday cake"),
     ]:  # fmt: skip
         assert called[phrase] == name
