@@ -18,6 +18,20 @@ from .world import BACKGROUNDS, Scene, Thing
 QUESTION_TYPES = ("name", "kind", "background", "count", "presence", "place", "where", "size", "describe")
 # Answers, for the first and the second of two things in a row, and in a column.
 SIDES = (("on the left", "on the right"), ("at the top", "at the bottom"))
+# Where pictures of a kind may show things of another kind, nobody is asked whether these are there.
+_ALIVE = frozenset(
+    {"a face", "a person", "people", "an animal", "a cat", "a monkey", "a character", "a hand", "a skull"}
+)
+_VIEWS = frozenset({"a place", "a view", "a building", "a fairground ride"})
+_SHOWN_BY = {
+    **dict.fromkeys(("a body part", "a skull"), _ALIVE),
+    **dict.fromkeys(("a hand", "clothing", "a hat", "a bag", "a tool", "a device"), _ALIVE - {"a hand"}),
+    **dict.fromkeys(("a flower", "a plant", "a tree", "a building", "weather", "a moon", "a star"), _VIEWS),
+    **dict.fromkeys(("furniture", "a flag", "a clock", "water", "a vehicle", "a light"), _VIEWS | {"a vehicle"}),
+    "a heart": _ALIVE | _VIEWS | {"a letter"},
+    "food": frozenset({"food", "a drink", "tableware"}),
+    "a fruit": frozenset({"food", "a drink"}),
+}
 # How often the mark at a question's end is left out.
 UNMARKED = 0.05
 
@@ -67,12 +81,6 @@ def sample_question(
         question = _QUESTIONS[kind](Style(rng, plain), scene)
         if question is not None:
             return question
-
-
-def questions_about(rng: np.random.Generator, scene: Scene) -> list[Question]:
-    """One question of each kind that can be asked about a scene."""
-    asked = (_QUESTIONS[kind](Style(rng), scene) for kind in QUESTION_TYPES)
-    return [question for question in asked if question is not None]
 
 
 _COMPOSED = {"two", "position", "count"}
@@ -151,10 +159,17 @@ def _ask_presence(style: Style, scene: Scene) -> Question | None:
     if several and not _plurals(replace(thing, index=index), names()):
         return None
     name = style.counted(index) if several else style.name(index)
-    if not present and name.indices & {each.index for each in scene.things}:
+    if not present and any(_may_show(each, name) for each in scene.things):
         return None
     subject = f"are there {name.plural}" if several else f"{_is(name)} there {name.phrase()}"
     return _question(style, "presence", scene, subject, "yes" if present else "no")
+
+
+def _may_show(thing: Thing, name: Name) -> bool:
+    """Whether the picture of a thing may show what a name means: where there is a farmer, there is a person."""
+    its_kinds = kinds()[thing.index]
+    of_such_kinds = _SHOWN_BY.get(kinds()[name.index][0], frozenset()) & set(its_kinds)
+    return thing.index in name.indices or name.phrase() in its_kinds or bool(of_such_kinds)
 
 
 def _absent(rng: np.random.Generator, thing: Thing) -> int:

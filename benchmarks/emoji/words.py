@@ -397,33 +397,34 @@ UNNAMED = frozenset({"small orange diamond", "small blue diamond", "cat face"})
 
 # What people say, and all the emoji that it fits; the first is drawn.
 SHORT = """
-a face = slightly smiling face, *face
+a face = slightly smiling face, *face, face *, * face *, star-struck, rolling on the floor laughing, exploding head
 a smiley = smiling face with smiling eyes, grinning face, grinning face with big eyes, slightly smiling face, smiling
     face, grinning face with smiling eyes, beaming face with smiling eyes
-a smiling face = smiling face, slightly smiling face, smiling face with *, grinning face *, grinning face
-a happy face = grinning face, grinning face *, smiling face, smiling face with smiling eyes, beaming face *, slightly
-    smiling face, smiling face with hearts, partying face
-a sad face = frowning face, slightly frowning face, crying face, disappointed face, pensive face, worried face, sad
-    but relieved face, loudly crying face
+a smiling face = smiling face, slightly smiling face, smiling face with *, grinning *face*, beaming face *
+a happy face = grinning face, grinning *face*, smiling face, smiling face with *, beaming face *, slightly smiling
+    face, partying face
+a sad face = frowning face, slightly frowning face, frowning face with open mouth, * crying face, crying face,
+    disappointed face, pensive face, worried face, sad but relieved face, pleading face
 a laughing face = face with tears of joy, rolling on the floor laughing, grinning squinting face
 a crying face = crying face, loudly crying face
 an angry face = angry face, enraged face, angry face with horns
 a sick face = nauseated face, face with thermometer, face with medical mask, face vomiting, sneezing face
-a scared face = face screaming in fear, fearful face
+a scared face = face screaming in fear, fearful face, anxious face with sweat
 a surprised face = astonished face, face with open mouth, hushed face, flushed face
 a cool face = smiling face with sunglasses
 a devil = smiling face with horns, angry face with horns
 a clown = clown face
 a poop = pile of poo
-a heart = red heart, heart suit, * heart, heart with *, sparkling heart, growing heart, beating heart
+a heart = red heart, heart suit, * heart, heart with *, heart on fire, heart decoration, heart exclamation
 a kiss = kiss mark
 an eye = eye, eyes
-a hand = raised hand, waving hand, * hand, raised back of hand, hand with fingers splayed
+a hand = raised hand, * hand, hand with *, raised back of hand, index *, backhand *, *fist, thumbs *, crossed fingers,
+    pinched fingers, vulcan salute, love-you gesture, sign of the horns, middle finger
 a fist = raised fist, oncoming fist, left-facing fist, right-facing fist
 a muscle = flexed biceps
 lips = mouth, biting lip
 a peace sign = victory hand, peace symbol
-a person = person, older person, man, woman
+a person = person, older person, man, woman, * person
 a doctor = health worker
 a chef = cook
 a king = prince
@@ -448,7 +449,7 @@ a lamb = ewe
 a bear = bear, polar bear
 a camel = camel, two-hump camel
 a tiger = tiger, tiger face
-a monkey = monkey, monkey face
+a monkey = monkey, monkey face, *-evil monkey
 an ape = gorilla, orangutan
 a mouse = mouse, mouse face, rat
 a rabbit = rabbit, rabbit face
@@ -460,7 +461,7 @@ a chick = baby chick, front-facing baby chick, hatching chick
 a hen = chicken
 a chicken = chicken, rooster
 a bird = bird, black bird, dove, eagle, duck, swan, owl, dodo, flamingo, peacock, parrot, goose, penguin, turkey,
-    chicken, rooster
+    chicken, rooster, * chick, front-facing baby chick
 a crow = black bird
 a dragon = dragon, dragon face
 a dinosaur = T-Rex, sauropod
@@ -472,10 +473,11 @@ a bee = honeybee
 a caterpillar = bug
 a grasshopper = cricket
 a bacterium = microbe
-a flower = blossom, cherry blossom, white flower, lotus, rosette, rose, hibiscus, sunflower, tulip, hyacinth
+a flower = blossom, cherry blossom, white flower, lotus, rosette, rose, hibiscus, sunflower, tulip, hyacinth, wilted
+    flower, bouquet
 a daisy = blossom
 flowers = bouquet
-a tree = deciduous tree, evergreen tree, palm tree
+a tree = deciduous tree, evergreen tree, palm tree, Christmas tree, tanabata tree
 a pine tree = evergreen tree
 a clover = four leaf clover, shamrock
 a leaf = leaf fluttering in wind, maple leaf, fallen leaf
@@ -503,7 +505,7 @@ a shrimp = shrimp, fried shrimp
 an ice cream = soft ice cream, ice cream
 an ice cream cone = soft ice cream
 a donut = doughnut
-a cake = birthday cake, shortcake
+a cake = birthday cake, shortcake, cupcake, moon cake
 chocolate = chocolate bar
 a pudding = custard
 honey = honey pot
@@ -536,7 +538,8 @@ a house = house, house with garden, derelict house
 a skyscraper = office building
 a city = cityscape, cityscape at dusk, foggy
 a bridge = bridge at night
-a train = train, high-speed train, bullet train, locomotive, metro, light rail
+a train = train, high-speed train, bullet train, locomotive, metro, light rail, mountain railway, suspension railway,
+    monorail
 a steam train = locomotive
 a bus = bus, oncoming bus, trolleybus, minibus
 a van = minibus
@@ -557,16 +560,16 @@ a plane = airplane, small airplane, airplane departure, airplane arrival
 an airplane = airplane, small airplane, airplane departure, airplane arrival
 a spaceship = rocket, flying saucer
 a ufo = flying saucer
-a bell = bell, bellhop bell
+a bell = bell, bellhop bell, bell with slash
 a clock = alarm clock, mantelpiece clock, timer clock
 a moon = crescent moon, * moon, * moon face
 the moon = crescent moon, * moon, * moon face
-a sun = sun, sun with face
-the sun = sun, sun with face
+a sun = sun, sun with face, sun behind *
+the sun = sun, sun with face, sun behind *
 a planet = ringed planet
 saturn = ringed planet
-a star = star, glowing star
-a cloud = cloud
+a star = star, glowing star, shooting star, star of David
+a cloud = cloud, cloud with *, sun behind *
 rain = cloud with rain
 snow = cloud with snow
 lightning = high voltage, cloud with lightning
@@ -579,8 +582,9 @@ a pumpkin = jack-o-lantern
 a present = wrapped gift
 a bow = ribbon, bow and arrow
 a medal = sports medal, military medal, 1st place medal, 2nd place medal, 3rd place medal
-a ticket = ticket
-a ball = soccer ball, baseball, softball, basketball, volleyball, pool 8 ball, american football, rugby football
+a ticket = ticket, admission tickets
+a ball = soccer ball, baseball, softball, basketball, volleyball, pool 8 ball, american football, rugby football,
+    crystal ball, mirror ball, confetti ball, tennis
 a football = soccer ball, american football
 a golf hole = flag in hole
 a target = bullseye
@@ -603,7 +607,8 @@ a boot = woman's boot, hiking boot
 a hat = top hat, woman's hat, billed cap
 a comb = hair pick
 a helmet = military helmet, rescue worker's helmet
-a diamond = gem stone, diamond suit, large orange diamond, large blue diamond, small orange diamond, small blue diamond
+a diamond = gem stone, diamond suit, large orange diamond, large blue diamond, small orange diamond, small blue
+    diamond
 a speaker = speaker medium volume, speaker low volume, speaker high volume
 a music note = musical note, musical notes
 music = musical notes, musical note
@@ -619,7 +624,8 @@ a camera = camera, camera with flash
 a tv = television
 a lamp = light bulb
 a torch = flashlight
-a book = closed book, open book, green book, blue book, orange book, notebook
+a book = closed book, open book, green book, blue book, orange book, notebook, books, notebook with decorative cover,
+    ledger
 a notebook = notebook, notebook with decorative cover, ledger, spiral notepad
 money = dollar banknote, money bag, money with wings, yen banknote, euro banknote, pound banknote
 a letter = envelope, love letter, incoming envelope
@@ -647,7 +653,31 @@ a gravestone = headstone
 an arrow = right arrow, left arrow, up arrow, down arrow
 a circle = red circle, * circle
 a square = red square, * square
-a flag = triangular flag, * flag, crossed flags
+a flag = triangular flag, chequered flag, black flag, white flag, rainbow flag, transgender flag, pirate flag, crossed
+    flags
+a woman = woman, * woman, princess, breast-feeding, mermaid, Mrs. Claus
+a man = man, * man, prince, merman, Santa Claus
+bread = bread, baguette bread, flatbread
+an egg = egg, cooking
+an ear = ear, ear with hearing aid
+a skull = skull, skull and crossbones
+a hammer = hammer, hammer and *
+a wrench = wrench, hammer and wrench
+a microphone = microphone, studio microphone
+an envelope = envelope, * envelope, envelope with arrow
+a paperclip = paperclip, linked paperclips
+a newspaper = newspaper, rolled-up newspaper
+fire = fire, heart on fire
+a magnifying glass = magnifying glass tilted left, magnifying glass tilted right
+glasses = glasses, sunglasses
+a crescent moon = crescent moon, * crescent moon
+a full moon = full moon, full moon face
+a new moon = new moon, new moon face
+an alien = alien, alien monster
+ice cream = ice cream, soft ice cream
+a rose = rose, wilted flower
+an hourglass = hourglass done, hourglass not done
+a sandal = woman's sandal, thong sandal
 """
 
 # Not in the plural: "two mount fujis".

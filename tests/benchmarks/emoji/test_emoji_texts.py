@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.emoji import names
 from benchmarks.emoji.edits import EDIT_TYPES, sample_edit
-from benchmarks.emoji.questions import QUESTION_TYPES, questions_about, sample_question
+from benchmarks.emoji.questions import QUESTION_TYPES, sample_question
 from benchmarks.emoji.recipe import curriculum
 from benchmarks.emoji.recipe.tokenizer import emoji_tokenizer, learn_merges
 from benchmarks.emoji.sprites import TONES, emoji
@@ -148,7 +148,7 @@ def test_descriptions_are_true_and_all_of_them_accepted():
         for text in all_descriptions(caption.scene):
             # "X to the right of Y" and "X and Y" name the same two things in another order.
             scenes = [Scene(tuple(things), caption.scene.background) for things in (ordered, ordered[::-1])]
-            assert _holds(text, scenes) or re.search(r"\b(and|next to|beside)\b", text)
+            assert _holds(text, scenes) or re.search(r"\b(and|next to|beside)\b", text), text
 
 
 def _holds(text: str, scenes: list[Scene]) -> bool:
@@ -258,14 +258,6 @@ def test_kinds_are_plain_words():
     assert kinds["dog"] == ("an animal",)
     assert kinds["grapes"] == ("a fruit", "food")
     assert kinds["grinning face"] == ("a face",)
-
-
-def test_every_question_about_a_scene_is_about_it():
-    rng = np.random.default_rng(0)
-    scene = sample_caption(rng, "two").scene
-    questions = questions_about(rng, scene)
-    assert {q.kind for q in questions} >= {"background", "count", "describe"}
-    assert all(q.scene is scene for q in questions)
 
 
 def test_edits_change_what_they_say():
