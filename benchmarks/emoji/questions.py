@@ -12,7 +12,17 @@ from mobileo_mlx.errors import OptionError
 from ..shapes.text import NUMBERS
 from ..shapes.world import pick
 from .names import Name, fitting, kinds, names
-from .text import COLOUR_WORDS, SIZE_WORDS, Style, all_descriptions, composable, describe, sample_caption, tone_ending
+from .text import (
+    COLOUR_WORDS,
+    SIZE_WORDS,
+    Style,
+    all_descriptions,
+    composable,
+    counted,
+    describe,
+    sample_caption,
+    tone_ending,
+)
 from .world import BACKGROUNDS, Scene, Thing
 
 QUESTION_TYPES = ("name", "kind", "background", "count", "presence", "place", "where", "size", "describe")
@@ -151,18 +161,28 @@ def _ask_count(style: Style, scene: Scene) -> Question:
     return _question(style, "count", scene, f"how many {asked} are there", NUMBERS[number - 1], str(number))
 
 
-def _ask_presence(style: Style, scene: Scene) -> Question | None:
+def _ask_presence(style: Style, scene: Scene) -> Question:
     thing = pick(style.rng, scene.things)
     several = len(scene.things) > 1 and len({each.index for each in scene.things}) == 1
     present = style.rng.random() < 0.5
-    index = thing.index if present else _absent(style.rng, thing)
-    if several and not _plurals(replace(thing, index=index), names()):
-        return None
-    name = style.counted(index) if several else style.name(index)
-    if not present and any(_may_show(each, name) for each in scene.things):
-        return None
+    if present:
+        name = style.counted(thing.index) if several else style.name(thing.index)
+    else:
+        name = _absent(style, scene, several)
     subject = f"are there {name.plural}" if several else f"{_is(name)} there {name.phrase()}"
     return _question(style, "presence", scene, subject, "yes" if present else "no")
+
+
+def _absent(style: Style, scene: Scene, several: bool) -> Name:
+    """A name of something else, half of the time of the same kind as a thing that is there."""
+    others = counted() if several else composable()
+    kind = kinds()[pick(style.rng, scene.things).index]
+    alike = [index for index in others if kinds()[index] == kind]
+    while True:
+        index = pick(style.rng, alike if alike and style.rng.random() < 0.5 else others)
+        name = style.counted(index) if several else style.name(index)
+        if not any(_may_show(each, name) for each in scene.things):
+            return name
 
 
 def _may_show(thing: Thing, name: Name) -> bool:
@@ -170,12 +190,6 @@ def _may_show(thing: Thing, name: Name) -> bool:
     its_kinds = kinds()[thing.index]
     of_such_kinds = _SHOWN_BY.get(kinds()[name.index][0], frozenset()) & set(its_kinds)
     return thing.index in name.indices or name.phrase() in its_kinds or bool(of_such_kinds)
-
-
-def _absent(rng: np.random.Generator, thing: Thing) -> int:
-    """Another emoji, half of them of the same kind."""
-    alike = [i for i in composable() if kinds()[i] == kinds()[thing.index] and i != thing.index]
-    return pick(rng, alike if alike and rng.random() < 0.5 else composable())
 
 
 def _ask_place(style: Style, scene: Scene) -> Question | None:
