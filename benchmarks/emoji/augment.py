@@ -29,7 +29,7 @@ def augmented(indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     pictures *= each(1 - GAIN, 1 + GAIN, 3)
     pictures += each(-OFFSET, OFFSET, 3)
     for step in (1, 2):
-        pictures += np.maximum(each(-0.5, 1), 0) * (_blurred(pictures, step) - pictures)
+        pictures += np.maximum(each(-0.5, 1), 0) * (blurred(pictures, step) - pictures)
     half = rng.permutation(count)[: count // 2]
     pictures[half] = _quantised(pictures[half], rng)
     pictures += each(0, NOISE) * rng.standard_normal(pictures.shape, np.float32)
@@ -78,7 +78,7 @@ def _backgrounds(count: int, rng: np.random.Generator) -> np.ndarray:
     return np.where(rng.random((count, 1)) < 0.5, named, rng.random((count, 3))).astype(np.float32)
 
 
-def _blurred(pictures: np.ndarray, step: int) -> np.ndarray:
+def blurred(pictures: np.ndarray, step: int) -> np.ndarray:
     """Means of 3 x 3 pixels that are `step` apart."""
     padded = np.pad(pictures, ((0, 0), (step, step), (step, step), (0, 0)), mode="edge")
     rows = padded[:, : -2 * step] + padded[:, step:-step] + padded[:, 2 * step :]
