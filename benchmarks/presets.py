@@ -156,8 +156,8 @@ def _edit(model: MobileO, options: Mapping[str, Any], indices: Sequence[int], rn
 def _ask(model: MobileO, _: Mapping[str, Any], indices: Sequence[int], rngs: Sequence[Any]) -> list[Sample]:
     from PIL import Image
 
+    from .scoring import MAX_TOKENS
     from .shapes.questions import QUESTION_TYPES, sample_question
-    from .shapes.score import MAX_TOKENS
     from .shapes.world import render
 
     samples = []

@@ -138,7 +138,9 @@ def load(where: Path | None = None) -> Classifier:
     where = where or folder()
     found = checkpoints(where) if where.exists() else []
     if not found:
-        raise CheckpointError(f"There is no classifier in '{where}'; `python -m benchmarks.emoji classifier` trains it.")
+        raise CheckpointError(
+            f"There is no classifier in '{where}'; `python -m benchmarks.emoji classifier` trains it."
+        )
     model = Classifier(len(emoji()))
     model.load_weights(str(found[-1] / "model.safetensors"))
     model.eval()

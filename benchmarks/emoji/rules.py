@@ -97,12 +97,14 @@ class Picture:
 
     def cut(self, thing: Thing) -> np.ndarray:
         """The thing's square as the classifier sees it, (S, S, 3) float32 in [0, 1], S of `augment.SIDE`."""
-        half = SIZES[thing.size] // 2
-        frame = SIDE // 2
+        half, frame = SIZES[thing.size] // 2, SIDE // 2
+        left, top = thing.x - half + frame, thing.y - half + frame
         padded = np.empty((SIDE + 2 * frame, SIDE + 2 * frame, 3), np.uint8)
         padded[:] = np.rint(self.ground)
         padded[frame:-frame, frame:-frame] = self.pixels
-        square = padded[thing.y - half + frame : thing.y + half + frame, thing.x - half + frame : thing.x + half + frame]
+        square = padded[top : top + 2 * half, left : left + 2 * half]
+            thing.y - half + frame : thing.y + half + frame, thing.x - half + frame : thing.x + half + frame
+        ]
         small = Image.fromarray(square).resize((augment.SIDE, augment.SIDE), Image.Resampling.BOX)
         return np.asarray(small, np.float32) / 255
 
@@ -110,7 +112,8 @@ class Picture:
         """The skin tone of a hand, None for the usual one: that of the true picture that is most like this one."""
         alike = toned(thing.index)
         scenes = [Scene((replace(thing, index=index),), self.background or "white") for index in alike]
-        difference = np.abs(render_batch(scenes).astype(np.int16) - self.pixels)[(slice(None), *window(thing))]
+        rows, columns = window(thing)
+        difference = np.abs(render_batch(scenes).astype(np.int16) - self.pixels)[:, rows, columns]
         return emoji(toned=True)[alike[int(np.argmin(difference.mean(axis=(1, 2, 3))))]].tone
 
 
@@ -141,5 +144,3 @@ def true_foregrounds(scenes: tuple[Scene, ...]) -> np.ndarray:
 def _foreground(pixels: np.ndarray, ground: np.ndarray) -> np.ndarray:
     difference = augment.blurred(pixels.astype(np.float32) - ground, 1)
     return np.abs(difference).sum(axis=-1) > FOREGROUND
-
-

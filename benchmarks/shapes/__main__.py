@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,11 +96,10 @@ def run_score(options: argparse.Namespace) -> None:
     from mobileo_mlx import MobileO
     from mobileo_mlx.atomic import check_output
     from mobileo_mlx.checkpoints.quantize import parse_quantize
-    from mobileo_mlx.images import save_png
 
-    from .report import ScoreReport, table, write_json
+    from ..scoring import OUTPUTS, record
+    from .report import ScoreReport
     from .score import TASKS, score_answers, score_drawing, score_edits
-    from .sheet import draw_sheet
     from .world import WORLD
 
     if options.n < 1:
@@ -110,7 +108,7 @@ def run_score(options: argparse.Namespace) -> None:
         WORLD.extended(options.new)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        for name in ("score.json", "sheet.png"):
+        for name in OUTPUTS:
             check_output(options.out / name)
     model = MobileO.load(
         options.model,
@@ -128,8 +126,6 @@ def run_score(options: argparse.Namespace) -> None:
     if options.adapter is not None:
         settings |= {"adapter": str(options.adapter), "adapter_scale": options.adapter_scale}
     report = ScoreReport(options.model, settings)
-    begin = time.perf_counter()
-    sheet = []
 
     def scored() -> Iterator[Any]:
         if "draw" in tasks:
@@ -139,21 +135,7 @@ def run_score(options: argparse.Namespace) -> None:
         if "edit" in tasks:
             yield from score_edits(model, options.n, seed=options.seed, options=drawing)
 
-    try:
-        for part in scored():
-            report.rows += part.rows
-            if part.tiles:
-                sheet.append((part.label, part.tiles))
-            for row in part.rows:
-                print(f"{row.task} {row.name}: {row.accuracy:.3f}", file=sys.stderr, flush=True)
-    finally:
-        # Ctrl-C after an hour must not lose what is known by then.
-        report.seconds = time.perf_counter() - begin
-        for line in table(report):
-            print(line)
-    if options.out is not None:
-        write_json(report, options.out / "score.json")
-        save_png(draw_sheet(sheet), options.out / "sheet.png", None)
+    record(report, scored(), options.out)
 
 
 def run_quadruplets(options: argparse.Namespace) -> None:

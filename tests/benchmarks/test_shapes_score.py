@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import scoring
 from benchmarks.shapes import score
 from benchmarks.shapes.__main__ import main
 from benchmarks.shapes.gallery import gallery
@@ -51,7 +52,7 @@ class Oracle:
         self.edits[edit.text, render(edit.before, 64).tobytes()] = edit.after
 
     def generate(self, prompt: str, *, seed: list[int]) -> Any:
-        assert len(seed) <= score.BATCH
+        assert len(seed) <= scoring.BATCH
         self.seeds += seed
         return SimpleNamespace(images=[Image.fromarray(render(self.scenes[prompt], 128))] * len(seed))
 
