@@ -43,15 +43,25 @@ def command(
             help="Start from an adapter, or from a checkpoint of a run, which holds one; with its rank and alpha.",
         ),
     ] = None,
-    train: Annotated[
+    objective: Annotated[
         str,
+        typer.Option(
+            "--objective",
+            metavar="NAME",
+            help="flow: learn the samples' images; consistency: learn from the model itself to draw in 1, 2 or 4 "
+            "steps, without guidance.",
+        ),
+    ] = "flow",
+    train: Annotated[
+        str | None,
         typer.Option(
             "--train",
             metavar="STAGE",
             help="lora: an adapter, meant for a 16 GB Mac; paper: post-training as published; align, sft: the two "
-            "stages before it, on prompt-image pairs.",
+            "stages before it, on prompt-image pairs; student: the DiT alone, for --objective consistency. "
+            "[default: lora or student]",
         ),
-    ] = "lora",
+    ] = None,
     layout: Annotated[
         str,
         typer.Option(
@@ -110,6 +120,20 @@ def command(
     flow_shift: Annotated[
         float, typer.Option("--flow-shift", metavar="X", help="Above 1: train more at high noise.")
     ] = 1.0,
+    teacher_steps: Annotated[
+        int,
+        typer.Option(
+            "--teacher-steps", metavar="N", help="Of --objective consistency: steps of the teacher, a multiple of 4."
+        ),
+    ] = 20,
+    guidance_scale: Annotated[
+        float,
+        typer.Option(
+            "--guidance-scale",
+            metavar="X",
+            help="Of --objective consistency: the teacher's, which the student learns.",
+        ),
+    ] = 1.5,
     seed: Annotated[int, typer.Option("--seed", metavar="SEED", help="Random seed.")] = 0,
     held_out: Annotated[
         float,
@@ -162,7 +186,7 @@ def command(
     from mobileo_mlx.training.run_state import check_new
     from mobileo_mlx.training.stages import stage_named
 
-    stage = stage_named(train).adjusted(
+    stage = stage_named(train or ("student" if objective == "consistency" else "lora")).adjusted(
         llm=llm,
         dit=dit,
         vision=vision,
@@ -188,6 +212,9 @@ def command(
         recompute=gradient_checkpointing,
         dtype=dtype,
         adapter=adapter,
+        objective=objective,  # type: ignore[arg-type]
+        teacher_steps=teacher_steps,
+        guidance_scale=guidance_scale,
     )
     if out is None and not dry_run:
         raise OptionError("--out is missing; name the folder for the adapter, or add --dry-run.")

@@ -202,11 +202,14 @@ class Batches:
             answers = drawing if shared else self._token_batch(predicted, [sample.question_image for sample in samples])
         if answer_tokens is None:
             answer_tokens = sum(answer.predicted for answer in predicted)
+        noises = mx.array(np.stack(noise))
+        # A student learns what the teacher draws.
+        latents = noises if options.distills else mx.concatenate([self._latents(sample.image) for sample in samples])
         return Batch(
             drawing=drawing,
             answers=answers,
-            latents=mx.concatenate([self._latents(sample.image) for sample in samples]),
-            noise=mx.array(np.stack(noise)),
+            latents=latents,
+            noise=noises,
             sigmas=upstream_sigmas(u, config.num_train_timesteps) if options.upstream else shift(u, options.flow_shift),
             dropped=mx.array(dropped),
             answer_tokens=answer_tokens,

@@ -42,6 +42,8 @@ def resume_settings(
         "cond_dropout": options.cond_dropout,
         "flow_shift": options.flow_shift,
         "held_out": options.held_out,
+        "objective": options.objective,
+        **({"teacher": [options.teacher_steps, options.guidance_scale]} if options.distills else {}),
         "dtype": options.dtype,
         # The keys of the adapters' dropout count micro-batches.
         "accumulate": options.accumulate,

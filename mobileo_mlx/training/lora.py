@@ -241,12 +241,20 @@ class AdapterArrays(ModelArrays):
         modules: component networks by name.
         config: that of `add_lora`; None where there are no updates.
         base_model: what the adapter is for, recorded for the reader.
+        drawing: options of drawing that it was trained for, by name; recorded with the updates, if there are any.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], config: LoRAConfig | None, base_model: str | Path) -> None:
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        config: LoRAConfig | None,
+        base_model: str | Path,
+        drawing: Mapping[str, Any] | None = None,
+    ) -> None:
         self._modules, self._config = modules, config
         if config is not None:
-            self.texts = {CONFIG_FILE: json.dumps(_peft_config(config, str(base_model)), indent=2) + "\n"}
+            values = _peft_config(config, str(base_model)) | ({"drawing": dict(drawing)} if drawing else {})
+            self.texts = {CONFIG_FILE: json.dumps(values, indent=2) + "\n"}
 
     def get(self) -> Arrays:
         """The updates as PEFT has them, and what is trained in full; by file stem and name."""

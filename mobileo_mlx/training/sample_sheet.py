@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..atomic import atomic_write
 from ..errors import OutputError
@@ -25,7 +26,14 @@ def holds_samples(folder: Path, step: int) -> bool:
     return is_file(folder / f"{step:07d}.json", error=OutputError)  # written last
 
 
-def write_samples(model: MobileO, samples: Sequence[Sample], folder: Path, step: int, questions: bool) -> Path:
+def write_samples(
+    model: MobileO,
+    samples: Sequence[Sample],
+    folder: Path,
+    step: int,
+    questions: bool,
+    drawing: Mapping[str, Any] | None = None,
+) -> Path:
     """Generates an image for each sample, and answers its first question.
 
     Written are `<step>.png`, a sheet of the images, beside each the sample's own; and `<step>.json` with the prompts,
@@ -33,6 +41,7 @@ def write_samples(model: MobileO, samples: Sequence[Sample], folder: Path, step:
 
     Args:
         questions: whether to ask.
+        drawing: options of `MobileO.generate`.
 
     Returns:
         the sheet.
@@ -43,9 +52,10 @@ def write_samples(model: MobileO, samples: Sequence[Sample], folder: Path, step:
     images, entries = [], []
     for sample in samples:
         if sample.source_image is None:
-            generated = model.generate(sample.prompt, seed=0).images[0]
+            generated = model.generate(sample.prompt, **{"seed": 0, **(drawing or {})}).images[0]
         else:
-            generated = model.edit(sample.source_image.open(), sample.prompt, seed=0).images[0]
+            source = sample.source_image.open()
+            generated = model.edit(source, sample.prompt, **{"seed": 0, **(drawing or {})}).images[0]
         images += [generated, sample.image.open().resize(generated.size)]
         entry = {"sample": sample.name, "prompt": sample.prompt}
         if questions and sample.qa:

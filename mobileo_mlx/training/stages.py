@@ -43,11 +43,12 @@ class Stage:
     Attributes:
         name: in `STAGES`.
         questions: whether answers are trained too; a stage without them takes prompt-image pairs.
-        llm, dit, vision: how the language model, the DiT and the vision tower are trained; the connector always is.
+        llm, dit, vision: how the language model, the DiT and the vision tower are trained.
         projector: whether the tower's projector is trained.
         learning_rate: of whatever `shares` do not name.
         minimum: where the cosine ends, for that rate; the others shrink by the same factor.
         shares: start of a parameter's name to its share of the rate.
+        connector: whether the connector is trained.
         batch_size: samples in one step, over all processes.
         epochs: passes over the data.
         warmup: share of the steps until the rate is full.
@@ -69,6 +70,13 @@ class Stage:
     clip: float
     anneal: bool
     shares: dict[str, float] = field(default_factory=dict)
+    connector: bool = True
+
+    @property
+    def dit_alone(self) -> bool:
+        """Whether the DiT is trained, and nothing else."""
+        others = self.connector or self.projector or self.questions or self.llm != "frozen" or self.vision != "frozen"
+        return not others and self.dit != "frozen"
 
     def adjusted(self, **changes: Any) -> Stage:
         """The stage with what is not None changed. A new learning rate moves its minimum along.
@@ -133,6 +141,10 @@ STAGES = {
     "paper": _PAPER,
     "align": _ALIGN,
     "sft": replace(_ALIGN, name="sft", minimum=1e-6, batch_size=384, epochs=20, warmup=0.05, clip=1.0),
+    # For the objective "consistency"; see `mobileo_mlx.training.consistency`.
+    "student": replace(
+        _ALIGN, name="student", dit="lora", connector=False, batch_size=8, epochs=1, warmup=0.05, clip=1.0, anneal=False
+    ),
 }
 
 
@@ -150,7 +162,7 @@ def stage_named(name: str) -> Stage:
 def set_trainable(network: TrainableModel, stage: Stage) -> None:
     """Freezes all but what the stage trains in full; adapters unfreeze themselves when they are added."""
     network.freeze()
-    chosen = ["diffusion_connector"]
+    chosen = ["diffusion_connector"] if stage.connector else []
     chosen += ["dit"] if stage.dit == "full" else []
     chosen += ["vision_tower"] if stage.vision == "full" else []
     chosen += ["mm_projector"] if stage.projector else []

@@ -94,15 +94,20 @@ class JointLoss:
             the loss, and `diffusion_loss` and `answer_loss` where there are answers.
         """
         set_dropout_key(network, key)
+        with self.computing(network), ExitStack() as stack:
+            if self.recompute:
+                for blocks in (network.llm.layers, network.dit.transformer_blocks):
+                    stack.enter_context(_recomputed(blocks))
+            return self._loss(network, batch)
+
+    @contextmanager
+    def computing(self, network: TrainableModel) -> Iterator[None]:
+        """What is trained has the dtype of the computation for as long as this lasts."""
         masters = network.trainable_parameters()
         try:
-            with ExitStack() as stack:
-                if self.dtype is not None:
-                    network.update(tree_map(lambda p: p.astype(self.dtype), masters))
-                if self.recompute:
-                    for blocks in (network.llm.layers, network.dit.transformer_blocks):
-                        stack.enter_context(_recomputed(blocks))
-                return self._loss(network, batch)
+            if self.dtype is not None:
+                network.update(tree_map(lambda p: p.astype(self.dtype), masters))
+            yield
         finally:
             network.update(masters)
 

@@ -27,9 +27,12 @@ from ..checkpoints.weights_fault import stored_fault
 from ..errors import ImageError, NotFiniteError, OptionError, OutputError, TrainingError
 from ..files import expand
 from ..models.mcp import annealed_temperature
+from ..models.mobileo import build
+from ..models.sana import SanaTransformer
 from ..parts import Parts
 from ..pipeline import MobileO
 from .batches import Batches
+from .consistency import Distillation, StudentBatch, StudentLoss, drawing_options
 from .data import Progress, read_data
 from .events import Evaluated, Event, Finished, Notice, SamplesFailed, SamplesWritten
 from .fingerprints import resume_settings
@@ -53,7 +56,7 @@ from .sample_sheet import holds_samples, write_samples
 from .schedule import Schedule
 from .sequences import preview
 from .stages import make_optimizer, parameter_groups, set_mode, set_trainable
-from .trainable import JointLoss, TrainableModel
+from .trainable import Batch, JointLoss, TrainableModel
 
 MINIMUM_TEMPERATURE = 0.5
 PLOT_FILE = "loss.png"
@@ -155,6 +158,8 @@ class FinetuneRun:
         if stage.questions and self.model.checkpoint.has("lm_head"):
             names.append("lm_head")
         network = TrainableModel({name: self.model.parts[name] for name in names})
+        if options.distills:  # before anything stands beside its layers; the arrays are the same
+            self._teacher.update(network.dit.parameters())
         set_trainable(network, stage)
         # The optimizer's steps are too small for half precision.
         network.update(tree_map(lambda p: p.astype(mx.float32), network.trainable_parameters()))
@@ -175,12 +180,34 @@ class FinetuneRun:
         options = self.options
         dtype = self.network.llm.embed_tokens.weight.dtype  # which no stage trains
         size = sum(array.size for array in named_parameters(self.network).values())
-        return JointLoss(
+        kind = StudentLoss if options.distills else JointLoss
+        return kind(
             num_train_timesteps=self.model.config.num_train_timesteps,
             upstream=options.upstream,
             dtype=None if dtype == mx.float32 else dtype,
             recompute=size > _LARGE if options.recompute is None else options.recompute,
         )
+
+    @cached_property
+    def _teacher(self) -> SanaTransformer:
+        """A DiT of the model's configuration, which `network` gives the model's arrays."""
+        return build("dit", self.model.config)  # type: ignore[return-value]
+
+    @cached_property
+    def _drawing(self) -> dict[str, Any]:
+        """Options with which what is trained draws, where they are not the defaults."""
+        return drawing_options() if self.options.distills else {}
+
+    @cached_property
+    def _distillation(self) -> Distillation:
+        options, loss = self.options, self.loss
+        assert isinstance(loss, StudentLoss)
+        config, steps = self.model.config, options.teacher_steps
+        return Distillation(self.network, self._teacher, loss, config, steps, options.guidance_scale)
+
+    def _learned(self, batch: Batch, turn: int) -> Batch | StudentBatch:
+        """What the loss takes of a batch; `turn` counts them."""
+        return self._distillation(batch, turn) if self.options.distills else batch
 
     def start(
         self, folder: str | Path, *, resume: bool = False, stop: Callable[[], bool] | None = None
@@ -227,11 +254,11 @@ class FinetuneRun:
         with _connected(self.world):
             schedule, done = self._schedule(folder, settings)
         self.steps = schedule.steps
-        arrays = AdapterArrays(network.children(), options.lora, self.model.checkpoint.name)
+        arrays = AdapterArrays(network.children(), options.lora, self.model.checkpoint.name, self._drawing)
         loop = TrainingLoop(
             model=network,
             loss=self.loss,
-            batches=self.batches,
+            batches=lambda step, index: self._learned(self.batches(step, index), step * self.micro_batches + index),
             optimizer=make_optimizer(
                 parameter_groups(network, stage, upstream=options.upstream),
                 schedule.factor(stage.warmup, stage.minimum / stage.learning_rate),
@@ -337,7 +364,9 @@ class FinetuneRun:
         samples = (self.held_out or self.batches.samples)[:_SAMPLES]
         try:
             if not holds_samples(folder / SAMPLES_FOLDER, step):
-                sheet = write_samples(self.model, samples, folder / SAMPLES_FOLDER, step, self.options.stage.questions)
+                sheet = write_samples(
+                    self.model, samples, folder / SAMPLES_FOLDER, step, self.options.stage.questions, self._drawing
+                )
                 yield SamplesWritten(step, sheet)
         except NotFiniteError as error:  # what is trained is kept, whatever it draws
             yield SamplesFailed(step, str(error))
@@ -349,8 +378,8 @@ class FinetuneRun:
         totals: dict[str, float] = {}
         weights: dict[str, float] = {}
         size = max(1, self.options.stage.batch_size // self.micro_batches)
-        for batch in self.batches.held_out(self.held_out, size):
-            _, metrics = self.loss(self.network, batch, mx.random.key(0))
+        for turn, batch in enumerate(self.batches.held_out(self.held_out, size)):
+            _, metrics = self.loss(self.network, self._learned(batch, turn), mx.random.key(0))  # type: ignore[arg-type]
             mx.eval(metrics)
             for name, value in metrics.items():
                 weight = batch.answer_tokens if name == "answer_loss" else len(batch.names)
@@ -374,7 +403,7 @@ class FinetuneRun:
         """The samples of a step that by themselves have a loss that is not finite; all where each alone is fine."""
         bad: list[str] = []
         for batch in self.batches.one_by_one(step):
-            loss, _ = self.loss(self.network, batch, mx.random.key(0))
+            loss, _ = self.loss(self.network, self._learned(batch, step), mx.random.key(0))  # type: ignore[arg-type]
             if not np.isfinite(float(loss)):
                 bad += batch.names
         names = list(dict.fromkeys(bad or self.batches.names(step)))
