@@ -24,12 +24,14 @@ class Variant:
         drawing: options of `MobileO.generate` and `MobileO.edit`.
         bits: by component.
         tried: it is no preset.
+        adapter: what the model is loaded with; "" for nothing.
     """
 
     name: str
     drawing: Mapping[str, Any] = field(default_factory=dict)
     bits: Mapping[str, int] = field(default_factory=dict)
     tried: bool = False
+    adapter: str = ""
 
     def changes(self, task: str) -> bool:
         """Whether a task could come out otherwise than by default."""
@@ -37,7 +39,7 @@ class Variant:
 
         name = "generate" if task == "draw" else task
         used = {component for phase, _, components in PHASES if phase == name for component in components}
-        return bool(used & set(self.bits)) or (task != "ask" and bool(self.drawing))
+        return bool(used & set(self.bits)) or (task != "ask" and bool(self.drawing or self.adapter))
 
 
 @dataclass(frozen=True)

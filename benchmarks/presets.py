@@ -30,6 +30,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ from .paired_stats import BATCH, DEFAULT, TITLES, Sample, Variant, VariantSample
 from .preset_variants import tried_bits, tried_drawing, variants
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mobileo_mlx import MobileO
     from mobileo_mlx.models.sana_cross_attention import TextInput
 
@@ -61,8 +64,15 @@ def measured(
         folder: of the samples that are kept; what an earlier run has left there is not measured again.
     """
     from mobileo_mlx import MobileO
+    from mobileo_mlx.checkpoints.adapters import Adapter
+    from mobileo_mlx.checkpoints.digests import adapter_digest
 
-    models = {str(variant.bits): MobileO.load(model_name, quantize=dict(variant.bits)) for variant in chosen}
+    models = {
+        (str(variant.bits), variant.adapter): MobileO.load(
+            model_name, quantize=dict(variant.bits), adapter=variant.adapter or None
+        )
+        for variant in chosen
+    }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"presets-samples-{share[0]}-of-{share[1]}.jsonl"
     kept, warm = _kept(path), set[tuple[str, str]]()
@@ -73,12 +83,12 @@ def measured(
         indices = range(share[0], count, share[1])
         for begin in range(0, len(indices), BATCH):
             some = indices[begin : begin + BATCH]
-            rngs = {index: [seed, zlib.crc32(task.encode()), index] for index in some}
             for variant in changed:
                 settings = [model_name, dict(variant.drawing), dict(variant.bits), task]
-                keys = {index: json.dumps([*settings, rngs[index]]) for index in some}
+                settings += [adapter_digest(Adapter.open(variant.adapter))] if variant.adapter else []
+                keys = {index: json.dumps([*settings, _entropy(task, seed, index)]) for index in some}
                 missing = [index for index in some if keys[index] not in kept]
-                run = partial(_run_samples, task, models[str(variant.bits)], variant.drawing, rngs)
+                run = partial(_RUN[task], models[str(variant.bits), variant.adapter], variant.drawing, seed=seed)
                 if missing and (task, variant.name) not in warm:
                     run(missing[:1])  # weights are read
                     warm.add((task, variant.name))
@@ -112,48 +122,59 @@ def _progress(task: str, done: int, of: int, found: Mapping[str, Sequence[Sample
     return f"{TITLES[task]} {done}/{of}: {', '.join(counts)}"
 
 
-def _run_samples(
-    task: str, model: MobileO, options: Mapping[str, Any], rngs: Mapping[int, Sequence[int]], indices: Sequence[int]
-) -> list[Sample]:
+def _generator(task: str, seed: int, index: int) -> np.random.Generator:
+    """Of a sample of its own, whatever the counts and the share are."""
     import numpy as np
 
-    return _RUN[task](model, options, indices, [np.random.default_rng(rngs[index]) for index in indices])
+    return np.random.default_rng(_entropy(task, seed, index))
 
 
-def _draw(model: MobileO, options: Mapping[str, Any], indices: Sequence[int], rngs: Sequence[Any]) -> list[Sample]:
-    from .shapes.score import caption_samplers
-    from .shapes.scorer import read_picture, satisfies
-
-    samplers = list(caption_samplers().values())
-    captions = [samplers[index % len(samplers)](rng) for index, rng in zip(indices, rngs, strict=True)]
-    wanted = [(caption.text, None, int(rng.integers(2**32))) for caption, rng in zip(captions, rngs, strict=True)]
-    pictures, passes, seconds = drawn(model, wanted, options)
-    return [
-        Sample(satisfies(read_picture(picture), caption.spec), passes, seconds)
-        for picture, caption in zip(pictures, captions, strict=True)
-    ]
+def _entropy(task: str, seed: int, index: int) -> list[int]:
+    return [seed, zlib.crc32(task.encode()), index]
 
 
-def _edit(model: MobileO, options: Mapping[str, Any], indices: Sequence[int], rngs: Sequence[Any]) -> list[Sample]:
+@dataclass(frozen=True)
+class Wanted:
+    """A picture that is to be drawn: from what, and whether one is right."""
+
+    text: str
+    before: Any  # the image to be edited, or None
+    seed: int
+    right: Callable[[Any], bool]
+
+
+def wanted(task: str, side: int, seed: int, index: int) -> Wanted:
+    """The caption or edit of an index, and the seed of its noise; images have this side in pixels."""
     from PIL import Image
 
     from .shapes.edits import EDIT_TYPES, sample_edit
-    from .shapes.scorer import edit_succeeded, read_picture
+    from .shapes.score import caption_samplers
+    from .shapes.scorer import edit_succeeded, read_picture, satisfies
     from .shapes.world import render
 
-    edits = [sample_edit(rng, EDIT_TYPES[index % len(EDIT_TYPES)]) for index, rng in zip(indices, rngs, strict=True)]
-    before = [Image.fromarray(render(edit.before, model.default_size[0])) for edit in edits]
-    wanted = [
-        (edit.text, image, int(rng.integers(2**32))) for edit, image, rng in zip(edits, before, rngs, strict=True)
-    ]
-    pictures, passes, seconds = drawn(model, wanted, options)
-    return [
-        Sample(edit_succeeded(read_picture(picture), edit), passes, seconds)
-        for picture, edit in zip(pictures, edits, strict=True)
-    ]
+    rng = _generator(task, seed, index)
+    if task == "draw":
+        samplers = list(caption_samplers().values())
+        caption = samplers[index % len(samplers)](rng)
+        return Wanted(
+            caption.text, None, int(rng.integers(2**32)), lambda picture: satisfies(read_picture(picture), caption.spec)
+        )
+    edit = sample_edit(rng, EDIT_TYPES[index % len(EDIT_TYPES)])
+    return Wanted(
+        edit.text,
+        Image.fromarray(render(edit.before, side)),
+        int(rng.integers(2**32)),
+        lambda picture: edit_succeeded(read_picture(picture), edit),
+    )
 
 
-def _ask(model: MobileO, _: Mapping[str, Any], indices: Sequence[int], rngs: Sequence[Any]) -> list[Sample]:
+def _pictures(task: str, model: MobileO, options: Mapping[str, Any], indices: Sequence[int], seed: int) -> list[Sample]:
+    some = [wanted(task, model.default_size[0], seed, index) for index in indices]
+    pictures, passes, seconds = drawn(model, [(one.text, one.before, one.seed) for one in some], options)
+    return [Sample(one.right(picture), passes, seconds) for one, picture in zip(some, pictures, strict=True)]
+
+
+def _ask(model: MobileO, _: Mapping[str, Any], indices: Sequence[int], seed: int) -> list[Sample]:
     from PIL import Image
 
     from .scoring import MAX_TOKENS
@@ -161,8 +182,8 @@ def _ask(model: MobileO, _: Mapping[str, Any], indices: Sequence[int], rngs: Seq
     from .shapes.world import render
 
     samples = []
-    for index, rng in zip(indices, rngs, strict=True):
-        question = sample_question(rng, QUESTION_TYPES[index % len(QUESTION_TYPES)])
+    for index in indices:
+        question = sample_question(_generator("ask", seed, index), QUESTION_TYPES[index % len(QUESTION_TYPES)])
         image = Image.fromarray(render(question.scene, model.default_size[0]))
         model.parts.cache.clear()
         begin = time.process_time()
@@ -172,7 +193,11 @@ def _ask(model: MobileO, _: Mapping[str, Any], indices: Sequence[int], rngs: Seq
     return samples
 
 
-_RUN: Mapping[str, Callable[..., list[Sample]]] = {"draw": _draw, "edit": _edit, "ask": _ask}
+_RUN: Mapping[str, Callable[..., list[Sample]]] = {
+    "draw": partial(_pictures, "draw"),
+    "edit": partial(_pictures, "edit"),
+    "ask": _ask,
+}
 
 
 def drawn(

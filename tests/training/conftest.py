@@ -13,7 +13,7 @@ from mobileo_mlx.training.events import Event
 from mobileo_mlx.training.loop import StepReport
 from mobileo_mlx.training.options import Options
 from mobileo_mlx.training.quadruplets import DataError
-from mobileo_mlx.training.stages import STAGES
+from mobileo_mlx.training.stages import STAGES, Stage
 from mobileo_mlx.training.trainer import FinetuneRun
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200)}
@@ -61,8 +61,8 @@ def quadruplets(images: Path) -> Callable[..., Path]:
     return write
 
 
-def options(stage: str = "lora", **changes: Any) -> Options:
-    chosen = STAGES[stage].adjusted(batch_size=4, learning_rate=1e-3)
+def options(stage: str | Stage = "lora", **changes: Any) -> Options:
+    chosen = (STAGES[stage] if isinstance(stage, str) else stage).adjusted(batch_size=4, learning_rate=1e-3)
     return Options(**{"stage": chosen, "steps": 4, "save_every": 2, "held_out": 0.25, **changes})
 
 
