@@ -51,11 +51,13 @@ class Line:
 
 
 @functools.lru_cache(maxsize=8)
-def dit_step(config: MobileOConfig, *, size: int | None = None, backend: str = "metal") -> Count:
-    """One step of drawing with guidance: what the second of two steps adds to the first."""
+def dit_step(
+    config: MobileOConfig, *, size: int | None = None, backend: str = "metal", guidance_scale: float = 1.5
+) -> Count:
+    """One step of drawing, by default with guidance: what the second of two steps adds to the first."""
     from .op_counter import trace
 
-    first, both = (trace(config, drawing(config, steps, size), backend=backend) for steps in (1, 2))
+    first, both = (trace(config, drawing(config, steps, size, guidance_scale), backend=backend) for steps in (1, 2))
     return both - first
 
 
@@ -147,8 +149,10 @@ def dit_block_operations(config: MobileOConfig, *, backend: str = "metal", size:
     return step(3) - step(2)
 
 
-def drawing(config: MobileOConfig, steps: int, size: int | None) -> Callable[[MobileO], list[mx.array]]:
-    """The first steps of a drawing with guidance, as a job for `graph.trace`."""
+def drawing(
+    config: MobileOConfig, steps: int, size: int | None, guidance_scale: float = 1.5
+) -> Callable[[MobileO], list[mx.array]]:
+    """The first steps of a drawing, by default with guidance, as a job for `graph.trace`."""
 
     def job(model: MobileO) -> list[mx.array]:
         from mobileo_mlx import GenerationStep
@@ -156,7 +160,7 @@ def drawing(config: MobileOConfig, steps: int, size: int | None) -> Callable[[Mo
         from .synthetic import prompt_of
 
         prompt = prompt_of(PROMPT_TOKENS, model.tokenizer)
-        stream = model.stream_generate(prompt, steps=20, guidance_scale=1.5, width=size, height=size)
+        stream = model.stream_generate(prompt, steps=20, guidance_scale=guidance_scale, width=size, height=size)
         latents: list[mx.array] = []
         for _ in range(steps):
             step = next(stream)

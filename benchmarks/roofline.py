@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .op_counter import Count
 
 STEPS = 20
+FEW_STEPS = 4  # of a student of `finetune --objective consistency`, which takes no guidance
 ACTIVATION_BYTES = 2  # float16 or bfloat16
 GROUP_BYTES = 4 / 64  # of a quantized weight: a scale and a bias in half precision for each 64
 
@@ -99,6 +100,7 @@ def stages(config: MobileOConfig, *, pixels: int | None = None, bits: Mapping[st
         "decode": flops.token(config),
         "text": begun - step,
         "dit": step,
+        "dit_alone": flops.dit_step(config, size=pixels, guidance_scale=1.0),
         "decoder": flops.decoder(config, size=pixels),
     }
     return [_work(name, count, bits or {}) for name, count in counts.items()]
@@ -116,8 +118,9 @@ def floors(parts: Sequence[Work], chip: Chip, steps: int = STEPS) -> dict[str, t
     """Seconds at least and what bounds them, by stage and by the rows of a result of benchmarks.latency."""
     alone = {stage.name: stage.floor(chip) for stage in parts}
     image = alone["text"][0] + steps * alone["dit"][0] + alone["decoder"][0]
+    few = alone["text"][0] + FEW_STEPS * alone["dit_alone"][0] + alone["decoder"][0]
     first = alone["vision"][0] + alone["prefill"][0]
-    return alone | {"first_token": (first, "compute"), "image": (image, "compute")}
+    return alone | {"first_token": (first, "compute"), "image": (image, "compute"), "few_steps": (few, "compute")}
 
 
 TITLES = {
@@ -127,9 +130,11 @@ TITLES = {
     "decode": "a token",
     "text": "text of a drawing, once",
     "dit": "DiT step with guidance",
+    "dit_alone": "DiT step without guidance",
     "decoder": "decoder",
     "first_token": "first token: vision and prefill",
     "image": "an image",
+    "few_steps": f"an image, {FEW_STEPS} steps without guidance",
 }
 
 
