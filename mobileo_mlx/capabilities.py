@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ._version import __version__
-from .generation_options import OPTIONS, SPEED_COSTS, SPEEDS, AnswerOptions
+from .generation_options import OPTIONS, SPEED_COSTS, SPEED_NAMES, SPEEDS, AnswerOptions, ModelSpeeds
 from .image_settings import FORMATS
 from .options import Option, declared
 
 
-def capabilities() -> dict[str, Any]:
+def capabilities(model: ModelSpeeds | None = None) -> dict[str, Any]:
     """The tasks with their options, and the names that options take; derived from where each is declared.
+
+    Args:
+        model: the speeds of one model, whose defaults and choices are then those that are said; by default all speeds
+            that there are, without what `turbo` stands for.
 
     Returns:
         "version"; "tasks": by name a list of options, each with "name", "type", "help", and where there are any
@@ -24,17 +29,29 @@ def capabilities() -> dict[str, Any]:
     from .checkpoints.quantize import PRECISIONS
     from .models.mobileo import COMPONENTS
 
-    tasks = {**{str(task): options for task, options in OPTIONS.items()}, "answer": AnswerOptions}
+    drawing = {} if model is None else _of_model(model)
+    tasks = {
+        str(task): [_describe(drawing.get(o.name, o)) for o in _of(found).values()] for task, found in OPTIONS.items()
+    }
+    tasks["answer"] = [_describe(option) for option in _of(AnswerOptions).values()]
+    speeds = SPEEDS if model is None else model.named
     return {
         "version": __version__,
-        "tasks": {task: [_describe(option) for option in _of(options).values()] for task, options in tasks.items()},
-        "speeds": SPEEDS,
-        "speed_costs": SPEED_COSTS,
+        "tasks": tasks,
+        "speeds": speeds,
+        "speed_costs": {name: costs for name, costs in SPEED_COSTS.items() if name in speeds},
         "precisions": {name: dict(bits) for name, bits in PRECISIONS.items()},
         "dtypes": list(precision.DTYPES),
         "components": list(COMPONENTS),
         "image_formats": list(dict.fromkeys(FORMATS.values())),
     }
+
+
+def _of_model(speeds: ModelSpeeds) -> dict[str, Option]:
+    """The options of drawing that are others in one model."""
+    known = declared(OPTIONS["generate"])
+    usual = {name: replace(known[name], default=value, default_help="") for name, value in speeds.usual.items()}
+    return {**usual, "speed": replace(known["speed"], choices=[name for name in SPEED_NAMES if speeds.has(name)])}
 
 
 def _of(options: type) -> Mapping[str, Option]:

@@ -13,6 +13,7 @@ from .checkpoints.adapters import recorded
 from .checkpoints.precision import dtypes_text
 from .conditioning import read_prompts, text_input, unconditional_input
 from .diffusion import GenerationStep, denoise
+from .generation_options import TURBO
 from .images import cover_crop, from_array
 from .latents import decode_latents, encode_latents, noise, noised
 from .not_finite import check_finite, explained
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from .generation_options import GenerationSettings
+    from .models.sana import SanaTransformer
     from .models.sana_cross_attention import TextInput
     from .parts import Parts
 
@@ -127,9 +129,9 @@ def steps(
     if conditioning.source is not None:
         latents = noised(conditioning.source, latents, float(scheduler.sigmas[start]))
         mx.eval(latents)
-    donate = last and not parts.keep_loaded
+    donate, turbo = last and not parts.keep_loaded, settings.options.get("speed") == TURBO
     stream = denoise(
-        parts.pop_dit() if donate else parts.dit,
+        _network(parts, donate=donate, turbo=turbo),
         scheduler,
         latents,
         conditioning.text,
@@ -140,7 +142,13 @@ def steps(
         donate=donate,
     )
     del latents  # the sampler alone holds what it is at
-    yield from explained(parts, stream)
+    yield from explained(parts, stream, turbo=turbo)
+
+
+def _network(parts: Parts, *, donate: bool, turbo: bool) -> SanaTransformer:
+    """The DiT, which nothing else refers to where it is donated."""
+    dit = parts.pop_dit() if donate else parts.dit
+    return parts.with_turbo(dit) if turbo else dit
 
 
 def decode(parts: Parts, latents: mx.array) -> list[Image.Image]:

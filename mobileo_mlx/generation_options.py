@@ -6,6 +6,7 @@ their replay follow from the field; see `mobileo_mlx.options`.
 
 # Annotations are evaluated here: they are the declarations.
 
+import math
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,13 @@ SPEEDS: dict[str, dict[str, Any]] = {
     # The third order, and guiding more strongly where it is guided, make up for what fewer steps lose.
     "faster": {"steps": 8, "scheduler": "dpm++3", "guidance_scale": 1.75, "guidance_interval": (0.55, 0.97)},
 }
+
+# Speeds that are no values alone: of `turbo` a model says itself what it stands for, where it brings along the weights.
+TURBO = "turbo"
+SPEED_NAMES = ("default", *SPEEDS, TURBO)
+
+# What a speed can stand for, and what a few-step adapter can say about how it is drawn with.
+SAMPLING = ("steps", "guidance_scale", "guidance_interval", "scheduler", "flow_shift")
 
 # What they cost, by speed and task, measured on the small model: of `n` pictures, the percentage that does what the
 # text says, here and with the default options, and how many times as fast it is. docs/presets.md has the intervals.
@@ -165,10 +173,11 @@ class GenerationOptions(TypedDict, total=False):
     speed: Annotated[
         str | None,
         Option(
-            "Less work for each image: fast or faster. Single options change what it says.",
+            "Less work for each image: fast, faster, or turbo where the model has it. Single options change what it "
+            "says.",
             metavar="NAME",
-            choices=SPEEDS,
-            recorded=False,
+            choices=SPEED_NAMES,
+            default_help="default",
         ),
     ]
     preset: Annotated[str | None, Option("The old spelling of `speed`.", on_command=False, recorded=False)]
@@ -321,8 +330,59 @@ class AnswerSettings(_Settings):
         self.options = resolve_options(AnswerOptions, options)
 
 
-def check_options(task: Task, prompt: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks all that needs no model, and fills in the defaults that depend on none.
+@dataclass(frozen=True)
+class ModelSpeeds:
+    """What the speeds stand for in one model: values of `GenerationOptions` by name.
+
+    Attributes:
+        model: its name, for a message.
+        named: by speed; without `turbo` where the model has no few-step adapter.
+        usual: where no speed is asked for, instead of the declared defaults.
+        student: the few-step adapter that the user has given, of which `usual` is; "" where there is none.
+    """
+
+    model: str
+    named: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: SPEEDS)
+    usual: Mapping[str, Any] = field(default_factory=dict)
+    student: str = ""
+
+    def has(self, speed: str) -> bool:
+        """Whether `values` knows it."""
+        return speed in self.named or speed == "default" or (speed == TURBO and bool(self.student))
+
+    def values(self, speed: str | None) -> Mapping[str, Any]:
+        """What takes the place of declared defaults.
+
+        Raises:
+            OptionError: the model does not have this speed.
+        """
+        if speed is None or self.has(speed):
+            return self.named.get(speed or "default", self.usual)
+        if self.student:
+            raise OptionError(
+                f"speed {speed} is for a model of many steps, and the adapter '{self.student}' draws in few of its "
+                "own; leave out one of the two."
+            )
+        raise OptionError(
+            f"speed {speed}: '{self.model}' has no few-step adapter in a folder '{TURBO}'; train one (`mobileo-mlx "
+            "finetune --objective consistency`) and give it with --adapter, or choose "
+            f"{' or '.join(self.named)}."
+        )
+
+
+def check_options(
+    task: Task, prompt: str, options: Mapping[str, Any], speeds: ModelSpeeds | None = None
+) -> dict[str, Any]:
+    """Checks all that needs no weights, and fills in the defaults that depend on none.
+
+    Args:
+        task: which one.
+        prompt: the text.
+        options: by name.
+        speeds: of the model; None where it is not known yet, and with it what `turbo` stands for.
+
+    Returns:
+        the options by name; of `speed` only what its values do not say, which is `TURBO` or None.
 
     Raises:
         PromptError: a prompt is empty.
@@ -335,7 +395,12 @@ def check_options(task: Task, prompt: str, options: Mapping[str, Any]) -> dict[s
             raise OptionError("preset is the old name of speed; give only speed.")
         given["speed"] = given.pop("preset")
     speed = given.get("speed")
-    values = resolve_options(OPTIONS[task], given, SPEEDS.get(speed) if isinstance(speed, str) else None)
+    if not isinstance(speed, str) or speed not in SPEED_NAMES:  # which is refused below, unless there is none
+        defaults: Mapping[str, Any] = {} if speeds is None else speeds.usual
+    else:
+        defaults = SPEEDS.get(speed, {}) if speeds is None else speeds.values(speed)
+    values = resolve_options(OPTIONS[task], given, defaults)
+    values["speed"] = TURBO if speed == TURBO and not (speeds is not None and speeds.student) else None
     if values["negative_prompt"] is not None and values["guidance_scale"] == 1:
         raise OptionError(
             "a negative prompt needs guidance; choose a guidance scale above 1, or no negative prompt (a replay leaves "
@@ -352,14 +417,24 @@ def check_options(task: Task, prompt: str, options: Mapping[str, Any]) -> dict[s
     return values
 
 
-def resolve(config: "MobileOConfig", task: Task, prompt: str, **options: "Unpack[EditOptions]") -> GenerationSettings:
+def resolve(
+    config: "MobileOConfig",
+    task: Task,
+    prompt: str,
+    speeds: ModelSpeeds | None = None,
+    **options: "Unpack[EditOptions]",
+) -> GenerationSettings:
     """Makes settings of options: fills in the defaults, and checks everything that can be checked without weights.
+
+    Args:
+        config: the model's.
+        task, prompt, speeds, options: see `check_options`.
 
     Raises:
         PromptError: a prompt is empty.
         OptionError: an option is out of range.
     """
-    values = check_options(task, prompt, options)
+    values = check_options(task, prompt, options, speeds)
     if (latents := values["initial_latents"]) is not None:
         values["width"], values["height"] = _size_of(config, latents)
     width, height = _check_size(config, values["width"], values["height"])
@@ -384,7 +459,10 @@ def _make_schedule(config: "MobileOConfig", values: Mapping[str, Any]) -> "tuple
         return scheduler, 0
     start = next(i for i, sigma in enumerate(scheduler.sigmas) if sigma <= strength)
     if start == steps:
-        raise OptionError(f"strength {strength} leaves none of the {start} steps; choose more of either.")
+        least = math.ceil(100 * float(scheduler.sigmas[steps - 1])) / 100
+        raise OptionError(
+            f"strength {strength} leaves none of the {start} steps; choose {least:g} or more, or more steps."
+        )
     return scheduler, start
 
 

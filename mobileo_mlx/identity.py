@@ -18,8 +18,8 @@ def of(model: MobileO) -> dict[str, Any]:
 
     Returns:
         "weights": a digest of the checkpoint's tensors; and where there are any "adapter" (a digest) with
-        "adapter_scale", "dtype" and "quantize", as they were asked for. Not the precision that a device chooses by
-        itself: its pictures differ by rounding.
+        "adapter_scale", "turbo" (a digest of the few-step adapter that the model brings along), "dtype" and "quantize",
+        as they were asked for. Not the precision that a device chooses by itself: its pictures differ by rounding.
 
     Raises:
         CheckpointError: a file of the model or of an adapter can't be read.
@@ -36,6 +36,8 @@ def of(model: MobileO) -> dict[str, Any]:
         digests = "".join(adapter_digest(adapter) for adapter in parts.adapters)
         found["adapter"] = hashlib.sha256(digests.encode()).hexdigest()[:32]
         found["adapter_scale"] = [adapter.scale for adapter in parts.adapters]
+    if parts.turbo is not None:
+        found["turbo"] = adapter_digest(parts.turbo)[:32]
     if (dtypes := dtypes_text(parts.dtypes)) is not None:
         found["dtype"] = dtypes
     if parts.bits:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import mlx.core as mx
 
@@ -20,6 +20,7 @@ from .ops.finite import all_finite
 if TYPE_CHECKING:
     import mlx.nn as nn
 
+    from .models.sana import SanaTransformer
     from .parts import Parts
 
 Item = TypeVar("Item")
@@ -42,30 +43,34 @@ def check_finite(parts: Parts, component: str, *arrays: mx.array, other_cause: C
         raise explain(parts, NotFiniteError(component, other_cause()))
 
 
-def explained(parts: Parts, items: Iterator[Item]) -> Iterator[Item]:
-    """The same items; a NotFiniteError that they raise gets its cause."""
+def explained(parts: Parts, items: Iterator[Item], *, turbo: bool = False) -> Iterator[Item]:
+    """The same items; a NotFiniteError that they raise gets its cause. `turbo`: whether `parts.turbo` takes part."""
     try:
         yield from items
     except NotFiniteError as error:
-        raise explain(parts, error) from error
+        raise explain(parts, error, turbo=turbo) from error
 
 
-def explain(parts: Parts, error: NotFiniteError) -> NotFiniteError:
+def explain(parts: Parts, error: NotFiniteError, *, turbo: bool = False) -> NotFiniteError:
     """The same error with its cause, the dtype and the remedy, as far as the weights show them."""
     if error.cause:
         return error
     component = "llm" if error.component == "lm_head" and parts.checkpoint.tied else error.component
     plain = parts.load(component, adapted=False)
     dtype = dtype_name(parts.dtype(component))
-    return NotFiniteError(component, _cause(parts, component, plain, dtype), dtype)
+    return NotFiniteError(component, _cause(parts, component, plain, dtype, turbo), dtype)
 
 
-def _cause(parts: Parts, component: str, plain: nn.Module, dtype: str) -> str:
-    if fault := stored_fault(parts.checkpoint, component) or adapter_fault(parts.adapters, component):
+def _cause(parts: Parts, component: str, plain: nn.Module, dtype: str, turbo: bool) -> str:
+    own = parts.turbo if turbo and component == "dit" else None
+    adapters = parts.adapters if own is None else (*parts.adapters, own)
+    if fault := stored_fault(parts.checkpoint, component) or adapter_fault(adapters, component):
         return fault
     # Networks that are kept may have been trained.
     module = parts[component] if component in parts.loaded else parts.load(component)
-    if fault := size_fault(parts.adapters, component, module, plain):
+    if own is not None:
+        module = parts.with_turbo(cast("SanaTransformer", module))
+    if fault := size_fault(adapters, component, module, plain):
         return fault
     what = "weights" if math.isinf(largest(module)) else "activations"
-    return range_fault(parts.adapters, component, what, dtype)
+    return range_fault(adapters, component, what, dtype)

@@ -12,8 +12,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .array_cache import ArrayCache
-from .checkpoints import precision
+from .checkpoints import precision, turbo
 from .checkpoints.adapters import Adapter
+from .checkpoints.apply_adapters import Updates, beside_updates, with_updates
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.load import load_component
 from .checkpoints.modules import named_parameters
@@ -91,6 +92,7 @@ class Parts:
         self.on_phase: Callable[[str], None] | None = None
         self._loaded: dict[str, nn.Module] = {}
         self._versions: dict[str, _Version] = {}
+        self._turbo: Updates = {}
         self._phase = ""
         self._changed = False  # whether a network was loaded since MLX's buffer cache was emptied
         self.lock = threading.RLock()
@@ -183,6 +185,23 @@ class Parts:
         return cast("Decoder", self["vae_decoder"])
 
     @cached_property
+    def turbo(self) -> Adapter | None:
+        """The few-step adapter that the model brings along; None where it has none. Only headers are read.
+
+        Raises:
+            CheckpointError: it is damaged, or for another model.
+        """
+        return turbo.find(self.checkpoint)
+
+    def with_turbo(self, dit: SanaTransformer) -> SanaTransformer:
+        """The DiT with `turbo` beside its layers; it shares all its own weights with the one that is given."""
+        assert self.turbo is not None
+        updates = self._turbo or beside_updates(self.turbo, "dit", self.dtype("dit"))
+        if self.keep_loaded:
+            self._turbo = updates
+        return cast("SanaTransformer", with_updates(dit, updates))
+
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, read on first use."""
         return self.checkpoint.load_tokenizer()
@@ -241,6 +260,7 @@ class Parts:
         with self.lock:
             for name in names or tuple(self._loaded):
                 self._loaded.pop(name, None)
+            self._turbo = {}
             self.cache.clear()
             self.conversations.clear()
             mx.clear_cache()

@@ -7,6 +7,7 @@ components that it uses.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,18 @@ from .conversations import Conversation, Turn, read_conversation, stream_convers
 from .diffusion import GenerationStep
 from .drawing import Drawing, stream_drawing
 from .errors import OptionError, PromptError
-from .generation_options import AnswerSettings, EditOptions, GenerationOptions, GenerationSettings, Task, resolve
+from .generation_options import (
+    AnswerSettings,
+    EditOptions,
+    GenerationOptions,
+    GenerationSettings,
+    ModelSpeeds,
+    Task,
+    resolve,
+)
 from .images import ImageSource, from_array, load_image, load_images
 from .latents import decode_latents
+from .model_speeds import speeds_of
 from .models.qwen2 import empty_cache
 from .ops.finite import all_finite
 from .parts import Parts
@@ -112,6 +122,16 @@ class MobileO:
         """Where the weights come from."""
         return self.parts.checkpoint
 
+    @cached_property
+    def speeds(self) -> ModelSpeeds:
+        """What the option `speed` stands for, and what is drawn with where it is not given.
+
+        Raises:
+            CheckpointError: the few-step adapter in the model's folder, or one that was given, is damaged.
+            OptionError: several few-step adapters were given.
+        """
+        return speeds_of(self.checkpoint.name, self.parts.turbo, self.parts.adapters)
+
     @property
     def notes(self) -> list[str]:
         """What a user should know about the adapters, a sentence each."""
@@ -139,7 +159,7 @@ class MobileO:
         Raises:
             PromptError, OptionError: see `stream_generate`.
         """
-        settings = resolve(self.config, task, prompt, **options)
+        settings = resolve(self.config, task, prompt, self.speeds, **options)
         for text in (prompt, settings.negative_prompt):
             if text is not None:
                 self._prompt_ids(task, text)
@@ -165,7 +185,7 @@ class MobileO:
             CheckpointError: a component that this needs is missing or does not fit the configuration.
             NotFiniteError: a network gives NaN or infinity; at the first step where it does.
         """
-        settings = resolve(self.config, "generate", prompt, **options)
+        settings = resolve(self.config, "generate", prompt, self.speeds, **options)
         return self._draw(settings, None, options)
 
     def edit(
@@ -199,7 +219,7 @@ class MobileO:
             ImageError: the image can't be read.
             PromptError, OptionError, CheckpointError, NotFiniteError: see `stream_generate`.
         """
-        settings = resolve(self.config, "edit", instruction, **options)
+        settings = resolve(self.config, "edit", instruction, self.speeds, **options)
         return self._draw(settings, load_image(image), options)
 
     def decode_latents(self, latents: mx.array) -> list[Image.Image]:

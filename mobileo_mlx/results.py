@@ -68,12 +68,13 @@ class GenerationResult(GenerationSettings):
         loading = {name: getattr(self, name) for name in LOADING}
         if self.adapter is None:
             del loading["adapter"], loading["adapter_scale"]
+        options = {name: value for name, value in self.options.items() if name != "speed" or value is not None}
         return {
             "software": f"mobileo-mlx {__version__}",
             **loading,
             "task": self.task,
             "prompt": self.prompt,
-            **self.options,
+            **options,
             "seed": self.seeds[index] if self.seeds else None,
             **({"best_of": self.best_of[index]} if self.best_of else {}),
         }

@@ -22,6 +22,7 @@ from mobileo_mlx.batch.tasks import options_of
 from . import options, printing
 
 if TYPE_CHECKING:
+    from mobileo_mlx import MobileO
     from mobileo_mlx.batch.engine import Engine, Setup
     from mobileo_mlx.batch.jobs import BadLine, Jobs
     from mobileo_mlx.batch.runner import Progress, Run
@@ -229,8 +230,9 @@ def _run(
     target = make_folder(out)
     check_output(target / f"picture{suffix}", overwrite=True)
     try:
-        engine, config = _engine(Setup(target, loading, suffix), given)
-        common = Common(images, chosen, suffix, engine.identity(), config)
+        engine, model = _engine(Setup(target, loading, suffix), given)
+        here = (None, None) if model is None else (model.config, model.speeds)
+        common = Common(images, chosen, suffix, engine.identity(), *here)
         opened = _checked(path, target, common, refuse)
         run = Run(opened, Folder(target), retry_failed=bool(given.get("retry_failed")))
         if not run.locks:
@@ -246,8 +248,8 @@ def _run(
     return Finished(target, progress, time.monotonic() - begin)
 
 
-def _engine(setup: Setup, given: Mapping[str, Any]) -> tuple[Engine, Any]:
-    """What computes, and the configuration of its model where it is here."""
+def _engine(setup: Setup, given: Mapping[str, Any]) -> tuple[Engine, MobileO | None]:
+    """What computes, and its model where it is here."""
     from mobileo_mlx.errors import OptionError
 
     servers, api_key, workers, dask = (given.get(name) for name in ("servers", "api_key", "workers", "dask"))
@@ -269,11 +271,11 @@ def _engine(setup: Setup, given: Mapping[str, Any]) -> tuple[Engine, Any]:
     if workers is not None:
         from mobileo_mlx.batch.dask import Dask
 
-        return Dask(setup, workers=workers), options.load(**setup.loading).config
+        return Dask(setup, workers=workers), options.load(**setup.loading)
     from mobileo_mlx.batch.local import Local
 
     model = options.load(**setup.loading, keep_loaded=True)
-    return Local(model, setup), model.config
+    return Local(model, setup), model
 
 
 def _checked(path: Path, target: Path, common: Common, refuse: Refuse | None) -> Jobs:

@@ -82,7 +82,7 @@ def plan(task: Task, text: str | None, given: dict[str, Any], *, text_name: str)
         chosen["width"], chosen["height"] = options.parse_size(given["size"])
     seeds = chosen.pop("seed", None)
     if recorded is not None:
-        chosen = {**recorded.options, **SPEEDS.get(chosen.get("speed", ""), {}), **chosen}
+        chosen = {**_kept(recorded.options, chosen.get("speed")), **SPEEDS.get(chosen.get("speed", ""), {}), **chosen}
         seeds = seeds or [recorded.seed]
     if chosen.get("negative_prompt") == "":  # how a replay gets rid of one
         del chosen["negative_prompt"]
@@ -116,6 +116,19 @@ def plan(task: Task, text: str | None, given: dict[str, Any], *, text_name: str)
         verbose=bool(given["verbose"]),
         as_json=given["as_json"],
     )
+
+
+def _kept(recorded: dict[str, Any], speed: str | None) -> dict[str, Any]:
+    """The recorded options that still hold where an image is made again at another speed.
+
+    `fast` and `faster` change single values of any picture. But what belongs to a few-step adapter goes with it, and
+    what does not belong to it goes where it comes.
+    """
+    from mobileo_mlx.generation_options import SAMPLING, TURBO
+
+    if speed is None or (TURBO not in (speed, recorded.get("speed")) and speed != "default"):
+        return recorded
+    return {name: value for name, value in recorded.items() if name not in (*SAMPLING, "speed")}
 
 
 def _named(image: Path, recorded: dict[str, Any], loading: dict[str, Any], given: dict[str, Any]) -> str:

@@ -35,11 +35,13 @@ def list_(as_json: options.Json = False) -> None:
 
     found = list_models()
     if as_json:
-        printing.report({"models": [{**dataclasses.asdict(one), "folder": str(one.folder)} for one in found]})
+        models = [{**dataclasses.asdict(one), "turbo": one.turbo, "folder": str(one.folder)} for one in found]
+        printing.report({"models": models})
         return
     rows = [("model", "revision", "size", "state", "folder")]
     for one in found:
-        row = (one.name, one.revision[:12] or "-", printing.size(one.nbytes), one.state, without_home(str(one.folder)))
+        state = f"{one.state}, turbo" if one.turbo else one.state
+        row = (one.name, one.revision[:12] or "-", printing.size(one.nbytes), state, without_home(str(one.folder)))
         rows.append(row)
     printing.out(printing.table(rows, right=(False, False, True, False, False)))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError, MobileOError, OptionError
 from ..files import expand, is_file
-from ..generation_options import OPTIONS, AnswerOptions, check_options, check_seed, resolve
+from ..generation_options import OPTIONS, AnswerOptions, ModelSpeeds, check_options, check_seed, resolve
 from ..image_settings import FORMATS, fits
 from ..options import Option, declared, resolve_options, shown
 from ..prompts import check_text
@@ -78,6 +78,7 @@ class Common:
         suffix: of pictures.
         model: what `identity.of` says.
         config: of the model, where it is here: sizes of pictures depend on it.
+        speeds: likewise.
     """
 
     folder: Path
@@ -85,6 +86,7 @@ class Common:
     suffix: str = ".png"
     model: Mapping[str, Any] = field(default_factory=dict)
     config: MobileOConfig | None = None
+    speeds: ModelSpeeds | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -130,7 +132,7 @@ def read_task(entry: Any, line: int, common: Common, *, look: bool = False) -> T
         text = _text(entry, task)
         options = _options(entry, task, text, known, common, name)
         if look and common.config is not None and task in DRAWING:
-            resolve(common.config, task, text, **options)  # type: ignore[arg-type]
+            resolve(common.config, task, text, common.speeds, **options)  # type: ignore[arg-type]
         images = _images(entry, task, common.folder, look)
     except MobileOError as error:
         raise LineError(f"can't be done: {str(error).rstrip('.')}") from error

@@ -82,6 +82,7 @@ _PEFT: dict[str, _Check] = {
         "a whole number or a list of them",
     ),
     "init_lora_weights": (lambda value: isinstance(value, bool | str), "true, false or a text"),
+    "drawing": _MAP,  # ours, which PEFT passes over
 }
 _MLX_LM: dict[str, _Check] = {
     "model": _TEXT,
@@ -149,6 +150,11 @@ class PeftConfig:
     def dora(self) -> bool:
         """Whether each updated layer has a vector of magnitudes (arXiv 2402.09353)."""
         return bool(self.values.get("use_dora"))
+
+    @property
+    def drawing(self) -> Mapping[str, Any]:
+        """The options of drawing that it was trained for, by name and not checked; empty for most adapters."""
+        return self.values.get("drawing") or {}
 
     def rank_and_scale(self, layer: str) -> tuple[int, float]:
         """Of the update of a layer; the scale is alpha / rank.
@@ -230,6 +236,7 @@ class MlxLmConfig:
     path: Path
     values: Mapping[str, Any] = field(repr=False)
     notes: tuple[str, ...] = ()
+    drawing: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def base_model(self) -> str | None:

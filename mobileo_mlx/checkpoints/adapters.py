@@ -129,6 +129,14 @@ class Adapter:
         """What it changes."""
         return {*self.low_rank, *self.full, *self.trained}
 
+    @property
+    def drawing(self) -> Mapping[str, Any]:
+        """The options of drawing that it was trained for, by name and not checked: of a few-step adapter.
+
+        Empty for all others, and at scale 0, where it changes nothing.
+        """
+        return self.config.drawing if self.config is not None and self.scale != 0 else {}
+
     @preserve_rng_state()
     def check(self, checkpoint: Checkpoint) -> None:
         """Compares all names and shapes with those of a model; no weights are read.
@@ -259,6 +267,16 @@ def notes_of(adapters: Sequence[Adapter], checkpoint: Checkpoint) -> list[str]:
         if len(models) == 2:
             notes.append(f"the adapter '{adapter.name}' was made for '{base}', and this is '{checkpoint.name}'.")
     return notes
+
+
+def merged_notes(adapters: Sequence[Adapter]) -> list[str]:
+    """What a user should know of adapters that are merged, a sentence each."""
+    return [
+        f"'{adapter.name}' was trained for drawing in few steps, and what is written does not say so: draw with "
+        f"{', '.join(f'{name} = {value}' for name, value in adapter.drawing.items())}."
+        for adapter in adapters
+        if adapter.drawing
+    ]
 
 
 def _checked_scale(scale: float) -> float:

@@ -5,6 +5,10 @@ runs. Quantized weights stay as they are and the updates run beside them, becaus
 what is small in it. DoRA multiplies the rows of W + scale B A so that they get the lengths that it was trained to have;
 of quantized rows that changes the scales of their groups alone, which is as exact.
 
+The updates of a few-step adapter, one that says how to draw, run beside dense weights, too: a model that brings one
+along draws with it and without it in turn (`with_updates`), and what is merged could not be taken out again to the bit.
+In a pass of the DiT that is some 1.5 rank / width more multiplications.
+
 Several adapters add up: the result is W plus the difference that each of them makes, times its scale. Only with DoRA
 does the order matter, as it does where PEFT merges several: its factors are those of the model alone, and multiply what
 was added before, too.
@@ -12,6 +16,7 @@ was added before, too.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +24,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import NotFiniteError
+from ..models.layers import AdaptedLinear, dense_weight
 from ..models.mobileo import MobileOConfig
 from ..ops.finite import is_finite
 from .adapter_tensors import LowRank
@@ -27,27 +33,12 @@ from .modules import get_submodule, set_submodule
 if TYPE_CHECKING:
     from .adapters import Adapter
 
-
-class AdaptedLinear(nn.Module):
-    """A quantized linear layer with low-rank updates beside it.
-
-    mlx-lm's `LoRALinear`, which training uses, would do; but importing mlx-lm takes seconds, and drawing does without.
-
-    Args:
-        linear: the layer.
-        a: (inputs, ranks), of all updates together.
-        b: (ranks, outputs), times the scales.
-    """
-
-    def __init__(self, linear: nn.QuantizedLinear, a: mx.array, b: mx.array):
-        super().__init__()
-        self.linear, self.a, self.b = linear, a, b
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.linear(x) + (x @ self.a) @ self.b
+Updates = dict[str, tuple[mx.array, mx.array]]  # by a layer's path (inputs, rank), and (rank, outputs) times the scale
 
 
-def apply_adapters(adapters: Sequence[Adapter], component: str, module: nn.Module, config: MobileOConfig) -> nn.Module:
+def apply_adapters(
+    adapters: Sequence[Adapter], component: str, module: nn.Module, config: MobileOConfig, *, merge: bool = False
+) -> nn.Module:
     """Changes a loaded component. What is merged becomes float32, so that it is rounded once, by the caller.
 
     Args:
@@ -55,6 +46,7 @@ def apply_adapters(adapters: Sequence[Adapter], component: str, module: nn.Modul
         component: its name.
         module: the network with its weights, dense or quantized.
         config: the model's.
+        merge: whether few-step adapters are merged into dense weights, as all others are: for what is written.
 
     Returns:
         the module; another one if it was a single layer itself.
@@ -64,6 +56,8 @@ def apply_adapters(adapters: Sequence[Adapter], component: str, module: nn.Modul
     """
     # A layer beside an update of zero takes part in fewer shortcuts, and rounds otherwise.
     adapters = [adapter for adapter in adapters if adapter.scale != 0]
+    if not merge:
+        adapters.sort(key=_runs_beside)  # last, as those are that `with_updates` adds
     replaced: dict[str, list[tuple[Adapter, mx.array]]] = {}
     for adapter in adapters:
         for name, array in adapter.replacements(component, config).items():
@@ -77,8 +71,63 @@ def apply_adapters(adapters: Sequence[Adapter], component: str, module: nn.Modul
             )
     for number, adapter in enumerate(adapters):
         for path, update in adapter.low_rank.get(component, {}).items():
-            module = _update(module, path, update, adapter.scale, gains.get((number, path)))
+            beside = _runs_beside(adapter) and not merge
+            module = _update(module, path, update, adapter.scale, gains.get((number, path)), beside=beside)
     return module
+
+
+def beside_updates(adapter: Adapter, component: str, dtype: mx.Dtype) -> Updates:
+    """The low-rank updates of an adapter without DoRA as `AdaptedLinear` has them, evaluated.
+
+    Args:
+        adapter: checked against the model.
+        component: its name.
+        dtype: that it computes in.
+    """
+    updates = {}
+    for path, update in adapter.low_rank.get(component, {}).items():
+        a, b = _beside(update, adapter.scale)
+        updates[path] = (a.astype(dtype), b.astype(dtype))
+    mx.eval(updates)
+    return updates
+
+
+def with_updates(module: nn.Module, updates: Updates) -> nn.Module:
+    """A network with updates beside its layers, which shares all arrays with the one that it is made of.
+
+    That one stays as it is, and computes what it did before. Only the modules are others, a few hundred small objects.
+    """
+    twin = _twin(module)
+    for path, (a, b) in updates.items():
+        twin = _add_beside(twin, path, a, b)
+    return twin
+
+
+def _twin(value: Any) -> Any:
+    """A copy of a module and all that are in it, but of no array."""
+    if isinstance(value, nn.Module):
+        module = copy.copy(value)
+        for name, own in module.items():
+            dict.__setitem__(module, name, _twin(own))
+        return module
+    return [_twin(one) for one in value] if isinstance(value, list) else value
+
+
+def _runs_beside(adapter: Adapter) -> bool:
+    return bool(adapter.drawing) and adapter.config is not None and not adapter.config.dora
+
+
+def _beside(update: LowRank, strength: float) -> tuple[mx.array, mx.array]:
+    a, b = update.factors()
+    return a.T, strength * (update.scale * b).T
+
+
+def _add_beside(module: nn.Module, path: str, a: mx.array, b: mx.array) -> nn.Module:
+    layer: Any = get_submodule(module, path)
+    if isinstance(layer, AdaptedLinear):
+        layer.a, layer.b = mx.concatenate([layer.a, a], axis=1), mx.concatenate([layer.b, b])
+        return module
+    return set_submodule(module, path, AdaptedLinear(layer, a, b))
 
 
 def _gains(adapters: Sequence[Adapter], component: str, module: nn.Module) -> dict[tuple[int, str], mx.array]:
@@ -90,14 +139,18 @@ def _gains(adapters: Sequence[Adapter], component: str, module: nn.Module) -> di
                 continue
             layer = get_submodule(module, path)
             a, b = update.factors()
-            rows = _dense(layer) + update.scale * (b @ a)
+            weight = dense_weight(layer)
+            assert weight is not None  # `Adapter.check` lets no other layer through
+            rows = weight + update.scale * (b @ a)
             gains[number, path] = magnitudes / mx.sqrt((rows * rows).sum(axis=1))
             if isinstance(layer, nn.QuantizedLinear):
                 mx.eval(gains[number, path])  # so that one dense weight at a time is in memory
     return gains
 
 
-def _update(module: nn.Module, path: str, update: LowRank, strength: float, gain: mx.array | None) -> nn.Module:
+def _update(
+    module: nn.Module, path: str, update: LowRank, strength: float, gain: mx.array | None, *, beside: bool = False
+) -> nn.Module:
     """Adds `strength` times the difference that an update makes to a layer.
 
     Args:
@@ -106,19 +159,17 @@ def _update(module: nn.Module, path: str, update: LowRank, strength: float, gain
         update: see there.
         strength: the user's scale.
         gain: (outputs,), what the rows are multiplied by afterwards, or None.
+        beside: whether it runs beside a dense weight, too.
     """
     layer = get_submodule(module, path)
-    a, b = update.factors()
-    b = update.scale * b
-    if isinstance(layer, nn.QuantizedLinear | AdaptedLinear):
+    if beside or isinstance(layer, nn.QuantizedLinear | AdaptedLinear):
+        a, b = _beside(update, strength)
         if gain is not None:
             _rows_times(layer, 1 + strength * (gain - 1))
-            b = gain[:, None] * b
-        a, b = a.T, strength * b.T
-        if isinstance(layer, AdaptedLinear):
-            layer.a, layer.b = mx.concatenate([layer.a, a], axis=1), mx.concatenate([layer.b, b])
-            return module
-        return set_submodule(module, path, AdaptedLinear(layer, a, b))
+            b = b * gain
+        return _add_beside(module, path, a, b)
+    a, b = update.factors()
+    b = update.scale * b
     weight = layer.weight.astype(mx.float32)
     if gain is None:
         layer.weight = weight + strength * (b @ a)
@@ -127,20 +178,13 @@ def _update(module: nn.Module, path: str, update: LowRank, strength: float, gain
     return module
 
 
-def _dense(layer: Any) -> mx.array:
-    """The weight of a layer, (outputs, inputs) float32."""
-    weight = layer.weight
-    if isinstance(layer, nn.QuantizedLinear):
-        how: dict[str, Any] = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
-        weight = mx.dequantize(weight, layer.scales, layer.biases, **how)
-    return weight.astype(mx.float32)
-
-
-def _rows_times(layer: nn.QuantizedLinear | AdaptedLinear, factors: mx.array) -> None:
-    """Multiplies the rows of a quantized layer's weight, and of the updates beside it: the same integers stay."""
+def _rows_times(layer: nn.Module, factors: mx.array) -> None:
+    """Multiplies the rows of a layer's weight, and of the updates beside it; of a quantized one the integers stay."""
     if isinstance(layer, AdaptedLinear):
         _rows_times(layer.linear, factors)
         layer.b = layer.b * factors
+    elif isinstance(layer, nn.Linear):
+        layer.weight = factors[:, None] * layer.weight
     else:
         for name in ("scales", "biases"):
             layer[name] = factors[:, None] * layer[name]

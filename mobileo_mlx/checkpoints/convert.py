@@ -20,7 +20,8 @@ from ..errors import NotFiniteError, OptionError
 from ..files import is_file
 from ..models.mobileo import COMPONENTS, MobileOConfig
 from ..ops.finite import is_finite
-from .adapters import Adapter, notes_of, open_adapters
+from . import turbo
+from .adapters import Adapter, merged_notes, notes_of, open_adapters
 from .checkpoint import FORMAT_VERSION, Checkpoint
 from .hub import OUR_FORMAT, TOKENIZER_FILES
 from .load import load_component
@@ -56,6 +57,7 @@ class ModelInfo:
     image_size: int  # side in pixels of the square that the vision tower sees
     default_size: tuple[int, int]  # width and height in pixels of a drawing
     extra: tuple[str, ...] = ()  # tensors that nothing asks for, which keeps the model from being loaded
+    turbo: Mapping[str, Any] | None = None  # the options of drawing of its few-step adapter, where it has one
 
     @property
     def parameters(self) -> int:
@@ -84,6 +86,7 @@ def describe(model: str | Path | Checkpoint, *, progress: bool = False) -> Model
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model, progress=progress)
     there = [name for name in COMPONENTS if checkpoint.has(name)]
     checkpoint.check(*there, extra=True)
+    own = turbo.find(checkpoint) if "dit" in there else None
     return ModelInfo(
         name=checkpoint.name,
         path=checkpoint.path,
@@ -94,6 +97,7 @@ def describe(model: str | Path | Checkpoint, *, progress: bool = False) -> Model
         image_size=checkpoint.config.image_size,
         default_size=checkpoint.config.default_size,
         extra=tuple(checkpoint.extra(*there)),
+        turbo=None if own is None else dict(own.drawing),
     )
 
 
@@ -139,7 +143,8 @@ def convert(
 ) -> ModelInfo:
     """Writes a model in our layout into a new folder, one component after the other, whole or not at all.
 
-    One tensor at a time is in memory, and the quantized layers of one component.
+    One tensor at a time is in memory, and the quantized layers of one component. A few-step adapter in the folder
+    `turbo` goes along.
 
     Args:
         model: as for `Checkpoint.open`; may be in our layout already.
@@ -182,6 +187,8 @@ def fuse(
 ) -> ModelInfo:
     """Writes a model with adapters merged into its weights, as `convert` writes a model.
 
+    A few-step adapter in the folder `turbo` goes along, unless one is merged.
+
     Args:
         model, folder, progress, download_progress: see `convert`.
         adapter: an adapter or several, as in `MobileO.load`.
@@ -207,7 +214,7 @@ def fuse(
                 "fuse it into the original, and convert the result."
             )
     if note is not None:
-        for sentence in notes_of(opened, source):
+        for sentence in notes_of(opened, source) + merged_notes(opened):
             note(sentence)
     return _write(source, folder, dtypes, source.quantization, opened, progress)
 
@@ -228,7 +235,7 @@ def _write(
                 progress(component)
             stored_dtype = dtypes.get(component) or source.stored_dtype(component)
             spec = quantization.get(component)
-            module = load_component(source, component, dtype=stored_dtype, quantize=spec, adapters=adapters)
+            module = load_component(source, component, dtype=stored_dtype, quantize=spec, adapters=adapters, merge=True)
             tensors = named_parameters(module)
             # The module would keep every tensor alive that is written.
             del module
@@ -243,6 +250,8 @@ def _write(
             mx.clear_cache()
         if _has_tokenizer(source.path):
             source.load_tokenizer().save(temporary / "tokenizer.json")
+        if not any(adapter.drawing for adapter in adapters):
+            turbo.copy(source.path, temporary)
         write_config(temporary, source.config, components, quantization)
     return describe(folder)
 

@@ -20,7 +20,8 @@ from ..atomic import atomic_folder, check_output_folder
 from ..errors import NotFiniteError, OptionError
 from ..files import is_file
 from ..ops.finite import is_finite
-from .adapters import Adapter, notes_of, open_adapters
+from . import turbo
+from .adapters import Adapter, merged_notes, notes_of, open_adapters
 from .apply_adapters import apply_adapters
 from .checkpoint import Checkpoint
 from .export_card import model_card
@@ -87,6 +88,8 @@ def export(
 ) -> Exported:
     """Writes a model for another program into a new folder, whole or not at all.
 
+    With the whole model, "upstream", a few-step adapter in the folder `turbo` goes along: PEFT reads it there, too.
+
     Args:
         folder: must be new or empty.
         format_name: one of `FORMATS`: "app", the `llm` folder of Mobile-O's iOS app; "mlx-lm", the language model;
@@ -123,7 +126,8 @@ def export(
     for one in adapters:
         one.check(source)
     specs = _specs(source, chosen, components, chosen.bits if bits is None else bits, adapters)
-    for sentence in notes_of(adapters, source) + _untouched(adapters, components, format_name):
+    notes = notes_of(adapters, source) + _untouched(adapters, components, format_name)
+    for sentence in notes + (merged_notes(adapters) if "dit" in components else []):
         if note is not None:
             note(sentence)
     has_tokenizer = any(is_file(source.path / name) for name in TOKENIZER_FILES)
@@ -162,6 +166,8 @@ def export(
         for name, content in chosen.files(source, tokenizer, layers).items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if "dit" in components and not any(one.drawing for one in adapters):
+            turbo.copy(source.path, temporary)
         fewest = min((b for b, _ in layers.values()), default=None)
         stored = ", ".join(dtypes) if fewest is None else f"{fewest} bits, all else {', '.join(dtypes)}"
         if bits == 16 and (lost := {source.quantization[c].bits for c in components if c in source.quantization}):
@@ -223,7 +229,7 @@ def _weights(
     """A component's weights under our names, each in the dtype that is stored, with adapters merged, then quantized."""
     module: nn.Module = source.network(component)
     dtypes = {name: w.dtype for name, w in named_parameters(module).items()}
-    module = apply_adapters(adapters, component, module, source.config)
+    module = apply_adapters(adapters, component, module, source.config, merge=True)
     # What was merged is float32.
     module.load_weights([(name, w.astype(dtypes[name])) for name, w in named_parameters(module).items()])
     if spec is not None and component not in source.quantization:

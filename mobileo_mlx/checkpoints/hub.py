@@ -22,6 +22,7 @@ from .tensor_files import weight_files
 DEFAULT_MODEL = "Amshaker/Mobile-O-0.5B"
 SUBFOLDER = "final_merged_model_*"  # where upstream's training leaves the model
 OUR_FORMAT = "mobileo-mlx"
+TURBO = "turbo"  # the folder, inside of a model's, of its few-step adapter; see `turbo.py`
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 
 _NEEDED = ("*.json", "*.safetensors", "merges.txt")
@@ -108,8 +109,10 @@ def _from_hub(name: str, progress: bool, endpoint: str | None, cache: Path, refr
     def choose(files: list[str]) -> list[str]:
         nonlocal inside
         inside, needed = _needed(files, name)
-        # With config.json, which comes last, the model looks like one.
-        return sorted(needed, key=lambda file: file == str(PurePosixPath(inside) / "config.json"))
+        # With config.json, which comes last, the model looks like one; and a few-step adapter with its own.
+        return sorted(
+            needed, key=lambda file: (file == str(PurePosixPath(inside) / "config.json"), file.endswith(".json"))
+        )
 
     try:
         hub_download.check_online(name)
@@ -196,7 +199,7 @@ def _needed(files: Sequence[str], repo: str) -> tuple[str, list[str]]:
     needed = []
     for path in paths:
         inside = path.relative_to(root) if root == "." or path.is_relative_to(root) else None
-        own = inside is not None and len(inside.parts) == 1 and any(map(inside.match, _NEEDED))
+        own = inside is not None and str(inside.parent) in (".", TURBO) and any(map(inside.match, _NEEDED))
         # The configurations of DiT, VAE and scheduler stand inside the model's folder or beside it.
         parent = (inside or path).parts[:1]
         if own or (parent == ("diffusion",) and path.suffix == ".json"):

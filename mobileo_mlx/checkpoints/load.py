@@ -29,6 +29,7 @@ def load_component(
     dtype: mx.Dtype | None = None,
     quantize: QuantizeSpec | None = None,
     adapters: Sequence[Adapter] = (),
+    merge: bool = False,
 ) -> nn.Module:
     """Builds a component with its weights, in evaluation mode.
 
@@ -41,6 +42,7 @@ def load_component(
         dtype: of the floating-point weights; by default `default_dtype` of what is stored.
         quantize: bits for the linear layers and embeddings of a component that is not stored quantized.
         adapters: applied last, so that they do the same to weights quantized here as to those stored quantized.
+        merge: see `apply_adapters`.
 
     Raises:
         CheckpointError: see `Checkpoint.network`.
@@ -59,6 +61,6 @@ def load_component(
             module = quantize_module(module, quantize)
         except NotFiniteError as error:
             raise NotFiniteError(name, stored_fault(checkpoint, name)) from error
-    module = apply_adapters(adapters, name, module, checkpoint.config)
+    module = apply_adapters(adapters, name, module, checkpoint.config, merge=merge)
     module.set_dtype(dtype or precision.default_dtype(name, checkpoint.stored_dtype(name)))
     return module.eval()

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from ..errors import CheckpointError, MobileOError, OutputError
 from ..files import expand, is_file, is_folder, parse_json, read_bytes, read_json
 from ..models.mobileo import COMPONENTS
-from . import hub, hub_download
+from . import hub, hub_download, turbo
 from .checkpoint import Checkpoint
 from .tensor_files import read_header
 
@@ -29,6 +29,11 @@ class LocalModel:
     state: Literal["bundled", "cached", "incomplete"]
     nbytes: int  # on disk; of what models share, in each
     folder: Path
+
+    @property
+    def turbo(self) -> bool:
+        """Whether it brings a few-step adapter along."""
+        return turbo.is_there(self.folder)
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,7 @@ def verify(name: str, cache: Path | None = None) -> Iterator[VerifiedFile]:
         folder = hub.model_folder(root)
         checkpoint = Checkpoint.open(folder)
         checkpoint.check(*filter(checkpoint.has, COMPONENTS))
+        turbo.find(checkpoint)
         nbytes = _size(folder)
     except MobileOError as error:
         problem, nbytes = str(error).rstrip("."), 0

@@ -22,6 +22,39 @@ def compute_dtype(module: nn.Module) -> mx.Dtype:
     return next(array.dtype for array in arrays.values() if mx.issubdtype(array.dtype, mx.floating))
 
 
+class AdaptedLinear(nn.Module):
+    """A linear layer with low-rank updates (arXiv 2106.09685) beside it, whose own weight stays as it is.
+
+    mlx-lm's `LoRALinear`, which training uses, would do; but importing mlx-lm takes seconds, and drawing does without.
+
+    Args:
+        linear: the layer.
+        a: (inputs, ranks), of all updates together.
+        b: (ranks, outputs), times the scales.
+    """
+
+    def __init__(self, linear: nn.Linear | nn.QuantizedLinear, a: mx.array, b: mx.array):
+        super().__init__()
+        self.linear, self.a, self.b = linear, a, b
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.linear(x) + (x @ self.a) @ self.b
+
+
+def dense_weight(layer: nn.Module) -> mx.array | None:
+    """What a linear layer multiplies by, (outputs, inputs) float32: dequantized, and with the updates beside it.
+
+    None where it is a layer of another kind.
+    """
+    if isinstance(layer, AdaptedLinear):
+        inner = dense_weight(layer.linear)
+        return None if inner is None else inner + (layer.a.astype(mx.float32) @ layer.b.astype(mx.float32)).T
+    if isinstance(layer, nn.QuantizedLinear):
+        how: dict[str, Any] = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+        return mx.dequantize(layer.weight, layer.scales, layer.biases, **how).astype(mx.float32)
+    return layer.weight.astype(mx.float32) if type(layer) is nn.Linear else None
+
+
 class GLUMBConv(Chain):
     """The Mix-FFN of SANA (arXiv 2410.10629, section 2.3): 1x1, SiLU, depthwise 3x3, gate, 1x1.
 

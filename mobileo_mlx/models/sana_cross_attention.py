@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
+from .layers import AdaptedLinear, dense_weight
 from .sana import AbsorbedTextKV, BlockText, CrossAttention, SanaTransformer, TextKV, text_bias
 
 
@@ -108,7 +109,7 @@ def absorb(attention: CrossAttention, text: TextKV) -> AbsorbedTextKV | None:
         text: with R = 1.
 
     Returns:
-        None where a projection is no linear layer with one weight, such as one with an update beside it.
+        None where a projection is no linear layer, such as one that is being trained with an update beside it.
     """
     query, output = _dense(attention.to_q), _dense(attention.to_out[0])
     if query is None or output is None:
@@ -131,14 +132,9 @@ def absorb(attention: CrossAttention, text: TextKV) -> AbsorbedTextKV | None:
 
 
 def _dense(layer: nn.Module) -> tuple[mx.array, mx.array] | None:
-    """Weight and bias of a linear layer in float32, or None where it is not a plain or a quantized one."""
-    if isinstance(layer, nn.QuantizedLinear):
-        weight = mx.dequantize(
-            layer.weight, layer.scales, layer.biases, group_size=layer.group_size, bits=layer.bits, mode=layer.mode
-        )
-    elif type(layer) is nn.Linear:
-        weight = layer.weight
-    else:
+    """Weight and bias of a linear layer in float32, or None where it is of another kind."""
+    if (weight := dense_weight(layer)) is None:
         return None
-    bias = layer.bias if "bias" in layer else mx.zeros((weight.shape[0],))
-    return weight.astype(mx.float32), bias.astype(mx.float32)
+    inner = layer.linear if isinstance(layer, AdaptedLinear) else layer
+    bias = inner.bias if "bias" in inner else mx.zeros((weight.shape[0],))
+    return weight, bias.astype(mx.float32)

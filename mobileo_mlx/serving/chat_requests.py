@@ -192,7 +192,7 @@ async def drawing(wish: Wish, asked: Asked, service: Service, choices: Mapping[s
         edited = asked.messages.pictures[-1]
         image, source = await read_edited(reference(edited.url), service, edited.param)
     seed = asked.options.get("seed", secrets.randbelow(2**32))
-    options: dict[str, Any] = {**allowed_steps({}, service.settings), **(choices or {})}
+    options: dict[str, Any] = {**allowed_steps({}, service.settings, service.model.speeds), **(choices or {})}
     try:
         await asyncio.to_thread(service.model.check, wish.task, wish.prompt, **options)
     except MobileOError as error:

@@ -173,7 +173,7 @@ async def read_asked(task: Task, request: Request, service: Service) -> Asked:
     known = _READ | IGNORED | known_fields(OPTIONS[task])
     refuse_unknown(fields, known | set(_IMAGES) if task == "edit" else known)
     prompt = read_text(fields, "prompt", "instruction" if task == "edit" else "prompt")
-    options, seeds = read_drawing(task, fields, service.settings, texts=texts)
+    options, seeds = read_drawing(task, fields, service.settings, service.model.speeds, texts=texts)
     if task == "edit":
         _check_count(sources, len(seeds), options, service)
     output = _choice(fields, "output_format", FORMATS, "png")

@@ -123,7 +123,7 @@ class _Jobs:
         refuse_unknown(fields, known if name == "edit" else known - {"image"})
         prompt = read_text(fields, "prompt", "instruction" if name == "edit" else "prompt")
         settings = self._service.settings
-        options, seeds = read_drawing(name, fields, settings)
+        options, seeds = read_drawing(name, fields, settings, self._service.model.speeds)
         await asyncio.to_thread(check_drawing, self._service.model, name, prompt, seeds, options)
         return Drawing(
             name=name,

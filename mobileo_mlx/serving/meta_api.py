@@ -132,7 +132,7 @@ class _Meta:
             "backend": backend.backend(),
             "default_size": list(config.default_size),
             "size_multiple": config.size_multiple,
-            "capabilities": capabilities(),
+            "capabilities": capabilities(self._service.model.speeds),
         }
 
     @cached_property

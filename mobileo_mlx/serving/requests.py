@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from ..errors import MobileOError, OptionError, PromptError
 from ..files import JSONError, parse_json
-from ..generation_options import OPTIONS, SPEEDS, GenerationOptions, Task
+from ..generation_options import OPTIONS, GenerationOptions, ModelSpeeds, Task
 from ..options import Option, declared, shown
 from ..prompts import check_text
 from .errors import ApiError
@@ -174,9 +174,16 @@ def read_size(fields: Mapping[str, Any]) -> dict[str, int]:
 
 
 def read_drawing(
-    task: Task, fields: Mapping[str, Any], settings: ServerSettings, *, texts: bool = False
+    task: Task, fields: Mapping[str, Any], settings: ServerSettings, speeds: ModelSpeeds, *, texts: bool = False
 ) -> tuple[dict[str, Any], list[int]]:
     """The options of a drawing but its seed, and the seeds: `n` in a row from the one that is given, or a random one.
+
+    Args:
+        task: which one.
+        fields: of the request, by name.
+        settings: whose limits hold.
+        speeds: of the model.
+        texts: whether values are texts, as in a form.
 
     Raises:
         ApiError: a value is out of range, or beyond what this server allows.
@@ -190,7 +197,7 @@ def read_drawing(
             raise ApiError(
                 400, f"{name} {options[name]} is more than this server allows, {limit:g}.", param=name, code="too_large"
             )
-    options |= allowed_steps(options, settings)
+    options |= allowed_steps(options, settings, speeds)
     count = read_whole(fields, "n", 1, 1, settings.max_pictures)
     check_candidates(options, count, settings)
     seeds = read_options(OPTIONS[task], {"seed": fields.get("seed")}, texts=texts).get("seed")
@@ -223,11 +230,19 @@ def check_candidates(options: Mapping[str, Any], count: int, settings: ServerSet
         )
 
 
-def allowed_steps(options: Mapping[str, Any], settings: ServerSettings) -> dict[str, int]:
-    """The option `steps`, where the default or that of a speed is more than this server allows."""
+def allowed_steps(options: Mapping[str, Any], settings: ServerSettings, speeds: ModelSpeeds) -> dict[str, int]:
+    """The option `steps`, where the default or that of a speed is more than this server allows.
+
+    Raises:
+        ApiError: the model does not have the speed.
+    """
     if "steps" in options:
         return {}
-    usual = SPEEDS.get(options.get("speed", ""), {}).get("steps", declared(GenerationOptions)["steps"].default)
+    try:
+        values = speeds.values(options.get("speed"))
+    except OptionError as error:
+        raise ApiError(400, str(error), param="speed", code="invalid_value") from None
+    usual = values.get("steps", declared(GenerationOptions)["steps"].default)
     return {"steps": settings.max_steps} if usual > settings.max_steps else {}
 
 

@@ -46,8 +46,10 @@ export function makeFields(tab, task, host) {
     },
     /** Sets everything as a picture was made. */
     restore(settings) {
-      const matching = Object.entries(info.capabilities.speeds).find(([, options]) =>
-        Object.entries(options).every(([name, value]) => JSON.stringify(settings[name]) === JSON.stringify(value)));
+      // A speed that is more than its options is recorded by name; the others are known by their options.
+      const matching = Object.entries(info.capabilities.speeds).find(([name, options]) =>
+        settings.speed || name === "turbo" ? name === settings.speed
+          : Object.entries(options).every(([option, value]) => JSON.stringify(settings[option]) === JSON.stringify(value)));
       speed.set(matching?.[0]);
       for (const option of known) {
         const value = settings[option.name] ?? null;

@@ -1,0 +1,61 @@
+"""The few-step adapter that a model brings along: the folder `turbo` inside of its own.
+
+It is an adapter as any other (see `adapters`), with low-rank updates of the DiT alone and with the options that it was
+trained for, which `finetune --objective consistency` writes. It changes nothing until a drawing asks for it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import CheckpointError
+from ..files import is_file, read_bytes
+from .adapter_config import CONFIG_FILE
+from .adapters import WEIGHTS_FILE, Adapter
+from .hub import TURBO
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+
+FILES = (WEIGHTS_FILE, CONFIG_FILE)  # the configuration, by which it is found, comes last
+
+_MOST_BYTES = 2**31  # of one that is copied; the published model's whole DiT has 1.2 GB
+
+
+def is_there(model: Path) -> bool:
+    """Whether a model's folder has one."""
+    return is_file(model / TURBO / CONFIG_FILE)
+
+
+def find(checkpoint: Checkpoint) -> Adapter | None:
+    """A model's own few-step adapter, checked against the model; None where it has none.
+
+    Raises:
+        CheckpointError: it is damaged, is for another model, or is not of that kind.
+    """
+    if not is_there(checkpoint.path):
+        return None
+    adapter = Adapter.open(checkpoint.path / TURBO)
+    adapter.check(checkpoint)
+    odd = ""
+    if not adapter.drawing:
+        odd = f"its {CONFIG_FILE} does not say with which options it draws ('drawing')"
+    elif adapter.full or adapter.trained or set(adapter.low_rank) != {"dit"}:
+        odd = "it holds more than low-rank updates of the dit"
+    elif adapter.config is not None and adapter.config.dora:
+        odd = "it is of DoRA, which changes the model's own weights"
+    if odd:
+        raise CheckpointError(
+            f"'{adapter.path}' can't serve as speed turbo: {odd}; get the model again, or move the folder away."
+        )
+    return adapter
+
+
+def copy(model: Path, target: Path) -> None:
+    """Copies the few-step adapter of a model's folder, where it has one, into another model's folder."""
+    if is_there(model):
+        (target / TURBO).mkdir()
+        for name in FILES:
+            data = read_bytes(model / TURBO / name, limit=_MOST_BYTES)
+            (target / TURBO / name).write_bytes(data)
