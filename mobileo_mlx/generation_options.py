@@ -335,20 +335,18 @@ class ModelSpeeds:
     """What the speeds stand for in one model: values of `GenerationOptions` by name.
 
     Attributes:
-        model: its name, for a message.
-        named: by speed; without `turbo` where the model has no few-step adapter.
+        named: by speed; without `turbo` where the model brings no few-step adapter along.
         usual: where no speed is asked for, instead of the declared defaults.
-        student: the few-step adapter that the user has given, of which `usual` is; "" where there is none.
+        student: whether the user has given a few-step adapter, of which `usual` is.
     """
 
-    model: str
     named: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: SPEEDS)
     usual: Mapping[str, Any] = field(default_factory=dict)
-    student: str = ""
+    student: bool = False
 
     def has(self, speed: str) -> bool:
         """Whether `values` knows it."""
-        return speed in self.named or speed == "default" or (speed == TURBO and bool(self.student))
+        return speed in self.named or speed == "default" or (speed == TURBO and self.student)
 
     def values(self, speed: str | None) -> Mapping[str, Any]:
         """What takes the place of declared defaults.
@@ -360,13 +358,12 @@ class ModelSpeeds:
             return self.named.get(speed or "default", self.usual)
         if self.student:
             raise OptionError(
-                f"speed {speed} is for a model of many steps, and the adapter '{self.student}' draws in few of its "
-                "own; leave out one of the two."
+                f"speed {speed} is for drawing in many steps, and an adapter is loaded that draws in few of its own; "
+                "leave out one of the two."
             )
         raise OptionError(
-            f"speed {speed}: '{self.model}' has no few-step adapter in a folder '{TURBO}'; train one (`mobileo-mlx "
-            "finetune --objective consistency`) and give it with --adapter, or choose "
-            f"{' or '.join(self.named)}."
+            f"speed {speed} takes a few-step adapter, and this model brings none along: train one (mobileo-mlx "
+            f"finetune --objective consistency) and give it with --adapter, or choose {' or '.join(self.named)}."
         )
 
 

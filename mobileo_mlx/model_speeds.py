@@ -12,11 +12,10 @@ from .generation_options import SAMPLING, SPEEDS, TURBO, GenerationOptions, Mode
 from .options import declared
 
 
-def speeds_of(model: str, turbo: Adapter | None, adapters: Sequence[Adapter]) -> ModelSpeeds:
+def speeds_of(turbo: Adapter | None, adapters: Sequence[Adapter]) -> ModelSpeeds:
     """The speeds of a model.
 
     Args:
-        model: its name.
         turbo: the few-step adapter that it brings along.
         adapters: that the user has given. One of few steps takes the place of `turbo`.
 
@@ -29,8 +28,8 @@ def speeds_of(model: str, turbo: Adapter | None, adapters: Sequence[Adapter]) ->
         names = " and ".join(f"'{adapter.name}'" for adapter in students)
         raise OptionError(f"the adapters {names} each draw in few steps of their own; give one of them.")
     if students:
-        return ModelSpeeds(model, {}, drawing_of(students[0]), students[0].name)
-    return ModelSpeeds(model, SPEEDS if turbo is None else {**SPEEDS, TURBO: drawing_of(turbo)})
+        return ModelSpeeds({}, drawing_of(students[0]), student=True)
+    return ModelSpeeds(SPEEDS if turbo is None else {**SPEEDS, TURBO: drawing_of(turbo)})
 
 
 def drawing_of(adapter: Adapter) -> dict[str, Any]:

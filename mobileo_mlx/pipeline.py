@@ -110,7 +110,9 @@ class MobileO:
         bits = resolve_bits(quantize, preset if precision is None else precision)  # mistakes show before a download
         adapters = open_adapters(adapter, adapter_scale, progress=progress)
         checkpoint = Checkpoint.open(model, progress=progress)
-        return cls(Parts(checkpoint, dtypes=dtypes, bits=bits, adapters=adapters, keep_loaded=keep_loaded))
+        loaded = cls(Parts(checkpoint, dtypes=dtypes, bits=bits, adapters=adapters, keep_loaded=keep_loaded))
+        _ = loaded.speeds  # what is wrong with a few-step adapter shows here
+        return loaded
 
     @property
     def config(self) -> MobileOConfig:
@@ -130,7 +132,7 @@ class MobileO:
             CheckpointError: the few-step adapter in the model's folder, or one that was given, is damaged.
             OptionError: several few-step adapters were given.
         """
-        return speeds_of(self.checkpoint.name, self.parts.turbo, self.parts.adapters)
+        return speeds_of(self.parts.turbo, self.parts.adapters)
 
     @property
     def notes(self) -> list[str]:

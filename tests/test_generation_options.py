@@ -172,15 +172,15 @@ def test_the_costs_of_speeds_are_those_of_the_docs() -> None:
 
 
 def test_a_speed_can_say_how_strongly_to_guide(config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SPEEDS, "strong", {"guidance_scale": 2.0})
+    monkeypatch.setitem(SPEEDS, "fast", {"guidance_scale": 2.0})
     assert resolved(config).guidance_scale == 1.5
-    assert resolved(config, speed="strong").guidance_scale == 2.0
-    assert resolved(config, speed="strong", guidance_scale=1.25).guidance_scale == 1.25
-    assert resolved(config, speed="strong", negative_prompt="a dog").negative_prompt == "a dog"
+    assert resolved(config, speed="fast").guidance_scale == 2.0
+    assert resolved(config, speed="fast", guidance_scale=1.25).guidance_scale == 1.25
+    assert resolved(config, speed="fast", negative_prompt="a dog").negative_prompt == "a dog"
 
 
 def test_an_unknown_speed(config) -> None:
-    with pytest.raises(OptionError, match=f"no speed 'small'; there are {', '.join(SPEEDS)}"):
+    with pytest.raises(OptionError, match=f"no speed 'small'; there are default, {', '.join(SPEEDS)}, turbo"):
         resolved(config, speed="small")
 
 

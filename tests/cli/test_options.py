@@ -9,7 +9,7 @@ from PIL import Image
 
 from mobileo_mlx.checkpoints.quantize import PRECISIONS
 from mobileo_mlx.errors import ImageError, OptionError
-from mobileo_mlx.generation_options import OPTIONS, SPEEDS, AnswerSettings, GenerationOptions
+from mobileo_mlx.generation_options import OPTIONS, SPEED_NAMES, SPEEDS, AnswerSettings, GenerationOptions
 from mobileo_mlx.images import save_png
 from mobileo_mlx.options import Option
 from mobileo_mlx.pipeline import DEFAULT_MODEL, MobileO
@@ -151,7 +151,7 @@ def test_names_of_precisions_and_speeds(here, tiny_model: Path, command: str) ->
     Image.new("RGB", (32, 32), "red").save("in.png")
     given = {"generate": ["a cat"], "edit": ["in.png", "bluer"], "ask": ["in.png", "what?"], "chat": []}
     arguments = [str(tiny_model), "out"] if command == "convert" else [*given[command], "-m", str(tiny_model)]
-    speeds = {"speed": SPEEDS} if command in ("generate", "edit") else {}
+    speeds = {"speed": SPEED_NAMES} if command in ("generate", "edit") else {}
     for option, names in {"precision": PRECISIONS, **speeds}.items():
         result = here(command, *arguments, f"--{option}", "tiny")
         assert result.status == 2

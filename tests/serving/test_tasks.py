@@ -6,6 +6,7 @@ import pytest
 from mobileo_weights import bundled
 
 from mobileo_mlx import MobileO
+from mobileo_mlx.generation_options import ModelSpeeds
 from mobileo_mlx.image_settings import read_metadata
 from mobileo_mlx.serving.requests import read_drawing
 from mobileo_mlx.serving.service import Service
@@ -52,8 +53,8 @@ def test_previews_are_evenly_spread(steps, count, expected):
     ],
 )
 def test_a_limit_of_steps_holds_for_defaults(fields, expected):
-    assert read_drawing("generate", fields, ServerSettings(max_steps=5))[0] == expected
+    assert read_drawing("generate", fields, ServerSettings(max_steps=5), ModelSpeeds())[0] == expected
 
 
 def test_defaults_below_the_limit_are_the_library_s():
-    assert read_drawing("generate", {"speed": "faster"}, ServerSettings())[0] == {"speed": "faster"}
+    assert read_drawing("generate", {"speed": "faster"}, ServerSettings(), ModelSpeeds())[0] == {"speed": "faster"}
