@@ -86,7 +86,7 @@ def describe(model: str | Path | Checkpoint, *, progress: bool = False) -> Model
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model, progress=progress)
     there = [name for name in COMPONENTS if checkpoint.has(name)]
     checkpoint.check(*there, extra=True)
-    own = turbo.find(checkpoint) if "dit" in there else None
+    own = turbo.find(checkpoint)
     return ModelInfo(
         name=checkpoint.name,
         path=checkpoint.path,
@@ -229,6 +229,7 @@ def _write(
 ) -> ModelInfo:
     # A part of a model is one, too. But without its lm_head it would pass for one whose embedding serves instead.
     components = [name for name in COMPONENTS if source.has(name) or (name == "lm_head" and not source.tied)]
+    own = turbo.find(source)
     with atomic_folder(folder) as temporary:
         for component in components:
             if progress is not None:
@@ -250,8 +251,8 @@ def _write(
             mx.clear_cache()
         if _has_tokenizer(source.path):
             source.load_tokenizer().save(temporary / "tokenizer.json")
-        if not any(adapter.drawing for adapter in adapters):
-            turbo.copy(source.path, temporary)
+        if own is not None and not any(adapter.drawing for adapter in adapters):
+            turbo.copy(own, temporary)
         write_config(temporary, source.config, components, quantization)
     return describe(folder)
 

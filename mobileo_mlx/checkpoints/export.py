@@ -126,6 +126,7 @@ def export(
     for one in adapters:
         one.check(source)
     specs = _specs(source, chosen, components, chosen.bits if bits is None else bits, adapters)
+    own = turbo.find(source) if "dit" in components else None
     notes = notes_of(adapters, source) + _untouched(adapters, components, format_name)
     for sentence in notes + (merged_notes(adapters) if "dit" in components else []):
         if note is not None:
@@ -166,8 +167,8 @@ def export(
         for name, content in chosen.files(source, tokenizer, layers).items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        if "dit" in components and not any(one.drawing for one in adapters):
-            turbo.copy(source.path, temporary)
+        if own is not None and not any(one.drawing for one in adapters):
+            turbo.copy(own, temporary)
         fewest = min((b for b, _ in layers.values()), default=None)
         stored = ", ".join(dtypes) if fewest is None else f"{fewest} bits, all else {', '.join(dtypes)}"
         if bits == 16 and (lost := {source.quantization[c].bits for c in components if c in source.quantization}):

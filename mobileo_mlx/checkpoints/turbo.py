@@ -29,12 +29,12 @@ def is_there(model: Path) -> bool:
 
 
 def find(checkpoint: Checkpoint) -> Adapter | None:
-    """A model's own few-step adapter, checked against the model; None where it has none.
+    """A model's own few-step adapter, checked against the model; None where it has none, or no DiT.
 
     Raises:
         CheckpointError: it is damaged, is for another model, or is not of that kind.
     """
-    if not is_there(checkpoint.path):
+    if not (is_there(checkpoint.path) and checkpoint.has("dit")):
         return None
     adapter = Adapter.open(checkpoint.path / TURBO)
     adapter.check(checkpoint)
@@ -52,10 +52,8 @@ def find(checkpoint: Checkpoint) -> Adapter | None:
     return adapter
 
 
-def copy(model: Path, target: Path) -> None:
-    """Copies the few-step adapter of a model's folder, where it has one, into another model's folder."""
-    if is_there(model):
-        (target / TURBO).mkdir()
-        for name in FILES:
-            data = read_bytes(model / TURBO / name, limit=_MOST_BYTES)
-            (target / TURBO / name).write_bytes(data)
+def copy(adapter: Adapter, target: Path) -> None:
+    """Writes a model's few-step adapter into another model's folder."""
+    (target / TURBO).mkdir()
+    for name in FILES:
+        (target / TURBO / name).write_bytes(read_bytes(adapter.path / name, limit=_MOST_BYTES))

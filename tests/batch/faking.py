@@ -34,7 +34,7 @@ class FakeModel:
         log: gets a line for each task that it has computed.
     """
 
-    config = None
+    config = speeds = None
 
     def __init__(self, log: Path | None = None) -> None:
         self.log = log

@@ -15,10 +15,12 @@ from pathlib import Path
 import huggingface_hub.constants
 import mobileo_weights
 import pytest
+from few_steps import DRAWING, write_student
 from hub_server import REPO, REVISION, Hub, file_of
 from upstream import write_upstream
 
-from mobileo_mlx.checkpoints import hub, hub_download
+from mobileo_mlx.checkpoints import hub, hub_download, turbo
+from mobileo_mlx.checkpoints.adapters import CONFIG_FILE, WEIGHTS_FILE
 from mobileo_mlx.checkpoints.checkpoint import Checkpoint
 from mobileo_mlx.checkpoints.convert import convert
 from mobileo_mlx.checkpoints.random_model import write_random_model
@@ -132,6 +134,14 @@ def test_only_what_is_needed_is_downloaded(at_root, ours, tmp_path):
     assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == needed
     assert Checkpoint.open(folder).config == Checkpoint.open(ours).config
     assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_a_few_step_adapter_comes_along(at_root, ours, tmp_path):
+    write_student(at_root.folder / "turbo", ours)
+    (at_root.folder / "turbo" / "README.md").write_text("not needed")
+    folder = find(at_root, tmp_path / "cache")
+    assert {path.name for path in (folder / "turbo").iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
+    assert turbo.find(Checkpoint.open(folder)).drawing == DRAWING
 
 
 def test_a_complete_snapshot_needs_no_network(at_root, tmp_path):
