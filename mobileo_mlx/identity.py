@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 
 from .checkpoints.digests import adapter_digest, weights_digest
@@ -10,6 +11,7 @@ from .checkpoints.precision import dtypes_text
 from .models.mobileo import COMPONENTS
 
 if TYPE_CHECKING:
+    from .checkpoints.adapters import Adapter
     from .pipeline import MobileO
 
 
@@ -33,13 +35,18 @@ def of(model: MobileO) -> dict[str, Any]:
     }
     found: dict[str, Any] = {"weights": weights_digest(files)[:32]}
     if parts.adapters:
-        digests = "".join(adapter_digest(adapter) for adapter in parts.adapters)
+        digests = "".join(_digest(adapter) for adapter in parts.adapters)
         found["adapter"] = hashlib.sha256(digests.encode()).hexdigest()[:32]
         found["adapter_scale"] = [adapter.scale for adapter in parts.adapters]
     if parts.turbo is not None:
-        found["turbo"] = adapter_digest(parts.turbo)[:32]
+        found["turbo"] = hashlib.sha256(_digest(parts.turbo).encode()).hexdigest()[:32]
     if (dtypes := dtypes_text(parts.dtypes)) is not None:
         found["dtype"] = dtypes
     if parts.bits:
         found["quantize"] = dict(sorted(parts.bits.items()))
     return found
+
+
+def _digest(adapter: Adapter) -> str:
+    """Of an adapter's tensors, and of the options that it draws with."""
+    return adapter_digest(adapter) + (json.dumps(adapter.drawing, sort_keys=True) if adapter.drawing else "")

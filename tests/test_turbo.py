@@ -178,6 +178,8 @@ def test_the_identity_of_a_model_tells_its_turbo(own: Path, plain_model: Path) -
     scale_tensors(own / "turbo", 2)
     after, without = identity.of(MobileO.load(own)), identity.of(MobileO.load(plain_model))
     assert after["turbo"] != before["turbo"]
+    change_config(own / "turbo", drawing={**DRAWING, "steps": 3})
+    assert identity.of(MobileO.load(own))["turbo"] != after["turbo"]
     assert {name: value for name, value in before.items() if name != "turbo"} == without
 
 
