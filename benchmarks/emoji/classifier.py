@@ -9,24 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
+from mobileo_mlx.atomic import atomic_write
 from mobileo_mlx.errors import CheckpointError
 from mobileo_mlx.training.loop import StepReport, TrainingLoop
-from mobileo_mlx.training.run_state import checkpoints
 
 from .augment import SIDE, augmented
 from .sprites import cache_folder, emoji
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-STEPS, BATCH, LEARNING_RATE = 3000, 256, 3e-3
+STEPS, BATCH, LEARNING_RATE = 1200, 256, 3e-3
 WIDTHS = (32, 96, 192, 256)
 SMOOTHING = 0.05  # of the labels: some emoji look the same, and no render is worth any certainty
 SEED = 0
@@ -83,13 +80,17 @@ def classes() -> np.ndarray:
     return np.array([places[each.name] for each in emoji(toned=True)])
 
 
-def folder() -> Path:
+def weights() -> Path:
     """Where the trained network is kept."""
-    return cache_folder() / "classifier"
+    return cache_folder() / "classifier.safetensors"
 
 
-def train(where: Path | None = None, steps: int = STEPS) -> Iterator[StepReport]:
-    """Trains the network, or what is left of it, yielding its steps; it is kept in `where`, by default `folder()`.
+def train(folder: Path, steps: int = STEPS) -> Iterator[StepReport]:
+    """Trains the network, or what is left of it, yielding its steps; at the end it is kept as `weights()`.
+
+    Args:
+        folder: of checkpoints.
+        steps: batches of `BATCH`.
 
     Raises:
         CheckpointError, OutputError: see `TrainingLoop`.
@@ -112,9 +113,11 @@ def train(where: Path | None = None, steps: int = STEPS) -> Iterator[StepReport]
         steps=steps,
         batch_size=BATCH,
         seed=SEED,
-        folder=where or folder(),
+        folder=folder,
         save_every=100,
     ).run()
+    with atomic_write(weights(), overwrite=True) as temporary:
+        model.save_weights(str(temporary))
 
 
 def _batch(step: int, part: int) -> dict[str, mx.array]:
@@ -129,28 +132,22 @@ def _loss(model: Any, batch: dict[str, mx.array], key: mx.array) -> tuple[mx.arr
     return loss, {"accuracy": (logits.argmax(axis=-1) == batch["label"]).mean()}
 
 
-def load(where: Path | None = None) -> Classifier:
-    """The network as its last checkpoint has it.
+def load(path: Path | None = None) -> Classifier:
+    """The trained network, by default `weights()`.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: it is not there.
     """
-    where = where or folder()
-    found = checkpoints(where) if where.exists() else []
-    if not found:
-        raise CheckpointError(
-            f"There is no classifier in '{where}'; `python -m benchmarks.emoji classifier` trains it."
-        )
+    path = path or weights()
+    if not path.exists():
+        raise CheckpointError(f"There is no classifier '{path}': run `python -m benchmarks.emoji classifier`.")
     model = Classifier(len(emoji()))
-    model.load_weights(str(found[-1] / "model.safetensors"))
+    model.load_weights(str(path))
     model.eval()
     return model
 
 
-def rank(model: Classifier, crops: ArrayLike) -> np.ndarray:
-    """All classes of each picture, the likeliest first, (B, N); pictures as (B, SIDE, SIDE, 3) in [0, 1]."""
-    parts = np.array_split(np.asarray(crops, np.float32), max(1, len(np.asarray(crops)) // 256))
+def rank(model: Classifier, pictures: np.ndarray) -> np.ndarray:
+    """All classes of each picture, the likeliest first, (B, N); pictures are (B, SIDE, SIDE, 3) float32 in [0, 1]."""
+    parts = [pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH)]
     return np.concatenate([np.argsort(-np.array(model(mx.array(part))), axis=-1, kind="stable") for part in parts])
-
-
-__all__ = ["SIDE", "Classifier", "classes", "folder", "load", "rank", "train"]

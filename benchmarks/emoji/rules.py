@@ -103,8 +103,6 @@ class Picture:
         padded[:] = np.rint(self.ground)
         padded[frame:-frame, frame:-frame] = self.pixels
         square = padded[top : top + 2 * half, left : left + 2 * half]
-            thing.y - half + frame : thing.y + half + frame, thing.x - half + frame : thing.x + half + frame
-        ]
         small = Image.fromarray(square).resize((augment.SIDE, augment.SIDE), Image.Resampling.BOX)
         return np.asarray(small, np.float32) / 255
 

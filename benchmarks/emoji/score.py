@@ -46,17 +46,20 @@ class _Drawing:
     verdict: Verdict
 
 
-def score_drawing(draw_all: Draw, rank: Rank, count: int, *, seed: int = 0) -> Iterator[Scored]:
+def score_drawing(
+    draw_all: Draw, rank: Rank, count: int, *, seed: int = 0, names_count: int | None = None
+) -> Iterator[Scored]:
     """Draws `count` captions of each category, one image each, yielding a category at a time.
 
     Args:
         draw_all: such as `drawn_by` gives.
         rank: the classifier.
-        count: of captions in each category; of names as many as there are, at most.
+        count: of captions in each category.
         seed: of captions and of the images' noise.
+        names_count: of names, in place of `count`; 0 for all.
     """
     drawings: dict[str, list[_Drawing]] = {}
-    for name, captions in _captions(count, seed).items():
+    for name, captions in _captions(count, seed, names_count).items():
         images = draw_all(captions, generator(seed, "draw", name, "noise"))
         verdicts = judge(rank, [(one.spec, one.scene) for one in captions], images)
         drawings[name] = [_Drawing(*each) for each in zip(captions, images, verdicts, strict=True)]
@@ -128,9 +131,10 @@ def true_pictures(scenes: Sequence[Scene]) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in render_batch(scenes)]
 
 
-def _captions(count: int, seed: int) -> dict[str, list[Caption]]:
-    rng = generator(seed, "draw", NAMES)
-    captions = {NAMES: [_by_name(index) for index in rng.permutation(alone())[:count].tolist()]}
+def _captions(count: int, seed: int, names_count: int | None) -> dict[str, list[Caption]]:
+    order = generator(seed, "draw", NAMES).permutation(alone()).tolist()
+    chosen = order if names_count == 0 else order[: names_count or count]
+    captions = {NAMES: [_by_name(index) for index in chosen]}
     for held_out in (False, True):
         for category in COMPOSED if held_out else CATEGORIES:
             name = f"{HELD_OUT}{category}" if held_out else category
@@ -178,8 +182,7 @@ def _seen(verdict: Verdict) -> str:
     """What was read instead, where a picture is wrong."""
     if verdict.right:
         return ""
-    wrong = [
-        part for part in ("background", "clean", "size", "number", "relation", "tone") if not getattr(verdict, part)
-    ]
+    parts = ("background", "size", "number", "relation", "tone")
+    wrong = [f"wrong {part}" for part in parts if not getattr(verdict, part)]
     things = [] if verdict.things else [", ".join(verdict.seen[:4])]
-    return f"\n> {'; '.join([*things, *(f'not {part}' if part == 'clean' else f'wrong {part}' for part in wrong)])}"
+    return f"\n> {'; '.join([*things, *wrong, *([] if verdict.clean else ['not clean'])])}"
