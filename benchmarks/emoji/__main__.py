@@ -1,4 +1,4 @@
-"""The commands: `python -m benchmarks.emoji fetch|classifier|score|sheet`.
+"""The commands: `python -m benchmarks.emoji fetch|classifier|train|score|sheet`.
 
 Exit status: 0 done, 2 it can't be done, 130 interrupted.
 """
@@ -30,14 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     classifier.add_argument("--measure", action="store_true", help="only measure the one that is there")
     classifier.set_defaults(run=run_classifier)
 
+    train = commands.add_parser("train", help="train the small model from random weights, stage by stage")
+    train.add_argument("--stage", default="all", help="autoencoder, decoder, drawing, vision, joint, export, all")
+    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="a stopped run resumes from here")
+    train.set_defaults(run=run_train)
+
     score = commands.add_parser("score", help="score a model: drawings, answers and edits")
     add_model(score)
     score.add_argument("--n", type=int, default=100, help="samples of each category (default: 100)")
     score.add_argument("--names", type=int, help="drawings of single emoji by name (default: as --n; all: 0)")
     score.add_argument("--only", action="append", choices=("draw", "ask", "edit"), help="a task; repeatable")
-    score.add_argument(
-        "--out", type=Path, metavar="DIR", help="write score.json, score.md and sheet.png"
-    )
+    score.add_argument("--out", type=Path, metavar="DIR", help="write score.json, score.md and sheet.png")
     score.set_defaults(run=run_score)
 
     sheet = commands.add_parser("sheet", help="write a picture of nice prompts as the model draws them")
@@ -101,6 +104,12 @@ def run_classifier(options: argparse.Namespace) -> None:
         print(weights())
     for line in measured(load()):
         print(line)
+
+
+def run_train(options: argparse.Namespace) -> None:
+    from .recipe.train import recipe
+
+    recipe(options.out).run_all(options.stage, partial(print, flush=True))
 
 
 def run_score(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from mobileo_mlx.atomic import atomic_write
+from mobileo_mlx.errors import CheckpointError
 
 from .losses import drawing_loss, question_loss
 from .sequences import Sequences
@@ -30,6 +32,9 @@ class LatentPool:
         sequences: the texts by their kind, "captions" and "edits".
         encoder: gives the network that makes latents of scenes; called where there is no file.
         pictures: scenes to what that network takes.
+
+    Raises:
+        CheckpointError: the latents in the file are those of other texts.
     """
 
     def __init__(
@@ -45,6 +50,11 @@ class LatentPool:
         while not path.exists():
             time.sleep(1)
         stored = np.load(path)
+        for kind, texts in sequences.items():
+            if str(stored[f"{kind}_digest"]) != _digest(texts):
+                raise CheckpointError(
+                    f"'{path}' holds the latents of other {kind}; move it away, and they are made anew."
+                )
         self._latents = {kind: stored[kind] for kind in sequences}
         self._rows = {kind: stored[f"{kind}_rows"] for kind in sequences}
 
@@ -67,8 +77,14 @@ def _write_latents(path: Path, sequences: Mapping[str, Sequences], encode: Any, 
         parts = [scenes[i : i + _ENCODED] for i in range(0, len(scenes), _ENCODED)]
         arrays[kind] = np.concatenate([np.array(encode(pictures(part)).astype(mx.float16)) for part in parts])
         arrays[f"{kind}_rows"] = np.array([number[scene] for scene in texts.drawn])
+        arrays[f"{kind}_digest"] = np.array(_digest(texts))
     with atomic_write(path) as temporary:
         np.savez(temporary, **arrays)
+
+
+def _digest(texts: Sequences) -> str:
+    """Changes with the texts, their tokens and what they draw."""
+    return hashlib.sha256(texts.ids.tobytes() + repr(texts.drawn).encode()).hexdigest()
 
 
 def mixed_batches(

@@ -31,19 +31,19 @@ from .networks import SHIFT, emoji_config
 from .symbols import Symbols, symbol_features
 from .tokenizer import emoji_tokenizer
 
-DRAWS = 3  # noises for each text
+DRAWS = 2  # noises for each text
 
 STAGES = {
     stage.name: stage
     for stage in (
         Stage("autoencoder", 2000, pictures=32, learning_rate=3e-3, seed=0),
         Stage("decoder", 1500, pictures=8, learning_rate=1e-3, seed=5),
-        Stage("drawing", 5000, 2, captions=16, edits=4, questions=6, learning_rate=2e-3, decay=0.35, ema=0.999, seed=3),
+        Stage("drawing", 5000, 2, captions=24, edits=4, questions=6, learning_rate=2e-3, decay=0.35, ema=0.999, seed=3),
         Stage("vision", 3000, pictures=64, learning_rate=1e-3, seed=2),
-        Stage("joint", 1000, 2, captions=16, edits=6, questions=8, learning_rate=3e-4, ema=0.99, seed=4),
+        Stage("joint", 1000, 2, captions=24, edits=6, questions=8, learning_rate=3e-4, ema=0.99, seed=4),
     )
 }
-POOL = 60_000  # captions with the latents of their scenes; encoding anew in each step would cost more than the step
+POOL = 40_000  # captions with the latents of their scenes; encoding anew in each step would cost more than the step
 
 
 def recipe(folder: Path) -> Recipe:
