@@ -19,7 +19,7 @@ from .sequences import Sequences
 from .stages import Batch, Loss, Stage
 
 QUESTION_WEIGHT = 0.3
-_ENCODED = 128  # pictures at a time
+_ENCODED = 16  # pictures at a time, which is fastest on a CPU
 
 
 class LatentPool:
