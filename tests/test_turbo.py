@@ -22,7 +22,8 @@ from mobileo_mlx.capabilities import capabilities
 from mobileo_mlx.checkpoints.adapters import WEIGHTS_FILE
 from mobileo_mlx.checkpoints.convert import convert, describe, fuse
 from mobileo_mlx.checkpoints.export import export
-from mobileo_mlx.errors import CheckpointError, NotFiniteError, OptionError
+from mobileo_mlx.checkpoints.turbo import install
+from mobileo_mlx.errors import CheckpointError, NotFiniteError, OptionError, OutputError
 from mobileo_mlx.generation_options import ModelSpeeds
 from mobileo_mlx.models.layers import AdaptedLinear, dense_weight
 from mobileo_mlx.training.lora import LoRAConfig
@@ -237,7 +238,7 @@ def test_a_damaged_turbo_is_found_when_the_model_is_loaded(own: Path, colour: Pa
             MobileO.load(own)
 
     change_config(folder, drawing={})
-    refused(r"can't serve as speed turbo: its adapter_config.json does not say .*; get the model again")
+    refused(r"can't serve as speed turbo: its adapter_config.json does not say .*; get another one, or move")
     shutil.rmtree(folder)
     shutil.copytree(colour, folder)
     change_config(folder, drawing=DRAWING)
@@ -284,6 +285,22 @@ def test_capabilities_of_a_model(model: MobileO, plain_model: Path, turbo_model:
     assert of(MobileO.load(plain_model).speeds)[1] == names
     assert of(MobileO.load(turbo_model, adapter=turbo_model / "turbo").speeds) == ({}, ["default", "turbo"], 4)
     assert json.dumps(capabilities(model.speeds))
+
+
+def test_a_student_becomes_the_turbo_of_its_model(plain_model: Path, turbo_model: Path, colour: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(plain_model, tmp_path / "model"))
+    with pytest.raises(CheckpointError, match=r"can't serve as speed turbo: its adapter_config\.json does not say"):
+        install(colour, folder)
+    assert install(turbo_model / "turbo", folder) == folder / "turbo"
+    assert (folder / "turbo" / WEIGHTS_FILE).stat().st_size < 0.6 * (
+        turbo_model / "turbo" / WEIGHTS_FILE
+    ).stat().st_size
+    model = MobileO.load(folder)
+    assert model.parts.turbo.drawing == DRAWING
+    expected = MobileO.load(turbo_model).generate(PROMPT, speed="turbo").latents
+    np.testing.assert_allclose(model.generate(PROMPT, speed="turbo").latents, expected, atol=0.02)
+    with pytest.raises(OutputError, match="turbo"):
+        install(turbo_model / "turbo", folder)
 
 
 def test_what_is_written_of_a_model_keeps_it(turbo_model: Path, colour: Path, tmp_path: Path) -> None:

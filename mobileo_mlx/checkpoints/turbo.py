@@ -7,16 +7,17 @@ trained for, which `finetune --objective consistency` writes. It changes nothing
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import mlx.core as mx
+
+from ..atomic import atomic_folder
 from ..errors import CheckpointError
 from ..files import is_file, read_bytes
 from .adapter_config import CONFIG_FILE
 from .adapters import WEIGHTS_FILE, Adapter
+from .checkpoint import Checkpoint
 from .hub import TURBO
-
-if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
+from .tensor_files import read_tensors, write_tensors
 
 FILES = (WEIGHTS_FILE, CONFIG_FILE)  # the configuration, by which it is found, comes last
 
@@ -37,6 +38,11 @@ def find(checkpoint: Checkpoint) -> Adapter | None:
     if not (is_there(checkpoint.path) and checkpoint.has("dit")):
         return None
     adapter = Adapter.open(checkpoint.path / TURBO)
+    _check(adapter, checkpoint)
+    return adapter
+
+
+def _check(adapter: Adapter, checkpoint: Checkpoint) -> None:
     adapter.check(checkpoint)
     odd = ""
     if not adapter.drawing:
@@ -47,9 +53,32 @@ def find(checkpoint: Checkpoint) -> Adapter | None:
         odd = "it is of DoRA, which changes the model's own weights"
     if odd:
         raise CheckpointError(
-            f"'{adapter.path}' can't serve as speed turbo: {odd}; get the model again, or move the folder away."
+            f"'{adapter.path}' can't serve as speed turbo: {odd}; get another one, or move the folder away."
         )
-    return adapter
+
+
+def install(adapter: str | Path, model: str | Path) -> Path:
+    """Writes a few-step adapter into the folder of the model that it was made for, in float16 as models are.
+
+    Args:
+        adapter: its folder, or a repository on the hub.
+        model: the model's folder, which has none yet.
+
+    Returns:
+        the new folder.
+
+    Raises:
+        CheckpointError: it is damaged, is for another model, or is not of that kind.
+        OutputError: the model has one already, or its folder can't be written.
+    """
+    checkpoint, found = Checkpoint.open(model), Adapter.open(adapter)
+    _check(found, checkpoint)
+    infos = {info.key: info for update in found.low_rank["dit"].values() for info in update.tensors}
+    with atomic_folder(checkpoint.path / TURBO) as folder:
+        tensors = {key: array.astype(mx.float16) for key, array in read_tensors(infos).items()}
+        write_tensors(folder / WEIGHTS_FILE, tensors, made_for="pt")
+        (folder / CONFIG_FILE).write_bytes(read_bytes(found.path / CONFIG_FILE, limit=_MOST_BYTES))
+    return checkpoint.path / TURBO
 
 
 def copy(adapter: Adapter, target: Path) -> None:
