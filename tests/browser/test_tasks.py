@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from benchmarks.shapes.edits import Edit
 from benchmarks.shapes.scorer import edit_succeeded, read_picture
 from benchmarks.shapes.world import Object, Scene, render
@@ -177,6 +179,21 @@ def test_a_picture_is_drawn_again_from_its_settings(page: Page) -> None:
     expect(page.locator("#draw-prompt")).to_have_value(PROMPT)
     expect(page.locator("#draw-seed")).to_have_value("5")
     expect(page.locator("#draw-steps")).to_have_value("9")
+
+
+def test_a_speed_that_the_model_brings_weights_for_comes_back_from_a_picture(page: Page) -> None:
+    if "turbo" not in page.request.get("/v1/info").json()["capabilities"]["speeds"]:
+        pytest.skip("this model has no few-step adapter")
+    choose(page, "draw")
+    page.locator("label[for=draw-speed-turbo]").click()
+    draw(page, seed=5)
+    (picture,) = steps.pictures(page)
+    assert (picture["settings"]["speed"], picture["settings"]["guidance_scale"]) == ("turbo", 1)
+    page.locator("label[for=draw-speed-default]").click()
+    page.locator("#shelf").get_by_test_id("shelf-picture").first.click()
+    page.locator("#viewer-again").click()
+    expect(page.locator("#draw-speed-turbo")).to_be_checked()
+    expect(page.locator("#draw-steps")).to_have_value("")
 
 
 def test_an_unseeded_drawing_says_which_seed_it_had(page: Page) -> None:
