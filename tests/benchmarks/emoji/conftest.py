@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.emoji import names, sprites, text
+from benchmarks.emoji import augment, classifier, names, rules, sprites, text
 
 # Some are held out of compositions, some hands exist in all skin tones, and some names fit more than one of them.
 EMOJI = {
@@ -45,7 +45,7 @@ TONED = ("👋", "✋", "👏")
 
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of the data: a square in a colour of its own for each emoji."""
+    """The folder of the data: a framed square in a colour of its own for each emoji."""
     folder = tmp_path_factory.mktemp("emoji")
     _write(folder / "node_modules")
     with pytest.MonkeyPatch.context() as patch:
@@ -78,14 +78,15 @@ def _write(folder: Path) -> None:
     for i, character in enumerate(characters):
         picture = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
         colour = (40 + 150 * (i % 2), 20 + 5 * i, 220 - 37 * i % 200, 255)
-        picture.paste(colour, (3, 3, 29, 29))
+        picture.paste((20, 20, 20, 255), (3, 3, 29, 29))  # a frame, so that no background hides it
+        picture.paste(colour, (5, 5, 27, 27))
         name = "-".join(f"{ord(each):04x}" for each in character)
         picture.save(pictures / f"{name}.webp", lossless=True)
 
 
 def _forget() -> None:
     """Nothing that was made of other data is used."""
-    for module in (sprites, names, text):
+    for module in (sprites, names, text, augment, classifier, rules):
         for thing in vars(module).values():
             if hasattr(thing, "cache_clear"):
                 thing.cache_clear()
