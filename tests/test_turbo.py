@@ -103,7 +103,9 @@ def test_drawings_that_take_turns_step_by_step(model: MobileO) -> None:
 def test_the_dit_is_in_memory_once(model: MobileO) -> None:
     dit = model.parts.dit
     before = dict(tree_flatten(dit.parameters()))
-    twin = dict(tree_flatten(model.parts.with_turbo(dit).parameters()))
+    other = model.parts.with_turbo(dit)
+    assert not {id(module) for module in dit.modules()} & {id(module) for module in other.modules()}
+    twin = dict(tree_flatten(other.parameters()))
     added = {name for name in twin if name.endswith((".a", ".b"))}
     assert added
     assert {id(array) for name, array in twin.items() if name not in added} == {id(one) for one in before.values()}
