@@ -1,7 +1,8 @@
 """What a picture shows, but for which emoji: background, places, sizes and number, by rules.
 
-- The background is the named colour nearest to the median of the four corners, which even large things leave free.
-- The foreground is what differs from that median by more than 30 of 765, after a blur that takes out noise.
+- The background is the named colour that most pixels of the four corners are near to: large things, which touch the
+  border, leave enough of them free.
+- The foreground is what differs from those pixels' median by more than 30 of 765, after a blur that takes out noise.
 - A caption decides the whole layout, so sizes, numbers and places are those of the true picture, among all that the
   caption could have asked for, whose foreground is most like the one found, by intersection over union.
 """
@@ -21,7 +22,8 @@ from .world import BACKGROUNDS, COLUMN, COUNTS, ROW, SIDE, Scene, Thing, render_
 
 CORNER = 3  # pixels
 FOREGROUND = 30  # of 765, summed over the channels
-NEAR = 60  # of 765: how far a corner's pixels may be from the background that they show
+NEAR = 60  # of 765: how far pixels may be from the background that they show
+SHOWN = 0.25  # of the corners' pixels, at least, show the background
 STRAY = 0.05  # of the foreground, at most, may be where nothing was asked for
 FILLED = 0.02  # of a thing's square, at least, is foreground
 
@@ -43,21 +45,28 @@ class Picture:
         return cls(np.asarray(image.convert("RGB")))
 
     @cached_property
+    def _near(self) -> np.ndarray:
+        """Which of the corners' pixels are near each of `BACKGROUNDS`, (N, pixels) bool."""
+        named = np.array(list(BACKGROUNDS.values()), np.float32)
+        return np.abs(self._corners - named[:, None]).sum(axis=-1) < NEAR
+
+    @cached_property
     def _corners(self) -> np.ndarray:
         ends = np.r_[:CORNER, SIDE - CORNER : SIDE]
         return self.pixels[np.ix_(ends, ends)].reshape(-1, 3).astype(np.float32)
 
     @cached_property
-    def ground(self) -> np.ndarray:
-        """The colour of the corners, (3,) float32."""
-        return np.median(self._corners, axis=0)
+    def background(self) -> str | None:
+        """Of `BACKGROUNDS`; None where no corner shows any, or several are as likely."""
+        shares = self._near.mean(axis=1)
+        second, first = np.sort(shares)[-2:]
+        return tuple(BACKGROUNDS)[int(shares.argmax())] if first > max(SHOWN, second) else None
 
     @cached_property
-    def background(self) -> str | None:
-        """Of `BACKGROUNDS`; None where the corners are not of one colour, or of none of them."""
-        name = min(BACKGROUNDS, key=lambda name: float(np.abs(self.ground - BACKGROUNDS[name]).sum()))
-        near = np.abs(self._corners - BACKGROUNDS[name]).sum(axis=1) < NEAR
-        return name if near.mean() > 0.5 else None
+    def ground(self) -> np.ndarray:
+        """The background as it is drawn, (3,) float32."""
+        shown = [] if self.background is None else self._near[list(BACKGROUNDS).index(self.background)]
+        return np.median(self._corners[shown] if len(shown) else self._corners, axis=0)
 
     @cached_property
     def foreground(self) -> np.ndarray:

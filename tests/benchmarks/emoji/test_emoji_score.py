@@ -79,7 +79,7 @@ def test_what_does_not_fill_its_square_or_lies_elsewhere_is_not_clean() -> None:
 
 def test_corners_of_no_or_several_colours_are_no_background() -> None:
     pixels = render_batch([Scene(things("owl"))])[0]
-    pixels[:, : SIDE // 2] = 0
+    pixels[:, : SIDE // 2] = BACKGROUNDS["black"]
     assert Picture(pixels).background is None
     assert Picture(np.full((SIDE, SIDE, 3), (0, 255, 0), np.uint8)).background is None
 
