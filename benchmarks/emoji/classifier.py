@@ -21,7 +21,7 @@ from mobileo_mlx.errors import CheckpointError
 from mobileo_mlx.training.loop import StepReport, TrainingLoop
 
 from .augment import SIDE, augmented
-from .sprites import cache_folder, emoji
+from .sprites import cache_folder, emoji, sprites
 
 STEPS, BATCH, LEARNING_RATE = 1200, 256, 3e-3
 WIDTHS = (32, 96, 192, 256)
@@ -78,6 +78,13 @@ def classes() -> np.ndarray:
     """The class of each of `emoji(toned=True)`, (M,): the index of the same emoji in the usual skin tone."""
     places = {each.name: index for index, each in enumerate(emoji())}
     return np.array([places[each.name] for each in emoji(toned=True)])
+
+
+@cache
+def looks() -> np.ndarray:
+    """The first class whose picture is the same, of each class, (N,): the classifier can't tell these apart."""
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(sprites("small")[i].tobytes(), i) for i in range(len(emoji()))])
 
 
 def weights() -> Path:

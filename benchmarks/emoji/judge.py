@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..shapes.text import relation_of
-from .classifier import classes
+from .classifier import classes, looks
 from .rules import STRAY, Picture, counted, toned
 from .sprites import emoji
 from .text import Named, Spec
@@ -103,19 +103,19 @@ def _same(scene: Scene) -> bool:
 def _verdict(
     picture: Picture, spec: Spec, scene: Scene, found: tuple[Thing, ...], ranked: Sequence[np.ndarray]
 ) -> Verdict:
-    right_classes = [{int(classes()[index]) for index in named.indices} for named in spec.things]
+    right_looks = [{int(looks()[classes()[index]]) for index in named.indices} for named in spec.things]
     size = number = relation = tone = True
     if len(scene.things) == 1:
         named = spec.things[0]
         size = named.size in (None, found[0].size)
         tone = _tone_is_open(named) or picture.tone_of(found[0]) == emoji(toned=True)[scene.things[0].index].tone
-        ranks: tuple[int, ...] = (_rank(ranked[0], right_classes[0]),)
+        ranks: tuple[int, ...] = (_rank(ranked[0], right_looks[0]),)
     elif _same(scene):
         number = len(found) == len(scene.things)
-        ranks = tuple(_rank(one, right_classes[0]) for one in ranked)
+        ranks = tuple(_rank(one, right_looks[0]) for one in ranked)
     else:
         orders = [(0, 1), (1, 0)]
-        by_order = [tuple(_rank(ranked[i], right_classes[k]) for k, i in enumerate(order)) for order in orders]
+        by_order = [tuple(_rank(ranked[i], right_looks[k]) for k, i in enumerate(order)) for order in orders]
         best = min(range(2), key=lambda i: sum(one > 0 for one in by_order[i]))
         first, second = (found[i] for i in orders[best])
         relation = spec.relation in (None, relation_of(first.x - second.x, first.y - second.y))
@@ -138,4 +138,4 @@ def _tone_is_open(named: Named) -> bool:
 
 
 def _rank(ranked: np.ndarray, right: set[int]) -> int:
-    return int(np.flatnonzero(np.isin(ranked, list(right)))[0])
+    return int(np.flatnonzero(np.isin(looks()[ranked], list(right)))[0])

@@ -10,7 +10,7 @@ import numpy as np
 from ..common import markdown_table
 from ..shapes.report import wilson
 from .augment import augmented
-from .classifier import Classifier, classes, rank
+from .classifier import Classifier, classes, looks, rank
 from .rules import Picture
 from .sprites import SIZES, emoji
 from .world import BACKGROUNDS, CENTRE, Scene, Thing, render_batch
@@ -29,7 +29,7 @@ def measured(model: Classifier) -> Iterator[str]:
     rows = []
 
     def add(name: str, right: np.ndarray, ranked: np.ndarray) -> None:
-        ranks = (ranked == right[:, None]).argmax(axis=1)
+        ranks = (looks()[ranked] == looks()[right][:, None]).argmax(axis=1)
         for true, taken in zip(right[ranks > 0], ranked[ranks > 0, 0], strict=True):
             confusions[emoji()[true].name, emoji()[taken].name] += 1
         cells = [name, str(len(right))]

@@ -106,6 +106,18 @@ def test_each_fault_is_seen() -> None:
     assert (three.number, three.things, three.right) == (False, True, False)
 
 
+def test_emoji_of_the_same_picture_are_the_same() -> None:
+    assert (classifier.looks() == np.arange(len(emoji()))).all()
+    same = sprites("small").copy()
+    same[index_of("dog")] = same[index_of("owl")]
+    with pytest.MonkeyPatch.context() as patch:
+        classifier.looks.cache_clear()
+        patch.setattr(classifier, "sprites", lambda size: same)
+        assert verdict(Scene(things("owl")), Scene(things("dog"))).things
+    classifier.looks.cache_clear()
+    assert not verdict(Scene(things("owl")), Scene(things("dog"))).things
+
+
 def test_order_counts_where_it_was_asked_for() -> None:
     pair = Scene(things("owl", "dog", places=ROW, size="small"))
     turned = Scene(things("dog", "owl", places=ROW, size="small"))
