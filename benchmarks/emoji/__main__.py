@@ -36,9 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train.set_defaults(run=run_train)
 
     score = commands.add_parser("score", help="score a model: drawings, answers and edits")
-    add_model(score)
+    add_model(score, "; or truth: true pictures, for the most that any model can have")
+    score.add_argument("--autoencoder", metavar="MODEL", help="with --model truth: as this one's gives it back")
     score.add_argument("--n", type=int, default=100, help="samples of each category (default: 100)")
-    score.add_argument("--names", type=int, help="drawings of single emoji by name (default: as --n; all: 0)")
+    score.add_argument("--names", type=int, help="emoji to draw by their own names (default: as --n; all: 0)")
     score.add_argument("--only", action="append", choices=("draw", "ask", "edit"), help="a task; repeatable")
     score.add_argument("--out", type=Path, metavar="DIR", help="write score.json, score.md and sheet.png")
     score.set_defaults(run=run_score)
@@ -62,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a bundled name, a folder, or a repository on the hub")
+def add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
+    parser.add_argument("--model", required=True, help=f"a bundled name, a folder, or a repository on the hub{more}")
     parser.add_argument("--seed", type=int, default=0, help="of prompts and noise (default: 0)")
     parser.add_argument("--steps", type=int, help="of the sampler, in place of the default")
     parser.add_argument("--guidance-scale", type=float, help="in place of the default")
@@ -119,10 +120,20 @@ def run_score(options: argparse.Namespace) -> None:
     from ..scoring import OUTPUTS, record
     from ..shapes.report import ScoreReport, table
     from .classifier import load, rank
-    from .score import TASKS, drawn_by, edited_by, score_answers, score_drawing, score_edits, true_pictures
+    from .score import (
+        TASKS,
+        drawn_by,
+        edited_by,
+        score_answers,
+        score_drawing,
+        score_edits,
+        true_pictures,
+    )
 
     if options.n < 1:
         raise OptionError("at least 1 sample of each category is needed.")
+    if options.autoencoder is not None and options.model != TRUTH:
+        raise OptionError("--autoencoder is for true pictures; give --model truth, too.")
     check_fetched()
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -131,12 +142,12 @@ def run_score(options: argparse.Namespace) -> None:
     classify = partial(rank, load())
     drawing = drawing_options(options)
     tasks = options.only or TASKS
-    if options.model == TRUTH:
-        model = None
-        draw: Any = lambda captions, rng: true_pictures([one.scene for one in captions])  # noqa: E731
-        change: Any = lambda edits, rng: true_pictures([one.after for one in edits])  # noqa: E731
+    model = None if options.model == TRUTH else MobileO.load(options.model)
+    if model is None:
+        autoencoder = MobileO.load(options.autoencoder) if options.autoencoder is not None else None
+        draw = lambda captions, rng: true_pictures([one.scene for one in captions], autoencoder)  # noqa: E731
+        change = lambda edits, rng: true_pictures([one.after for one in edits], autoencoder)  # noqa: E731
     else:
-        model = MobileO.load(options.model)
         draw, change = drawn_by(model, drawing), edited_by(model, drawing)
     report = ScoreReport(options.model, {"n": options.n, "names": options.names, "seed": options.seed, **drawing})
 

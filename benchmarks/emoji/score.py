@@ -1,7 +1,6 @@
 """Scores a model on the world of emoji: what it draws, answers and edits.
 
-Truth and the noise of `Renders` are scored the same way: what the judge makes of true pictures is the most that any
-model can have.
+True pictures are scored the same way: what the judge makes of them is the most that any model can have.
 """
 
 from __future__ import annotations
@@ -124,11 +123,17 @@ def edited_by(model: MobileO, options: dict[str, Any] | None = None) -> Change:
     return change
 
 
-def true_pictures(scenes: Sequence[Scene]) -> list[Image.Image]:
-    """What all drawings should look like."""
+def true_pictures(scenes: Sequence[Scene], autoencoder: MobileO | None = None) -> list[Image.Image]:
+    """What all drawings should look like; or the most that they can, as the autoencoder of a model gives it back."""
     from PIL import Image
 
-    return [Image.fromarray(picture) for picture in render_batch(scenes)]
+    images = [Image.fromarray(picture) for picture in render_batch(scenes)]
+    if autoencoder is None:
+        return images
+    from mobileo_mlx.latents import encode_latents
+
+    parts = autoencoder.parts
+    return [autoencoder.decode_latents(encode_latents(parts, image))[0] for image in images]
 
 
 def _captions(count: int, seed: int, names_count: int | None) -> dict[str, list[Caption]]:

@@ -253,6 +253,17 @@ def test_data_that_is_not_fetched_is_named(
     assert "run `python -m benchmarks.emoji fetch`" in capsys.readouterr().err
 
 
+def test_true_pictures_through_an_autoencoder() -> None:
+    scenes = [Scene(things("owl")), Scene(things("dog"))]
+    images = true_pictures(scenes, mobileo_mlx.MobileO.load("tiny"))
+    for image, true in zip(images, true_pictures(scenes), strict=True):
+        # It knows white, but not the squares' colours.
+        assert image.size == true.size
+        assert Picture.of(image).background == "white"
+        assert image.tobytes() != true.tobytes()
+    assert main(["score", "--model", "tiny", "--autoencoder", "tiny"]) == 2
+
+
 def test_hero() -> None:
     image = Image.new("RGB", (SIDE, SIDE), (0, 0, 255))
     page = np.asarray(hero(["a red apple on a blue background"] * 5, [image] * 5, columns=3))
