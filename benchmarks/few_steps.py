@@ -25,7 +25,7 @@ SHOWN = {"draw": 10, "edit": 5}
 def variants(adapter: str) -> list[Variant]:
     """The default, the student in few steps, and the model itself in as few, with guidance and without."""
     without = {"guidance_scale": 1.0, "scheduler": "dpm++"}
-    student = [Variant(f"student, {n} steps", {"steps": n, **without}, adapter=adapter) for n in STEPS]
+    student = [Variant(f"student, {n} step{'s' * (n > 1)}", {"steps": n, **without}, adapter=adapter) for n in STEPS]
     guided = [Variant(f"model, {n} steps, guided", {"steps": n}) for n in (8, 4, 2)]
     return [Variant(DEFAULT), *student, *guided, Variant("model, 4 steps", {"steps": 4, **without})]
 
