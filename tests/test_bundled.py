@@ -51,6 +51,12 @@ def test_edits_with_every_sampler(model: MobileO, scheduler: str) -> None:
     assert edited_right(model, 5, scheduler=scheduler, steps=STEPS) >= 0.8
 
 
+def test_draws_and_edits_in_few_steps(model: MobileO) -> None:
+    # Without the adapter, two steps without guidance draw half of it.
+    assert drawn_right(model, 12, speed="turbo", steps=2) >= 0.8
+    assert edited_right(model, 5, speed="turbo") >= 0.8
+
+
 def test_one_picture_answers_for_the_other(model: MobileO) -> None:
     # Its own drawing is what it is asked about, edits, and is asked about again.
     star = model.generate("a red star", seed=1).images[0]
