@@ -41,7 +41,7 @@ def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(trainer, "write_samples", write_nothing)
 
 
-def write_nothing(model: MobileO, samples: Any, folder: Path, step: int, questions: bool) -> Path:
+def write_nothing(model: MobileO, samples: Any, folder: Path, step: int, questions: bool, drawing: Any = None) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / f"{step:07d}.json").write_text("[]")
     return folder / f"{step:07d}.png"
