@@ -10,13 +10,14 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_unflatten
 
 from mobileo_mlx.atomic import atomic_write
 from mobileo_mlx.errors import CheckpointError
 
-from .losses import drawing_loss, question_loss
+from .losses import AUTOENCODER, StageModel, drawing_loss, question_loss
 from .sequences import Sequences
-from .stages import Batch, Loss, Stage
+from .stages import Batch, Loss, Recipe, Stage
 
 QUESTION_WEIGHT = 0.3
 _ENCODED = 16  # pictures at a time, which is fastest on a CPU
@@ -28,25 +29,24 @@ class LatentPool:
     Encoding anew in each step would cost more than the step. Of several processes the others wait for the first one.
 
     Args:
-        path: of the file; where it exists, the latents in it are taken.
+        recipe: whose autoencoder makes them; they are kept in its folder.
         sequences: the texts by their kind, "captions" and "edits".
-        encoder: gives the network that makes latents of scenes; called where there is no file.
-        pictures: scenes to what that network takes.
+        pictures: scenes to pixels (B, H, W, 3) in [0, 1].
 
     Raises:
-        CheckpointError: the latents in the file are those of other texts.
+        CheckpointError: the latents in the file are those of other texts, or there is no autoencoder yet.
     """
 
     def __init__(
         self,
-        path: Path,
+        recipe: Recipe,
         sequences: Mapping[str, Sequences],
-        encoder: Callable[[], Callable[[mx.array], mx.array]],
         pictures: Callable[[Sequence[Any]], mx.array],
     ) -> None:
         self.sequences = sequences
+        path = recipe.folder / "latents.npz"
         if mx.distributed.init().rank() == 0 and not path.exists():
-            _write_latents(path, sequences, encoder(), pictures)
+            _write_latents(path, sequences, recipe, pictures)
         while not path.exists():
             time.sleep(1)
         stored = np.load(path)
@@ -68,14 +68,17 @@ class LatentPool:
         ] if sequences.seen else []
 
 
-def _write_latents(path: Path, sequences: Mapping[str, Sequences], encode: Any, pictures: Any) -> None:
+def _write_latents(path: Path, sequences: Mapping[str, Sequences], recipe: Recipe, pictures: Any) -> None:
     """Writes for each kind the latents of all its different scenes, float16, and for each text the row of its own."""
+    model: Any = StageModel(recipe.config, *AUTOENCODER)
+    model.update(tree_unflatten(recipe.weights("autoencoder", *AUTOENCODER)))
+    encode = model.eval().vae_encoder
     arrays: dict[str, Any] = {}
     for kind, texts in sequences.items():
         scenes = list(dict.fromkeys(texts.drawn))
         number = {scene: i for i, scene in enumerate(scenes)}
         parts = [scenes[i : i + _ENCODED] for i in range(0, len(scenes), _ENCODED)]
-        arrays[kind] = np.concatenate([np.array(encode(pictures(part)).astype(mx.float16)) for part in parts])
+        arrays[kind] = np.concatenate([np.array(encode(pictures(part) * 2 - 1).astype(mx.float16)) for part in parts])
         arrays[f"{kind}_rows"] = np.array([number[scene] for scene in texts.drawn])
         arrays[f"{kind}_digest"] = np.array(_digest(texts))
     with atomic_write(path) as temporary:

@@ -149,13 +149,7 @@ def _mixed(recipe: Recipe, stage: Stage, shown: Callable[[Sequence[Scene]], Any]
         "captions": curriculum.captions(np.random.default_rng([7, 0]), recipe.tokenizer, POOL),
         "edits": curriculum.edits(np.random.default_rng([7, 1]), recipe.tokenizer, POOL // 2),
     }
-
-    def encoder() -> Any:
-        model: Any = StageModel(recipe.config, *AUTOENCODER)
-        model.update(tree_unflatten(recipe.weights("autoencoder", *AUTOENCODER)))
-        return model.eval().vae_encoder
-
-    pool = LatentPool(recipe.folder / "latents.npz", sequences, encoder, lambda scenes: pixels(scenes) * 2 - 1)
+    pool = LatentPool(recipe, sequences, pixels)
 
     def ask(rng: np.random.Generator, size: int, progress: float) -> Sequences:
         return curriculum.questions(rng, recipe.tokenizer, size)
