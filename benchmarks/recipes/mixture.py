@@ -15,6 +15,7 @@ from mlx.utils import tree_unflatten
 from mobileo_mlx.atomic import atomic_write
 from mobileo_mlx.errors import CheckpointError
 
+from .curriculum import Curriculum
 from .losses import AUTOENCODER, StageModel, drawing_loss, question_loss
 from .sequences import Sequences
 from .stages import Batch, Loss, Recipe, Stage
@@ -91,23 +92,35 @@ def _digest(texts: Sequences) -> str:
 
 
 def mixed_batches(
+    recipe: Recipe,
     stage: Stage,
-    pool: LatentPool,
-    ask: Callable[[np.random.Generator, int, float], Sequences],
+    curriculum: Curriculum,
+    size: tuple[int, int],
+    pictures: Callable[[Sequence[Any]], mx.array],
     shown: Callable[[Sequence[Any]], Any],
+    *,
+    phased: bool = False,
 ) -> Callable[[int, int], Batch]:
-    """Captions and edits from the pool, and new questions.
+    """Captions and edits from a pool, and new questions.
 
     Args:
-        ask: makes so many questions, after a share of all steps.
+        size: captions and edits of the pool.
+        pictures: see `LatentPool`.
         shown: what edits and questions see of scenes.
+        phased: whether questions change in the course of the stage; otherwise they are those of the last phase.
     """
+    kinds = {"captions": curriculum.captions, "edits": curriculum.edits}
+    texts = {
+        kind: sample(np.random.default_rng([7, i]), recipe.tokenizer, count)
+        for i, ((kind, sample), count) in enumerate(zip(kinds.items(), size, strict=True))
+    }
+    pool = LatentPool(recipe, texts, pictures)
 
     def batches(step: int, part: int) -> Batch:
         rng = np.random.default_rng([stage.seed, step, part])
         captions, _ = pool.batch("captions", rng, stage.captions)
         edits, scenes = pool.batch("edits", rng, stage.edits)
-        asked = ask(rng, stage.questions, step / stage.steps)
+        asked = curriculum.questions(rng, recipe.tokenizer, stage.questions, step / stage.steps if phased else 1)
         return {
             "captions": captions,
             "edits": {**edits, "seen": shown(scenes)},
@@ -136,3 +149,8 @@ def mixed_loss(stage: Stage, see: Callable[[Any, Any], mx.array], *, shift: floa
         return flow + QUESTION_WEIGHT * ask, {"draw": draw, "edit": edit, "ask": ask}
 
     return loss
+
+
+def see(model: Any, pictures: mx.array) -> mx.array:
+    """Image features (B, N, hidden_size) of pictures, as the model has them."""
+    return model.mm_projector(model.vision_tower(pictures))

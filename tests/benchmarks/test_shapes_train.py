@@ -29,7 +29,7 @@ def workspace(tmp_path_factory) -> Path:
     """A folder in which every stage has been run for four steps with small batches."""
     folder = tmp_path_factory.mktemp("workspace")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "POOL", 16)
+        patch.setattr(train, "POOL", (16, 8))
         patch.setattr(train, "STAGES", {name: _short(stage) for name, stage in train.STAGES.items()})
         recipe = train.recipe(folder)
         for stage in train.STAGES.values():
@@ -101,7 +101,7 @@ def test_the_model_is_small(tokenizer):
 
 
 def test_batches_hold_the_prompts_of_captions(tokenizer):
-    sequences = curriculum.captions(np.random.default_rng(0), tokenizer, 3)
+    sequences = curriculum.CURRICULUM.captions(np.random.default_rng(0), tokenizer, 3)
     rng = np.random.default_rng(0)
     expected = [encode_prompt(tokenizer, generate_prompt(sample_caption(rng).text)) for _ in range(3)]
     for row, mask, ids in zip(sequences.ids, sequences.mask, expected, strict=True):
@@ -109,8 +109,9 @@ def test_batches_hold_the_prompts_of_captions(tokenizer):
 
 
 def test_the_curriculum_ends_with_all_kinds():
-    assert set(curriculum.kinds_at(0)) == {"colour", "shape"}
-    assert set(curriculum.kinds_at(1)) == set(QUESTION_TYPES)
-    asked = curriculum.questions(np.random.default_rng(0), Tokenizer(tiny_tokenizer()), 20, ("background",))
+    assert set(curriculum.CURRICULUM.kinds_at(0)) == {"colour", "shape"}
+    assert set(curriculum.CURRICULUM.kinds_at(1)) == set(QUESTION_TYPES)
+    only = replace(curriculum.CURRICULUM, phases=((1.0, ("background",)),))
+    asked = only.questions(np.random.default_rng(0), Tokenizer(tiny_tokenizer()), 20)
     names = {scene.background for scene in asked.seen}
     assert len(names) > 1  # the kind that was asked for, on scenes that suit it

@@ -12,21 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
 
 from benchmarks.recipes.losses import AUTOENCODER, StageModel, feature_loss, vision_model
-from benchmarks.recipes.mixture import LatentPool, mixed_batches, mixed_loss
-from benchmarks.recipes.sequences import Sequences
+from benchmarks.recipes.mixture import mixed_batches, mixed_loss, see
 from benchmarks.recipes.stages import Batch, Recipe, Setup, Stage
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.tokenizer import Tokenizer
 
 from ..world import Scene, render_batch
-from . import autoencoder, curriculum
+from . import autoencoder
+from .curriculum import CURRICULUM
 from .networks import SHIFT, emoji_config
 from .symbols import Symbols, symbol_features
 from .tokenizer import emoji_tokenizer
@@ -43,7 +42,7 @@ STAGES = {
         Stage("joint", 1000, 2, captions=24, edits=6, questions=8, learning_rate=3e-4, ema=0.99, seed=4),
     )
 }
-POOL = 40_000  # captions with the latents of their scenes; encoding anew in each step would cost more than the step
+POOL = (40_000, 10_000)  # captions and edits with their latents
 
 
 def recipe(folder: Path) -> Recipe:
@@ -78,7 +77,7 @@ def _drawing(recipe: Recipe, stage: Stage) -> Setup:
     model = StageModel(recipe.config, "llm", "lm_head", "diffusion_connector", "dit")
     return Setup(
         model,
-        _mixed(recipe, stage, Symbols(recipe.tokenizer)),
+        mixed_batches(recipe, stage, CURRICULUM, POOL, pixels, Symbols(recipe.tokenizer), phased=True),
         mixed_loss(stage, symbol_features, shift=SHIFT, draws=DRAWS),
     )
 
@@ -109,10 +108,11 @@ def _joint(recipe: Recipe, stage: Stage) -> Setup:
     model.update(tree_unflatten(recipe.weights("vision", *names[:2])))
     model.update(tree_unflatten(recipe.weights("drawing", *names[2:])))
 
-    def see(model: Any, pictures: mx.array) -> mx.array:
-        return model.mm_projector(model.vision_tower(pictures))
-
-    return Setup(model, _mixed(recipe, stage, pixels), mixed_loss(stage, see, shift=SHIFT, draws=DRAWS))
+    return Setup(
+        model,
+        mixed_batches(recipe, stage, CURRICULUM, POOL, pixels, pixels),
+        mixed_loss(stage, see, shift=SHIFT, draws=DRAWS),
+    )
 
 
 _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
@@ -122,19 +122,6 @@ _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
     "vision": _vision,
     "joint": _joint,
 }
-
-
-def _mixed(recipe: Recipe, stage: Stage, shown: Callable[[Sequence[Scene]], Any]) -> Callable[[int, int], Batch]:
-    sequences = {
-        "captions": curriculum.captions(np.random.default_rng([7, 0]), recipe.tokenizer, POOL),
-        "edits": curriculum.edits(np.random.default_rng([7, 1]), recipe.tokenizer, POOL // 4),
-    }
-    pool = LatentPool(recipe, sequences, pixels)
-
-    def ask(rng: np.random.Generator, size: int, progress: float) -> Sequences:
-        return curriculum.questions(rng, recipe.tokenizer, size, curriculum.kinds_at(progress))
-
-    return mixed_batches(stage, pool, ask, shown)
 
 
 def pixels(scenes: Sequence[Scene]) -> mx.array:

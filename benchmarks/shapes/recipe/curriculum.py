@@ -6,25 +6,22 @@ changes in the course of the training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from benchmarks.recipes import sequences
-from benchmarks.recipes.sequences import Sequences
+from benchmarks.recipes.curriculum import Curriculum
 from mobileo_mlx.tokenizer import Tokenizer
 
 from ..edits import sample_edit
 from ..questions import QUESTION_TYPES, sample_question
 from ..text import sample_caption
-from ..world import UNITS, Scene, pick
+from ..world import UNITS, Scene
 from .tiny import GRID
 
 # What has to find an object first is hard, so it is asked more often.
 ALL_KINDS = (*QUESTION_TYPES, "colour", "presence", "presence", "relation", "relation", "relation", "where", "where")
 # The kinds of questions up to a share of all steps: to find an object by its name takes some hundred steps of training
 # where little else is asked, and is hardly trained at all by a mixture of all kinds. Relations take longest.
-_CURRICULUM = (
+_PHASES = (
     (0.12, ("colour", "shape")),
     (0.24, ("colour", "shape", "presence", "count")),
     (0.5, ("where", "where", "relation", "colour")),
@@ -32,25 +29,7 @@ _CURRICULUM = (
 )
 _ROWS, _COLUMNS = "ABCD", "EFGH"
 
-
-def captions(rng: np.random.Generator, tokenizer: Tokenizer, size: int) -> Sequences:
-    """Prompts to draw from."""
-    return sequences.captions(tokenizer, [sample_caption(rng) for _ in range(size)])
-
-
-def edits(rng: np.random.Generator, tokenizer: Tokenizer, size: int) -> Sequences:
-    """Instructions to change a scene."""
-    return sequences.edits(tokenizer, [sample_edit(rng) for _ in range(size)])
-
-
-def kinds_at(progress: float) -> Sequence[str]:
-    """The kinds of questions after a share of all steps, from 0 to 1."""
-    return next(kinds for until, kinds in _CURRICULUM if progress <= until)
-
-
-def questions(rng: np.random.Generator, tokenizer: Tokenizer, size: int, kinds: Sequence[str] = ALL_KINDS) -> Sequences:
-    """Questions with their answers."""
-    return sequences.questions(tokenizer, [sample_question(rng, pick(rng, kinds)) for _ in range(size)])
+CURRICULUM = Curriculum(sample_caption, sample_edit, sample_question, _PHASES)
 
 
 def symbols(scene: Scene, tokenizer: Tokenizer) -> np.ndarray:

@@ -22,15 +22,15 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from benchmarks.recipes.losses import AUTOENCODER, StageModel, feature_loss, question_loss, vision_model
-from benchmarks.recipes.mixture import LatentPool, mixed_batches, mixed_loss
-from benchmarks.recipes.sequences import Sequences
+from benchmarks.recipes.mixture import mixed_batches, mixed_loss, see
 from benchmarks.recipes.stages import Batch, Recipe, Setup, Stage
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.tokenizer import Tokenizer
 
 from ..world import WORLD, Scene, render_batch
-from . import autoencoder, curriculum
+from . import autoencoder
 from .autoencoder import any_scene
+from .curriculum import CURRICULUM
 from .symbols import symbol_features, symbol_ids
 from .tiny import SIDE, tiny_config, tiny_tokenizer
 
@@ -47,7 +47,7 @@ STAGES = {
         Stage("joint", 1000, 3, captions=24, edits=8, questions=8, learning_rate=3e-4, ema=0.99, seed=4),
     )
 }
-POOL = 40_000  # scenes with their latents; encoding anew in each step would cost more than the step
+POOL = (40_000, 20_000)  # captions and edits with their latents
 
 
 def recipe(folder: Path) -> Recipe:
@@ -82,8 +82,7 @@ def _decoder(recipe: Recipe, stage: Stage) -> Setup:
 def _questions(recipe: Recipe, stage: Stage) -> Setup:
     def batches(step: int, part: int) -> Batch:
         rng = np.random.default_rng([stage.seed, step, part])
-        kinds = curriculum.kinds_at(step / stage.steps)
-        sequences = curriculum.questions(rng, recipe.tokenizer, stage.questions, kinds)
+        sequences = CURRICULUM.questions(rng, recipe.tokenizer, stage.questions, step / stage.steps)
         return {
             **sequences.arrays(),
             "symbols": symbol_ids(sequences.seen, recipe.tokenizer),
@@ -116,7 +115,7 @@ def _drawing(recipe: Recipe, stage: Stage) -> Setup:
     model.llm.embed_tokens.freeze()  # type: ignore[attr-defined]
     return Setup(
         model,
-        _mixed(recipe, stage, lambda scenes: symbol_ids(scenes, recipe.tokenizer)),
+        mixed_batches(recipe, stage, CURRICULUM, POOL, pixels, lambda scenes: symbol_ids(scenes, recipe.tokenizer)),
         mixed_loss(stage, symbol_features, shift=SHIFT),
     )
 
@@ -128,10 +127,9 @@ def _joint(recipe: Recipe, stage: Stage) -> Setup:
     model.update(tree_unflatten(recipe.weights("vision", *names[:2])))
     model.update(tree_unflatten(recipe.weights("drawing", *names[2:])))
 
-    def see(model: Any, pictures: mx.array) -> mx.array:
-        return model.mm_projector(model.vision_tower(pictures))
-
-    return Setup(model, _mixed(recipe, stage, pixels), mixed_loss(stage, see, shift=SHIFT))
+    return Setup(
+        model, mixed_batches(recipe, stage, CURRICULUM, POOL, pixels, pixels), mixed_loss(stage, see, shift=SHIFT)
+    )
 
 
 _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
@@ -142,19 +140,6 @@ _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
     "drawing": _drawing,
     "joint": _joint,
 }
-
-
-def _mixed(recipe: Recipe, stage: Stage, shown: Callable[[Sequence[Scene]], Any]) -> Callable[[int, int], Batch]:
-    sequences = {
-        "captions": curriculum.captions(np.random.default_rng([7, 0]), recipe.tokenizer, POOL),
-        "edits": curriculum.edits(np.random.default_rng([7, 1]), recipe.tokenizer, POOL // 2),
-    }
-    pool = LatentPool(recipe, sequences, pixels)
-
-    def ask(rng: np.random.Generator, size: int, progress: float) -> Sequences:
-        return curriculum.questions(rng, recipe.tokenizer, size)
-
-    return mixed_batches(stage, pool, ask, shown)
 
 
 def pixels(scenes: Sequence[Scene]) -> mx.array:

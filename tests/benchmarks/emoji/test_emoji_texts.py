@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from benchmarks.emoji import names
 from benchmarks.emoji.edits import EDIT_TYPES, sample_edit
 from benchmarks.emoji.questions import QUESTION_TYPES, sample_question
-from benchmarks.emoji.recipe import curriculum
+from benchmarks.emoji.recipe.curriculum import CURRICULUM
 from benchmarks.emoji.recipe.tokenizer import emoji_tokenizer, learn_merges
 from benchmarks.emoji.sprites import TONES, emoji
 from benchmarks.emoji.text import CATEGORIES, all_descriptions, describe, sample_caption
@@ -364,13 +365,13 @@ def test_merges_build_the_words():
 
 def test_sequences_are_those_of_inference(tokenizer):
     rng = np.random.default_rng(0)
-    drawn = curriculum.captions(rng, tokenizer, 4)
+    drawn = CURRICULUM.captions(rng, tokenizer, 4)
     assert len(drawn.drawn) == 4
     assert not drawn.seen
     assert (drawn.labels == IGNORED_LABEL).all()
-    edited = curriculum.edits(rng, tokenizer, 4)
+    edited = CURRICULUM.edits(rng, tokenizer, 4)
     assert len(edited.drawn) == len(edited.seen) == 4
-    asked = curriculum.questions(rng, tokenizer, 4, ("background",))
+    asked = replace(CURRICULUM, phases=((1.0, ("background",)),)).questions(rng, tokenizer, 4)
     answers = [tokenizer.decode([i for i in row if i != IGNORED_LABEL], skip_special=True) for row in asked.labels]
     assert answers == [scene.background for scene in asked.seen]
-    assert set(curriculum.kinds_at(0)) < set(curriculum.kinds_at(1)) == set(QUESTION_TYPES)
+    assert set(CURRICULUM.kinds_at(0)) < set(CURRICULUM.kinds_at(1)) == set(QUESTION_TYPES)
