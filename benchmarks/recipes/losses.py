@@ -8,11 +8,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map_with_path
 
-from mobileo_mlx.conditioning import MultimodalInputs, embed_prompts, hidden_states, text_input
+from mobileo_mlx.conditioning import text_input
 from mobileo_mlx.models.fastvithd import FastViTHD
 from mobileo_mlx.models.mobileo import MobileOConfig, build
 from mobileo_mlx.schedulers import shift as shifted
-from mobileo_mlx.training.losses import answer_losses, flow_matching_loss
+from mobileo_mlx.training.losses import flow_matching_loss
 
 from .stages import Batch, Loss
 
@@ -36,23 +36,31 @@ class StageModel(nn.Module):
                 module.eval()
 
 
-def _inputs(model: Any, batch: Batch, features: mx.array | None) -> MultimodalInputs:
-    """The embeddings of a batch.
+def embedded(model: Any, batch: Batch, features: mx.array | None) -> tuple[mx.array, mx.array]:
+    """What `conditioning.embed_prompts` makes of a batch, and its mask, in operations that can be compiled.
 
     Args:
+        batch: of `Sequences.arrays`.
         features: (B, N, hidden_size), what stands for the image; None where the prompts have no image.
+
+    Returns:
+        embeddings (B, T, hidden_size), 0 where a row is padded, and (B, T) bool.
     """
-    images = [] if features is None else list(features)
-    return embed_prompts(
-        model.llm.embed_tokens, batch["ids"], images, attention_mask=batch["mask"], labels=batch["labels"]
-    )
+    embeddings, mask = model.llm.embed_tokens(batch["ids"]), batch["mask"]
+    if features is not None:
+        place, shown = batch["place"], mx.ones(features.shape[:2], mx.bool_)
+        embeddings = mx.concatenate([embeddings[:, :place], features, embeddings[:, place + 1 :]], axis=1)
+        mask = mx.concatenate([mask[:, :place], shown, mask[:, place + 1 :]], axis=1)
+    return embeddings * mask[..., None], mask
 
 
 def question_loss(model: Any, batch: Batch, features: mx.array) -> mx.array:
     """Cross-entropy of the answers. Padding is on the right, so causal attention needs no mask."""
-    inputs = _inputs(model, batch, features)
-    assert inputs.labels is not None
-    return answer_losses(model.lm_head, model.llm(inputs.inputs_embeds), inputs.labels).mean()
+    embeddings, _ = embedded(model, batch, features)
+    column = batch["column"] + (features.shape[1] - 1)  # answers come after the image
+    logits = model.lm_head(model.llm(embeddings)[batch["row"], column])
+    losses = nn.losses.cross_entropy(logits, batch["answer"], weights=batch["weight"])
+    return losses.sum() / batch["weight"].sum()
 
 
 def drawing_loss(
@@ -74,9 +82,10 @@ def drawing_loss(
             there are few latents, then reads it once.
     """
     noise_key, sigma_key, drop_key = mx.random.split(key, 3)
-    inputs = _inputs(model, batch, features)
+    embeddings, mask = embedded(model, batch, features)
+    states = model.llm.hidden_states(embeddings, model.diffusion_connector.layer_weights.shape[0])
     dropped = mx.random.uniform(shape=(latents.shape[0],), key=drop_key) < CONDITIONING_DROPOUT
-    text = text_input(model, hidden_states(model, inputs), mask=inputs.padding_mask, dropped=dropped)
+    text = text_input(model, states, mask=mask, dropped=dropped)
     latents = mx.repeat(latents, draws, axis=0)
     return flow_matching_loss(
         model.dit,

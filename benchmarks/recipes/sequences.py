@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from mobileo_mlx.conditioning import IGNORED_LABEL
-from mobileo_mlx.prompts import ask_prompt, edit_prompt, encode_prompt, generate_prompt
+from mobileo_mlx.prompts import IMAGE_TOKEN_INDEX, ask_prompt, edit_prompt, encode_prompt, generate_prompt
 from mobileo_mlx.tokenizer import IM_END, Tokenizer
 
 from .stages import Batch
@@ -34,11 +35,36 @@ class Sequences:
     drawn: list[Any]
 
     def arrays(self, rows: np.ndarray | None = None) -> Batch:
-        """Token ids, labels and mask, of some of the rows without needless padding, or of all."""
-        if rows is None:
-            return {"ids": self.ids, "mask": self.mask, "labels": self.labels}
-        length = int(self.mask[rows].sum(axis=1).max())
-        return {name: array[rows, :length] for name, array in self.arrays().items()}
+        """Some of the rows, or all, as a loss takes them; their shapes are few, so that it can be compiled.
+
+        Returns:
+            "ids" (B, T) int32, 0 for padding, "mask" (B, T) bool; where there is an image, its "place", the same in
+            all rows; where there are answers, the "row" and "column" that each of their ids is predicted from, the
+            "answer" itself and its "weight", 0 for what fills up, (N,) each.
+        """
+        rows = np.arange(len(self.ids)) if rows is None else rows
+        width = _rounded(int(self.mask[rows].sum(axis=1).max()), 8)
+        ids, mask, labels = (
+            np.pad(array[rows, :width], ((0, 0), (0, max(0, width - array.shape[1]))), constant_values=padding)
+            for array, padding in ((self.ids, 0), (self.mask, False), (self.labels, IGNORED_LABEL))
+        )
+        batch: Batch = {"ids": mx.array(np.maximum(ids, 0), mx.int32), "mask": mx.array(mask)}
+        if self.seen:
+            batch["place"] = int(np.argmax(ids[0] == IMAGE_TOKEN_INDEX))
+            if not ((ids == IMAGE_TOKEN_INDEX).argmax(axis=1) == batch["place"]).all():
+                raise ValueError("the images stand in different places")
+        row, column = np.nonzero(labels != IGNORED_LABEL)
+        if len(row):
+            answers = (row, column - 1, labels[row, column])
+            missing = _rounded(len(row), 32) - len(row)
+            for name, array in zip(("row", "column", "answer"), answers, strict=True):
+                batch[name] = mx.array(np.pad(array, (0, missing)), mx.int32)
+            batch["weight"] = mx.array(np.pad(np.ones(len(row), np.float32), (0, missing)))
+        return batch
+
+
+def _rounded(count: int, step: int) -> int:
+    return -(-count // step) * step
 
 
 def captions(tokenizer: Tokenizer, samples: Sequence[Any]) -> Sequences:

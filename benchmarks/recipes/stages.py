@@ -118,6 +118,7 @@ class Recipe:
             folder=self.folder / stage.name,
             save_every=100,
             settings={"parts": stage.parts},
+            compiled=True,
         ).run()
 
     def run_all(self, name: str, say: Callable[[str], None]) -> None:

@@ -82,6 +82,8 @@ class TrainingLoop:
         guard: asked about every loss whether the run makes no sense to continue.
         before_step: called with the step (0 for the first) before it, for what changes on a schedule.
         stop: asked after each step; a True ends the run there, with a checkpoint.
+        compiled: whether loss and gradient are compiled. It pays where batches are arrays of few different shapes, for
+            each of which they are traced anew.
         bad_samples: the step (0 for the first) to the names of the samples that may have made its loss infinite.
         step: optimizer steps that are done.
         averages: the running mean of the parameters by name, where there is one.
@@ -105,6 +107,7 @@ class TrainingLoop:
     guard: DivergenceGuard | None = None
     before_step: Callable[[int], None] | None = None
     stop: Callable[[], bool] | None = None
+    compiled: bool = False
     bad_samples: Callable[[int], str] | None = None
 
     step: int = field(default=0, init=False)
@@ -141,8 +144,7 @@ class TrainingLoop:
         """
         world = mx.distributed.init()
         self.begin()
-        gradient = nn.value_and_grad(self.model, self.loss)
-        update = self._compiled_update()
+        gradient, update = self._gradient(), self._compiled_update()
         busy, first = 0.0, self.step
         stopped = False
         while self.step < self.steps and not stopped:
@@ -182,13 +184,21 @@ class TrainingLoop:
                     self.save()
             yield report
 
+    def _gradient(self) -> Callable[[Any, mx.array], Any]:
+        """Batch and key to loss, metrics and gradient."""
+        gradient = partial(nn.value_and_grad(self.model, self.loss), self.model)
+        if not self.compiled:
+            return gradient
+        state = [self.model.state]
+        return partial(mx.compile, inputs=state, outputs=state)(gradient)
+
     def _mean_gradient(self, gradient: Callable, world: mx.distributed.Group) -> tuple[mx.array, dict, Any]:
         """Loss, metrics and gradient of one step: means over the micro-batches of all processes."""
         total: Any = None
         for part in range(self.accumulate):
             index = part * world.size() + world.rank()
             key = mx.random.key(int(np.random.SeedSequence([self.seed, self.step, index]).generate_state(1)[0]))
-            (loss, metrics), grads = gradient(self.model, self.batches(self.step, index), key)
+            (loss, metrics), grads = gradient(self.batches(self.step, index), key)
             found = (loss, metrics, grads)
             total = found if total is None else tree_map(lambda a, b: a + b, total, found)
             mx.eval(total)
@@ -198,7 +208,7 @@ class TrainingLoop:
         """The optimizer's step as a function from the gradient and the parameters to new parameters.
 
         It is compiled, which fuses the optimizer's many small operations on each parameter into a few. The loss is
-        not: nearly every batch has lengths of its own, and tracing it for each costs more than it saves.
+        only on demand: where nearly every batch has lengths of its own, tracing it for each costs more than it saves.
         """
         state = [self.optimizer.state]
         return partial(mx.compile, inputs=state, outputs=state)(self.optimizer.apply_gradients)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.recipes.stages import Stage
 from benchmarks.shapes.questions import QUESTION_TYPES
 from benchmarks.shapes.recipe import curriculum, train
 from benchmarks.shapes.recipe.tiny import GRID, SIDE, tiny_config, tiny_tokenizer
@@ -17,6 +16,7 @@ from mobileo_mlx import MobileO
 from mobileo_mlx.errors import CheckpointError
 from mobileo_mlx.prompts import encode_prompt, generate_prompt
 from mobileo_mlx.tokenizer import Tokenizer
+from tests.benchmarks.short_runs import short_runs
 
 
 @pytest.fixture(scope="module")
@@ -26,23 +26,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
-    """A folder in which every stage has been run for four steps with small batches."""
-    folder = tmp_path_factory.mktemp("workspace")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "POOL", (16, 8))
-        patch.setattr(train, "STAGES", {name: _short(stage) for name, stage in train.STAGES.items()})
-        recipe = train.recipe(folder)
-        for stage in train.STAGES.values():
-            reports = list(recipe.run(stage))
-            assert [report.step for report in reports] == [1, 2, 3, 4]
-            assert not list(recipe.run(stage))  # done: nothing is left to run
-        recipe.export(folder / "model")
-    return folder
-
-
-def _short(stage: Stage) -> Stage:
-    sizes = {name: min(2, getattr(stage, name)) for name in ("captions", "edits", "questions", "pictures")}
-    return replace(stage, steps=4, parts=min(2, stage.parts), **sizes)
+    return short_runs(train, tmp_path_factory.mktemp("workspace"), POOL=(16, 8))
 
 
 def test_the_exported_model_runs(workspace):

@@ -64,6 +64,13 @@ def test_the_compiled_update_changes_no_loss() -> None:
     assert np.allclose(compiled, plain, rtol=1e-6)
 
 
+def test_a_compiled_loss_changes_no_step() -> None:
+    compiled, plain = fit(compiled=True), fit()
+    assert np.allclose(summary(list(compiled.run())), summary(list(plain.run())), rtol=1e-5)
+    for name, value in plain.arrays()["model"].items():
+        assert np.allclose(value, compiled.arrays()["model"][name], rtol=1e-4, atol=1e-6), name
+
+
 @pytest.mark.parametrize("ema", [None, 0.9])
 @pytest.mark.parametrize("killed_after", [1, 3, 4])
 def test_resuming_is_exact(tmp_path: Path, killed_after: int, ema: float | None) -> None:

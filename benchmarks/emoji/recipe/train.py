@@ -26,7 +26,7 @@ from mobileo_mlx.tokenizer import Tokenizer
 from ..world import Scene, render_batch
 from . import autoencoder
 from .curriculum import CURRICULUM
-from .networks import SHIFT, emoji_config
+from .networks import SHIFT, emoji_config, start_from_names
 from .symbols import Symbols, symbol_features
 from .tokenizer import emoji_tokenizer
 
@@ -75,6 +75,7 @@ def _decoder(recipe: Recipe, stage: Stage) -> Setup:
 
 def _drawing(recipe: Recipe, stage: Stage) -> Setup:
     model = StageModel(recipe.config, "llm", "lm_head", "diffusion_connector", "dit")
+    start_from_names(model)
     return Setup(
         model,
         mixed_batches(recipe, stage, CURRICULUM, POOL, pixels, Symbols(recipe.tokenizer), phased=True),
