@@ -72,6 +72,7 @@ def drawing_loss(
     *,
     shift: float,
     draws: int = 1,
+    words_only: bool = False,
 ) -> mx.array:
     """Flow matching, conditioned as inference conditions.
 
@@ -80,10 +81,15 @@ def drawing_loss(
         shift: of the noise levels, see `mobileo_mlx.schedulers.shift`.
         draws: noises and noise levels for each text: the language model, which costs nearly as much as the DiT where
             there are few latents, then reads it once.
+        words_only: leave the language model's layers out, as if they added nothing; `silence` makes it so.
     """
     noise_key, sigma_key, drop_key = mx.random.split(key, 3)
     embeddings, mask = embedded(model, batch, features)
-    states = model.llm.hidden_states(embeddings, model.diffusion_connector.layer_weights.shape[0])
+    count = model.diffusion_connector.layer_weights.shape[0]
+    if words_only:
+        states = [*[embeddings] * (count - 1), model.llm.norm(embeddings)]
+    else:
+        states = model.llm.hidden_states(embeddings, count)
     dropped = mx.random.uniform(shape=(latents.shape[0],), key=drop_key) < CONDITIONING_DROPOUT
     text = text_input(model, states, mask=mask, dropped=dropped)
     latents = mx.repeat(latents, draws, axis=0)
@@ -95,6 +101,13 @@ def drawing_loss(
         text.states,
         text.mask,
     )
+
+
+def silence(llm: Any) -> None:
+    """Makes the layers of a language model add nothing to its stream, from where they learn."""
+    for layer in llm.layers:
+        for last in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            last.weight = mx.zeros_like(last.weight)
 
 
 def logit_normal_sigmas(key: mx.array, batch: int) -> mx.array:

@@ -31,7 +31,8 @@ class LatentPool:
 
     Args:
         recipe: whose autoencoder makes them; they are kept in its folder.
-        sequences: the texts by their kind, "captions" and "edits".
+        curriculum: of the texts.
+        size: captions and edits.
         pictures: scenes to pixels (B, H, W, 3) in [0, 1].
 
     Raises:
@@ -41,10 +42,15 @@ class LatentPool:
     def __init__(
         self,
         recipe: Recipe,
-        sequences: Mapping[str, Sequences],
+        curriculum: Curriculum,
+        size: tuple[int, int],
         pictures: Callable[[Sequence[Any]], mx.array],
     ) -> None:
-        self.sequences = sequences
+        kinds = {"captions": curriculum.captions, "edits": curriculum.edits}
+        self.sequences = sequences = {
+            kind: sample(np.random.default_rng([7, i]), recipe.tokenizer, count)
+            for i, ((kind, sample), count) in enumerate(zip(kinds.items(), size, strict=True))
+        }
         path = recipe.folder / "latents.npz"
         if mx.distributed.init().rank() == 0 and not path.exists():
             _write_latents(path, sequences, recipe, pictures)
@@ -59,10 +65,17 @@ class LatentPool:
         self._latents = {kind: stored[kind] for kind in sequences}
         self._rows = {kind: stored[f"{kind}_rows"] for kind in sequences}
 
-    def batch(self, kind: str, rng: np.random.Generator, size: int) -> tuple[Batch, list[Any]]:
-        """Random texts of a kind with "latents" (B, h, w, latent_channels) float32, and the scenes that they see."""
+    def batch(
+        self, kind: str, rng: np.random.Generator, size: int, among: np.ndarray | None = None
+    ) -> tuple[Batch, list[Any]]:
+        """Random texts of a kind with "latents" (B, h, w, latent_channels) float32, and the scenes that they see.
+
+        Args:
+            among: the numbers of the texts to choose from; by default all.
+        """
         sequences = self.sequences[kind]
-        rows = rng.integers(len(sequences.ids), size=size)
+        rows = rng.integers(len(sequences.ids) if among is None else len(among), size=size)
+        rows = rows if among is None else among[rows]
         latents = mx.array(self._latents[kind][self._rows[kind][rows]].astype(np.float32))
         return {**sequences.arrays(rows), "latents": latents}, [
             sequences.seen[i] for i in rows
@@ -104,17 +117,11 @@ def mixed_batches(
     """Captions and edits from a pool, and new questions.
 
     Args:
-        size: captions and edits of the pool.
-        pictures: see `LatentPool`.
+        size, pictures: see `LatentPool`.
         shown: what edits and questions see of scenes.
         phased: whether questions change in the course of the stage; otherwise they are those of the last phase.
     """
-    kinds = {"captions": curriculum.captions, "edits": curriculum.edits}
-    texts = {
-        kind: sample(np.random.default_rng([7, i]), recipe.tokenizer, count)
-        for i, ((kind, sample), count) in enumerate(zip(kinds.items(), size, strict=True))
-    }
-    pool = LatentPool(recipe, texts, pictures)
+    pool = LatentPool(recipe, curriculum, size, pictures)
 
     def batches(step: int, part: int) -> Batch:
         rng = np.random.default_rng([stage.seed, step, part])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Stage:
     learning_rate: float = 1e-3
     decay: float = 1.0  # the last share of the steps, in which the rate falls (cosine where it is all of them)
     ema: float | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)  # factors of the rate, by how a parameter's name begins
     seed: int = 0
 
     @property
@@ -109,7 +110,7 @@ class Recipe:
             model=setup.model,
             loss=setup.loss,
             batches=setup.batches,
-            optimizer=optim.AdamW(_schedule(stage), betas=[0.9, 0.95], weight_decay=0.01, bias_correction=True),
+            optimizer=_optimizer(stage),
             steps=stage.steps,
             batch_size=stage.samples * stage.parts,
             accumulate=stage.parts // processes,
@@ -186,8 +187,23 @@ class Recipe:
                     yield json.dumps({"stage": name, **entry}) + "\n"
 
 
-def _schedule(stage: Stage) -> Callable:
-    rate, warmup = stage.learning_rate, min(100, stage.steps // 4)
+def _optimizer(stage: Stage) -> optim.Optimizer:
+    def adam(factor: float) -> optim.Optimizer:
+        schedule = _schedule(stage, stage.learning_rate * factor)
+        return optim.AdamW(schedule, betas=[0.9, 0.95], weight_decay=0.01, bias_correction=True)
+
+    if not stage.rates:
+        return adam(1)
+
+    def begins(prefix: str) -> Callable[[str, mx.array], bool]:
+        return lambda name, _: name.startswith(prefix)
+
+    groups = [adam(factor) for factor in stage.rates.values()]
+    return optim.MultiOptimizer([*groups, adam(1)], [begins(prefix) for prefix in stage.rates])
+
+
+def _schedule(stage: Stage, rate: float) -> Callable:
+    warmup = min(100, stage.steps // 4)
     if stage.decay == 1:
         parts = [optim.cosine_decay(rate, stage.steps - warmup, 0.01 * rate)]
         ends = [warmup]

@@ -87,9 +87,6 @@ def start_from_names(model: Any) -> None:
     """
     words = model.llm.embed_tokens
     words.weight = words.weight * (0.7 * _WIDTH**0.5)  # a standard deviation of 0.7 rather than 1 / sqrt(width)
-    for layer in model.llm.layers:  # the stream keeps the words
-        for last in (layer.self_attn.o_proj, layer.mlp.down_proj):
-            last.weight = last.weight * 0.1
     for block in model.dit.transformer_blocks:
         block.attn2.to_k.weight = block.attn2.to_k.weight * 4  # each head prefers some tokens
         block.scale_shift_table[mx.array([2, 5])] = 0.3  # the gates

@@ -2,6 +2,8 @@
 
 autoencoder  DC-AE on parts of scenes; the latent space is fixed from here on.
 decoder      its decoder alone, on whole scenes.
+names        token embeddings, the connector and the DiT, on captions of one thing. The language model's layers are left
+             out: before the embeddings say something they only blur them, and no name is learned.
 drawing      the language model and its head, the connector and the DiT, on captions, and on edits and questions with
              `symbols` as image features.
 vision       the vision tower and the projector, towards these symbols.
@@ -12,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from benchmarks.recipes.losses import AUTOENCODER, StageModel, feature_loss, vision_model
-from benchmarks.recipes.mixture import mixed_batches, mixed_loss, see
+from benchmarks.recipes.losses import AUTOENCODER, StageModel, drawing_loss, feature_loss, silence, vision_model
+from benchmarks.recipes.mixture import LatentPool, mixed_batches, mixed_loss, see
 from benchmarks.recipes.stages import Batch, Recipe, Setup, Stage
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.tokenizer import Tokenizer
@@ -31,12 +34,16 @@ from .symbols import Symbols, symbol_features
 from .tokenizer import emoji_tokenizer
 
 DRAWS = 2  # noises for each text
+NAME_DRAWS = 3
 
 STAGES = {
     stage.name: stage
     for stage in (
         Stage("autoencoder", 2000, pictures=32, learning_rate=3e-3, seed=0),
         Stage("decoder", 1500, pictures=8, learning_rate=1e-3, seed=5),
+        Stage(
+            "names", 1500, 2, captions=32, learning_rate=1.5e-3, decay=0.35, ema=0.999, rates={"llm.embed": 6}, seed=1
+        ),
         Stage("drawing", 5000, 2, captions=24, edits=4, questions=6, learning_rate=2e-3, decay=0.35, ema=0.999, seed=3),
         Stage("vision", 3000, pictures=64, learning_rate=1e-3, seed=2),
         Stage("joint", 1000, 2, captions=24, edits=6, questions=8, learning_rate=3e-4, ema=0.99, seed=4),
@@ -73,9 +80,29 @@ def _decoder(recipe: Recipe, stage: Stage) -> Setup:
     return Setup(model, batches, autoencoder.loss)
 
 
-def _drawing(recipe: Recipe, stage: Stage) -> Setup:
-    model = StageModel(recipe.config, "llm", "lm_head", "diffusion_connector", "dit")
+def _names(recipe: Recipe, stage: Stage) -> Setup:
+    model: Any = StageModel(recipe.config, "llm", "diffusion_connector", "dit")
     start_from_names(model)
+    model.llm.freeze()
+    model.llm.embed_tokens.unfreeze()
+    pool = LatentPool(recipe, CURRICULUM, POOL, pixels)
+    alone = np.flatnonzero([len(scene.things) == 1 for scene in pool.sequences["captions"].drawn])
+
+    def batches(step: int, part: int) -> Batch:
+        return pool.batch("captions", np.random.default_rng([stage.seed, step, part]), stage.captions, alone)[0]
+
+    def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
+        return drawing_loss(
+            model, batch, None, batch["latents"], key, shift=SHIFT, draws=NAME_DRAWS, words_only=True
+        ), {}
+
+    return Setup(model, batches, loss)
+
+
+def _drawing(recipe: Recipe, stage: Stage) -> Setup:
+    model: Any = StageModel(recipe.config, "llm", "lm_head", "diffusion_connector", "dit")
+    silence(model.llm)
+    model.update(tree_unflatten(recipe.weights("names", "llm", "diffusion_connector", "dit")))
     return Setup(
         model,
         mixed_batches(recipe, stage, CURRICULUM, POOL, pixels, Symbols(recipe.tokenizer), phased=True),
@@ -119,6 +146,7 @@ def _joint(recipe: Recipe, stage: Stage) -> Setup:
 _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
     "autoencoder": _autoencoder,
     "decoder": _decoder,
+    "names": _names,
     "drawing": _drawing,
     "vision": _vision,
     "joint": _joint,
