@@ -42,9 +42,21 @@ STAGES = {
         Stage("autoencoder", 2000, pictures=32, learning_rate=3e-3, seed=0),
         Stage("decoder", 1500, pictures=8, learning_rate=1e-3, seed=5),
         Stage(
-            "names", 1500, 2, captions=32, learning_rate=1.5e-3, decay=0.35, ema=0.999, rates={"llm.embed": 6}, seed=1
+            "names", 4000, 2, captions=32, learning_rate=1.5e-3, decay=0.35, ema=0.999, rates={"llm.embed": 6}, seed=1
         ),
-        Stage("drawing", 5000, 2, captions=24, edits=4, questions=6, learning_rate=2e-3, decay=0.35, ema=0.999, seed=3),
+        Stage(
+            "drawing",
+            5000,
+            2,
+            captions=24,
+            edits=4,
+            questions=6,
+            learning_rate=1.5e-3,
+            decay=0.35,
+            ema=0.999,
+            rates={"llm.embed": 3, "llm.layers": 0.2},
+            seed=3,
+        ),
         Stage("vision", 3000, pictures=64, learning_rate=1e-3, seed=2),
         Stage("joint", 1000, 2, captions=24, edits=6, questions=8, learning_rate=3e-4, ema=0.99, seed=4),
     )
