@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     classifier.set_defaults(run=run_classifier)
 
     train = commands.add_parser("train", help="train the small model from random weights, stage by stage")
-    train.add_argument("--stage", default="all", help="autoencoder, decoder, drawing, vision, joint, export, all")
+    train.add_argument(
+        "--stage", default="all", help="autoencoder, decoder, names, drawing, vision, joint, export, all"
+    )
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="a stopped run resumes from here")
     train.set_defaults(run=run_train)
 

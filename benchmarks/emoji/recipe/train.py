@@ -34,7 +34,7 @@ from .symbols import Symbols, symbol_features
 from .tokenizer import emoji_tokenizer
 
 DRAWS = 2  # noises for each text
-NAME_DRAWS = 3
+NAME_DRAWS = 3  # the same, of the stage `names`
 
 STAGES = {
     stage.name: stage
