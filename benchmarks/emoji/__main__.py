@@ -31,10 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     classifier.set_defaults(run=run_classifier)
 
     train = commands.add_parser("train", help="train the small model from random weights, stage by stage")
-    train.add_argument(
-        "--stage", default="all", help="autoencoder, decoder, names, drawing, vision, joint, export, all"
-    )
+    train.add_argument("--stage", default="all", help="autoencoder, names, drawing, vision, joint, export, all")
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="a stopped run resumes from here")
+    train.add_argument("--workers", type=int, default=0, help="processes that make batches ahead, for a GPU")
     train.set_defaults(run=run_train)
 
     score = commands.add_parser("score", help="score a model: drawings, answers and edits")
@@ -112,7 +111,7 @@ def run_classifier(options: argparse.Namespace) -> None:
 def run_train(options: argparse.Namespace) -> None:
     from .recipe.train import recipe
 
-    recipe(options.out).run_all(options.stage, partial(print, flush=True))
+    recipe(options.out, options.workers).run_all(options.stage, partial(print, flush=True))
 
 
 def run_score(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -115,31 +116,36 @@ def logit_normal_sigmas(key: mx.array, batch: int) -> mx.array:
     return mx.sigmoid(mx.random.normal((batch,), key=key))
 
 
+def see(model: Any, pictures: mx.array) -> mx.array:
+    """Image features (B, N, hidden_size) of pictures (B, H, W, 3) uint8, as the model has them."""
+    return model.mm_projector(model.vision_tower(pictures.astype(mx.float32) / 255))
+
+
 def vision_model(config: MobileOConfig, pictures: mx.array) -> StageModel:
     """A vision tower that learns, with its projector.
 
     Args:
-        pictures: (B, H, W, 3) in [0, 1], on which its layers are scaled at first.
+        pictures: (B, H, W, 3) uint8, on which its layers are scaled at first.
     """
     model: Any = StageModel(config, "vision_tower", "mm_projector")
     # The published networks start from 1e-5; so small a start would leave all images alike for long.
     model.update(
         tree_map_with_path(lambda k, v: mx.full(v.shape, 0.3) if "layer_scale" in k else v, model.parameters())
     )
-    _standardise(model.vision_tower, pictures)
+    _standardise(model.vision_tower, pictures.astype(mx.float32) / 255)
     return model.train()  # BatchNorm learns its statistics
 
 
-def feature_loss(scale: mx.array) -> Loss:
-    """The squared error of image features, of batches of "pixels" with their "target".
+def feature_loss(target: Callable[[Any], mx.array], scale: mx.array) -> Loss:
+    """The squared error of image features, of batches of "pixels" with their "symbols".
 
     Args:
+        target: symbols to the features that are right, (B, N, hidden_size).
         scale: the standard deviation of the targets.
     """
 
     def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
-        features = model.mm_projector(model.vision_tower(batch["pixels"]))
-        return mx.square((features - batch["target"]) / scale).mean(), {}
+        return mx.square((see(model, batch["pixels"]) - target(batch["symbols"])) / scale).mean(), {}
 
     return loss
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
 from mobileo_mlx.conditioning import IGNORED_LABEL
@@ -48,7 +47,7 @@ class Sequences:
             np.pad(array[rows, :width], ((0, 0), (0, max(0, width - array.shape[1]))), constant_values=padding)
             for array, padding in ((self.ids, 0), (self.mask, False), (self.labels, IGNORED_LABEL))
         )
-        batch: Batch = {"ids": mx.array(np.maximum(ids, 0), mx.int32), "mask": mx.array(mask)}
+        batch: Batch = {"ids": np.maximum(ids, 0).astype(np.int32), "mask": mask}
         if self.seen:
             batch["place"] = int(np.argmax(ids[0] == IMAGE_TOKEN_INDEX))
             if not ((ids == IMAGE_TOKEN_INDEX).argmax(axis=1) == batch["place"]).all():
@@ -58,8 +57,8 @@ class Sequences:
             answers = (row, column - 1, labels[row, column])
             missing = _rounded(len(row), 32) - len(row)
             for name, array in zip(("row", "column", "answer"), answers, strict=True):
-                batch[name] = mx.array(np.pad(array, (0, missing)), mx.int32)
-            batch["weight"] = mx.array(np.pad(np.ones(len(row), np.float32), (0, missing)))
+                batch[name] = np.pad(array, (0, missing)).astype(np.int32)
+            batch["weight"] = np.pad(np.ones(len(row), np.float32), (0, missing))
         return batch
 
 

@@ -16,12 +16,16 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_map
 
 from mobileo_mlx.errors import CheckpointError, OptionError
 from mobileo_mlx.models.mobileo import MobileOConfig
 from mobileo_mlx.tokenizer import Tokenizer
 from mobileo_mlx.training.loop import StepReport, TrainingLoop
 from mobileo_mlx.training.run_state import checkpoints, read_metrics
+
+from .ahead import ahead
 
 Batch = dict[str, Any]
 Loss = Callable[[Any, Any, mx.array], tuple[mx.array, dict[str, mx.array]]]
@@ -52,10 +56,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a stage trains, on what."""
+    """What a stage trains, on what: batches of NumPy arrays, which the loss gets as those of MLX."""
 
     model: nn.Module
-    batches: Callable[[int, int], Any]
+    batches: Callable[[int, int], Batch]
     loss: Loss
 
 
@@ -69,6 +73,8 @@ class Recipe:
         stages: by name, in order.
         setups: by the name of a stage, what it trains.
         sources: by component of the model, the stage with whose weights it is exported.
+        workers: processes that make batches ahead, see `ahead`.
+        shared: what one stage made and others of this process can use.
     """
 
     folder: Path
@@ -77,6 +83,8 @@ class Recipe:
     stages: Mapping[str, Stage]
     setups: Mapping[str, Callable[[Recipe, Stage], Setup]]
     sources: Mapping[str, str]
+    workers: int = 0
+    shared: dict[str, Any] = field(default_factory=dict)
 
     def weights(self, stage: str, *components: str) -> list[tuple[str, mx.array]]:
         """The parameters that an earlier stage ended with, their running mean where it kept one.
@@ -106,10 +114,11 @@ class Recipe:
             )
         mx.random.seed(stage.seed)  # of the initial weights alone; the rest has keys
         setup = self.setups[stage.name](self, stage)
+        made = ahead(setup.batches, self.workers, stage.steps)
         yield from TrainingLoop(
             model=setup.model,
             loss=setup.loss,
-            batches=setup.batches,
+            batches=lambda step, part: tree_map(_on_device, made(step, part)),
             optimizer=_optimizer(stage),
             steps=stage.steps,
             batch_size=stage.samples * stage.parts,
@@ -185,6 +194,10 @@ class Recipe:
             for entry in read_metrics(self.folder / name):
                 if entry["step"] == 1 or entry["step"] % 50 == 0 or entry["step"] == stage.steps:
                     yield json.dumps({"stage": name, **entry}) + "\n"
+
+
+def _on_device(value: Any) -> Any:
+    return mx.array(value) if isinstance(value, np.ndarray) else value
 
 
 def _optimizer(stage: Stage) -> optim.Optimizer:

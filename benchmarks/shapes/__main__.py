@@ -78,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--stage", default="all", help="autoencoder, decoder, questions, vision, drawing, joint, export, all"
     )
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="a stopped run resumes from here")
+    train.add_argument("--workers", type=int, default=0, help="processes that make batches ahead, for a GPU")
     train.set_defaults(run=run_train)
 
     options = parser.parse_args(arguments)
@@ -195,7 +196,7 @@ def run_render(options: argparse.Namespace) -> None:
 def run_train(options: argparse.Namespace) -> None:
     from .recipe.train import recipe
 
-    recipe(options.out).run_all(options.stage, lambda line: print(line, flush=True))
+    recipe(options.out, options.workers).run_all(options.stage, lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

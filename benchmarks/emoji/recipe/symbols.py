@@ -35,14 +35,14 @@ class Symbols:
         self._tokenizer = tokenizer
         self._known: dict[Any, list[int]] = {}
 
-    def __call__(self, scenes: Sequence[Scene]) -> dict[str, mx.array]:
+    def __call__(self, scenes: Sequence[Scene]) -> dict[str, np.ndarray]:
         """Token "ids" (B, GRID * GRID, WORDS) int32 and their "weights", float32, 0 where there is no word."""
         ids = np.zeros((len(scenes), GRID * GRID, WORDS), np.int32)
         weights = np.zeros(ids.shape, np.float32)
         for i, scene in enumerate(scenes):
             for j, tokens in enumerate(self._cells(scene)):
                 ids[i, j, : len(tokens)], weights[i, j, : len(tokens)] = tokens, len(tokens) ** -0.5
-        return {"ids": mx.array(ids), "weights": mx.array(weights)}
+        return {"ids": ids, "weights": weights}
 
     def _cells(self, scene: Scene) -> list[list[int]]:
         side = SIDE // GRID

@@ -1,7 +1,6 @@
 """How the bundled model `emoji` was made: trained from random weights in stages, each of which can be resumed.
 
-autoencoder  DC-AE on parts of scenes; the latent space is fixed from here on.
-decoder      its decoder alone, on whole scenes.
+autoencoder  DC-AE on scenes; the latent space is fixed from here on.
 names        token embeddings, the connector and the DiT, on captions of one thing. The language model's layers are left
              out: before the embeddings say something they only blur them, and no name is learned.
 drawing      the language model and its head, the connector and the DiT, on captions, and on edits and questions with
@@ -12,21 +11,30 @@ joint        everything but the autoencoder, on the same, with the vision tower'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_map, tree_unflatten
 
-from benchmarks.recipes.losses import AUTOENCODER, StageModel, drawing_loss, feature_loss, silence, vision_model
-from benchmarks.recipes.mixture import LatentPool, mixed_batches, mixed_loss, see
+from benchmarks.recipes.losses import (
+    AUTOENCODER,
+    StageModel,
+    drawing_loss,
+    feature_loss,
+    see,
+    silence,
+    vision_model,
+)
+from benchmarks.recipes.mixture import LatentPool, mixed_batches, mixed_loss
 from benchmarks.recipes.stages import Batch, Recipe, Setup, Stage
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.tokenizer import Tokenizer
 
-from ..world import Scene, render_batch
+from ..world import render_batch
 from . import autoencoder
 from .curriculum import CURRICULUM
 from .networks import SHIFT, emoji_config, start_from_names
@@ -39,8 +47,7 @@ NAME_DRAWS = 3  # the same, of the stage `names`
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("autoencoder", 2000, pictures=32, learning_rate=3e-3, seed=0),
-        Stage("decoder", 1500, pictures=8, learning_rate=1e-3, seed=5),
+        Stage("autoencoder", 2000, pictures=64, learning_rate=3e-3, seed=0),
         Stage(
             "names", 4000, 2, captions=32, learning_rate=1.5e-3, decay=0.35, ema=0.999, rates={"llm.embed": 6}, seed=1
         ),
@@ -64,32 +71,19 @@ STAGES = {
 POOL = (40_000, 10_000)  # captions and edits with their latents
 
 
-def recipe(folder: Path) -> Recipe:
-    """The stages in `folder`."""
+def recipe(folder: Path, workers: int = 0) -> Recipe:
+    """The stages in `folder`; for `workers` see `ahead`."""
     tokenizer = Tokenizer(emoji_tokenizer())
     end = [tokenizer.token_id(token) for token in ("<|im_end|>", "<|endoftext|>")]
     config = emoji_config(tokenizer.vocab_size, tuple(i for i in end if i is not None))
     sources = dict.fromkeys(COMPONENTS, "joint")
-    sources |= {"vae_encoder": "autoencoder", "vae_decoder": "decoder"}
-    return Recipe(folder, config, tokenizer, STAGES, _SETUPS, sources)
+    sources |= dict.fromkeys(AUTOENCODER, "autoencoder")
+    return Recipe(folder, config, tokenizer, STAGES, _SETUPS, sources, workers)
 
 
 def _autoencoder(recipe: Recipe, stage: Stage) -> Setup:
-    def batches(step: int, part: int) -> Batch:
-        return autoencoder.batch(stage.seed, stage.pictures, step, part, side=autoencoder.PART)
-
+    batches = partial(autoencoder.batch, stage.seed, stage.pictures)
     return Setup(StageModel(recipe.config, *AUTOENCODER), batches, autoencoder.loss)
-
-
-def _decoder(recipe: Recipe, stage: Stage) -> Setup:
-    model = StageModel(recipe.config, *AUTOENCODER)
-    model.update(tree_unflatten(recipe.weights("autoencoder", *AUTOENCODER)))
-    model.vae_encoder.freeze()
-
-    def batches(step: int, part: int) -> Batch:
-        return autoencoder.batch(stage.seed, stage.pictures, step, part)
-
-    return Setup(model, batches, autoencoder.loss)
 
 
 def _names(recipe: Recipe, stage: Stage) -> Setup:
@@ -97,7 +91,7 @@ def _names(recipe: Recipe, stage: Stage) -> Setup:
     start_from_names(model)
     model.llm.freeze()
     model.llm.embed_tokens.unfreeze()
-    pool = LatentPool(recipe, CURRICULUM, POOL, pixels)
+    pool = _pool(recipe)
     alone = np.flatnonzero([len(scene.things) == 1 for scene in pool.sequences["captions"].drawn])
 
     def batches(step: int, part: int) -> Batch:
@@ -117,29 +111,32 @@ def _drawing(recipe: Recipe, stage: Stage) -> Setup:
     model.update(tree_unflatten(recipe.weights("names", "llm", "diffusion_connector", "dit")))
     return Setup(
         model,
-        mixed_batches(recipe, stage, CURRICULUM, POOL, pixels, Symbols(recipe.tokenizer), phased=True),
+        mixed_batches(recipe, stage, CURRICULUM, _pool(recipe), Symbols(recipe.tokenizer), phased=True),
         mixed_loss(stage, symbol_features, shift=SHIFT, draws=DRAWS),
     )
 
 
 def _vision(recipe: Recipe, stage: Stage) -> Setup:
-    words = dict(recipe.weights("drawing", "llm"))
     language = StageModel(recipe.config, "llm")
-    language.update(tree_unflatten(list(words.items())))
-
+    language.update(tree_unflatten(recipe.weights("drawing", "llm")))
     symbols = Symbols(recipe.tokenizer)
 
-    def target(scenes: Sequence[Scene]) -> mx.array:
-        return symbol_features(language, symbols(scenes))
-
-    sample = [autoencoder.any_scene(np.random.default_rng(i)) for i in range(300)]
+    def seen(rng: np.random.Generator, count: int) -> Batch:
+        scenes = [autoencoder.any_scene(rng) for _ in range(count)]
+        return {"pixels": render_batch(scenes), "symbols": symbols(scenes)}
 
     def batches(step: int, part: int) -> Batch:
-        rng = np.random.default_rng([stage.seed, step, part])
-        scenes = [autoencoder.any_scene(rng) for _ in range(stage.pictures)]
-        return {"pixels": pixels(scenes), "target": target(scenes)}
+        return seen(np.random.default_rng([stage.seed, step, part]), stage.pictures)
 
-    return Setup(vision_model(recipe.config, pixels(sample[:64])), batches, feature_loss(target(sample).std()))
+    def target(symbols: dict[str, mx.array]) -> mx.array:
+        return symbol_features(language, symbols)
+
+    first = tree_map(mx.array, seen(np.random.default_rng(stage.seed), 300))
+    return Setup(
+        vision_model(recipe.config, first["pixels"][:64]),
+        batches,
+        feature_loss(target, target(first["symbols"]).std()),
+    )
 
 
 def _joint(recipe: Recipe, stage: Stage) -> Setup:
@@ -150,14 +147,13 @@ def _joint(recipe: Recipe, stage: Stage) -> Setup:
 
     return Setup(
         model,
-        mixed_batches(recipe, stage, CURRICULUM, POOL, pixels, pixels),
+        mixed_batches(recipe, stage, CURRICULUM, _pool(recipe), render_batch),
         mixed_loss(stage, see, shift=SHIFT, draws=DRAWS),
     )
 
 
 _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
     "autoencoder": _autoencoder,
-    "decoder": _decoder,
     "names": _names,
     "drawing": _drawing,
     "vision": _vision,
@@ -165,6 +161,7 @@ _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
 }
 
 
-def pixels(scenes: Sequence[Scene]) -> mx.array:
-    """What the vision tower sees, (B, SIDE, SIDE, 3) in [0, 1]."""
-    return mx.array(render_batch(scenes).astype(np.float32) / 255)
+def _pool(recipe: Recipe) -> LatentPool:
+    if "pool" not in recipe.shared:
+        recipe.shared["pool"] = LatentPool(recipe, CURRICULUM, POOL, render_batch)
+    return recipe.shared["pool"]

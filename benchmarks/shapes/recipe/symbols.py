@@ -19,6 +19,6 @@ def symbol_features(model: Any, symbol_ids: mx.array) -> mx.array:
     return model.llm.embed_tokens(symbol_ids).sum(axis=2)
 
 
-def symbol_ids(scenes: Sequence[Scene], tokenizer: Tokenizer) -> mx.array:
+def symbol_ids(scenes: Sequence[Scene], tokenizer: Tokenizer) -> np.ndarray:
     """(B, N, 4) ids; see `curriculum.symbols`."""
-    return mx.array(np.stack([symbols(scene, tokenizer) for scene in scenes]))
+    return np.stack([symbols(scene, tokenizer) for scene in scenes])

@@ -21,8 +21,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from benchmarks.recipes.losses import AUTOENCODER, StageModel, feature_loss, question_loss, vision_model
-from benchmarks.recipes.mixture import mixed_batches, mixed_loss, see
+from benchmarks.recipes.losses import AUTOENCODER, StageModel, feature_loss, question_loss, see, vision_model
+from benchmarks.recipes.mixture import LatentPool, mixed_batches, mixed_loss
 from benchmarks.recipes.stages import Batch, Recipe, Setup, Stage
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.tokenizer import Tokenizer
@@ -50,14 +50,14 @@ STAGES = {
 POOL = (40_000, 20_000)  # captions and edits with their latents
 
 
-def recipe(folder: Path) -> Recipe:
-    """The stages in `folder`."""
+def recipe(folder: Path, workers: int = 0) -> Recipe:
+    """The stages in `folder`; for `workers` see `ahead`."""
     tokenizer = Tokenizer(tiny_tokenizer())
     end = [tokenizer.token_id(token) for token in ("<|im_end|>", "<|endoftext|>")]
     config = tiny_config(tokenizer.vocab_size, tuple(i for i in end if i is not None))
     sources = dict.fromkeys(COMPONENTS, "joint")
     sources |= {"vae_encoder": "autoencoder", "vae_decoder": "decoder"}
-    return Recipe(folder, config, tokenizer, STAGES, _SETUPS, sources)
+    return Recipe(folder, config, tokenizer, STAGES, _SETUPS, sources, workers)
 
 
 def _autoencoder(recipe: Recipe, stage: Stage) -> Setup:
@@ -98,14 +98,17 @@ def _vision(recipe: Recipe, stage: Stage) -> Setup:
     words = dict(recipe.weights("questions", "llm"))["llm.embed_tokens.weight"]
     sample = [any_scene(np.random.default_rng(i)) for i in range(300)]
     used = mx.array(np.unique(symbol_ids(sample, recipe.tokenizer)))
-    scale = words[used].std()
 
     def batches(step: int, part: int) -> Batch:
         rng = np.random.default_rng([stage.seed, step, part])
         scenes = [any_scene(rng) for _ in range(stage.pictures)]
-        return {"pixels": pixels(scenes), "target": words[symbol_ids(scenes, recipe.tokenizer)].sum(axis=2)}
+        return {"pixels": pixels(scenes), "symbols": symbol_ids(scenes, recipe.tokenizer)}
 
-    return Setup(vision_model(recipe.config, pixels(sample[:64])), batches, feature_loss(scale))
+    def target(symbols: mx.array) -> mx.array:
+        return words[symbols].sum(axis=2)
+
+    model = vision_model(recipe.config, mx.array(pixels(sample[:64])))
+    return Setup(model, batches, feature_loss(target, words[used].std()))
 
 
 def _drawing(recipe: Recipe, stage: Stage) -> Setup:
@@ -115,7 +118,7 @@ def _drawing(recipe: Recipe, stage: Stage) -> Setup:
     model.llm.embed_tokens.freeze()  # type: ignore[attr-defined]
     return Setup(
         model,
-        mixed_batches(recipe, stage, CURRICULUM, POOL, pixels, lambda scenes: symbol_ids(scenes, recipe.tokenizer)),
+        mixed_batches(recipe, stage, CURRICULUM, _pool(recipe), lambda scenes: symbol_ids(scenes, recipe.tokenizer)),
         mixed_loss(stage, symbol_features, shift=SHIFT),
     )
 
@@ -128,7 +131,9 @@ def _joint(recipe: Recipe, stage: Stage) -> Setup:
     model.update(tree_unflatten(recipe.weights("drawing", *names[2:])))
 
     return Setup(
-        model, mixed_batches(recipe, stage, CURRICULUM, POOL, pixels, pixels), mixed_loss(stage, see, shift=SHIFT)
+        model,
+        mixed_batches(recipe, stage, CURRICULUM, _pool(recipe), pixels),
+        mixed_loss(stage, see, shift=SHIFT),
     )
 
 
@@ -142,6 +147,12 @@ _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
 }
 
 
-def pixels(scenes: Sequence[Scene]) -> mx.array:
-    """What the vision tower sees, (B, SIDE, SIDE, 3) in [0, 1]."""
-    return mx.array(render_batch(scenes, SIDE).astype(np.float32) / 255)
+def _pool(recipe: Recipe) -> LatentPool:
+    if "pool" not in recipe.shared:
+        recipe.shared["pool"] = LatentPool(recipe, CURRICULUM, POOL, pixels)
+    return recipe.shared["pool"]
+
+
+def pixels(scenes: Sequence[Scene]) -> np.ndarray:
+    """(B, SIDE, SIDE, 3) uint8."""
+    return render_batch(scenes, SIDE)
