@@ -11,7 +11,7 @@ from typing import Any
 Make = Callable[[int, int], Any]
 
 _DEPTH = 2  # steps ahead for each process
-_make: Make | None = None  # what the processes inherit
+_make: Make | None = None  # of a process that makes batches
 
 
 def ahead(make: Make, workers: int, end: int) -> Make:
@@ -25,11 +25,10 @@ def ahead(make: Make, workers: int, end: int) -> Make:
     """
     if not workers:
         return make
-    global _make
-    _make = make
     gc.collect()
     gc.freeze()  # no process ends the life of an array of MLX
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"))
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_inherit, initargs=(make,))
     futures: dict[tuple[int, int], Future[Any]] = {}
 
     def made(step: int, part: int) -> Any:
@@ -42,6 +41,11 @@ def ahead(make: Make, workers: int, end: int) -> Make:
         return batch
 
     return made
+
+
+def _inherit(make: Make) -> None:
+    global _make
+    _make = make
 
 
 def _made(step: int, part: int) -> Any:

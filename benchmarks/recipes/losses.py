@@ -104,6 +104,23 @@ def drawing_loss(
     )
 
 
+def conditioning_change(model: Any, before: Any, batch: Batch, features: mx.array | None) -> mx.array:
+    """How much the text that the DiT reads differs from what another language model gives: a share of its power.
+
+    Args:
+        model: its `llm` and its `diffusion_connector`, which both use.
+        before: with the other `llm`.
+        batch: of texts to draw, as in `drawing_loss`.
+        features: what they see, or None.
+    """
+    embeddings, mask = embedded(model, batch, features)
+    count = model.diffusion_connector.layer_weights.shape[0]
+    now, then = (
+        text_input(model, each.llm.hidden_states(embeddings, count), mask=mask).states for each in (model, before)
+    )
+    return (mx.square(now - then) * mask[..., None]).sum() / (mx.square(then) * mask[..., None]).sum()
+
+
 def silence(llm: Any) -> None:
     """Makes the layers of a language model add nothing to its stream, from where they learn."""
     for layer in llm.layers:
@@ -136,16 +153,29 @@ def vision_model(config: MobileOConfig, pictures: mx.array) -> StageModel:
     return model.train()  # BatchNorm learns its statistics
 
 
-def feature_loss(target: Callable[[Any], mx.array], scale: mx.array) -> Loss:
+def feature_loss(target: Callable[[Any], mx.array], scale: mx.array, *, tell_apart: float = 0) -> Loss:
     """The squared error of image features, of batches of "pixels" with their "symbols".
 
     Args:
         target: symbols to the features that are right, (B, N, hidden_size).
         scale: the standard deviation of the targets.
+        tell_apart: weight of the cross-entropy of finding, among the pictures of the batch, the one whose target it is,
+            for each of the N places. Where there are many things, squared errors alone learn no more than their mean.
     """
 
     def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
-        return mx.square((see(model, batch["pixels"]) - target(batch["symbols"])) / scale).mean(), {}
+        features, right = see(model, batch["pixels"]), target(batch["symbols"])
+        error = mx.square((features - right) / scale).mean()
+        if not tell_apart:
+            return error, {}
+        features, right = features.swapaxes(0, 1), right.swapaxes(0, 1)  # (N, B, hidden_size)
+        products = right @ right.swapaxes(1, 2)
+        lengths = mx.diagonal(products, axis1=1, axis2=2)
+        logits = features @ right.swapaxes(1, 2) - lengths[:, None] / 2  # -|f - t|^2 / 2, but for what all share
+        same = (lengths[:, None] + lengths[:, :, None] - 2 * products < 1e-3 * lengths.mean()).astype(mx.float32)
+        found = mx.logsumexp(logits + mx.log(same), axis=-1)
+        apart = (mx.logsumexp(logits, axis=-1) - found).mean()
+        return error + tell_apart * apart, {"error": error, "apart": apart}
 
     return loss
 

@@ -118,7 +118,7 @@ class Recipe:
         yield from TrainingLoop(
             model=setup.model,
             loss=setup.loss,
-            batches=lambda step, part: tree_map(_on_device, made(step, part)),
+            batches=lambda step, part: on_device(made(step, part)),
             optimizer=_optimizer(stage),
             steps=stage.steps,
             batch_size=stage.samples * stage.parts,
@@ -196,8 +196,9 @@ class Recipe:
                     yield json.dumps({"stage": name, **entry}) + "\n"
 
 
-def _on_device(value: Any) -> Any:
-    return mx.array(value) if isinstance(value, np.ndarray) else value
+def on_device(batch: Batch) -> Batch:
+    """A batch with MLX's arrays in place of NumPy's."""
+    return tree_map(lambda value: mx.array(value) if isinstance(value, np.ndarray) else value, batch)
 
 
 def _optimizer(stage: Stage) -> optim.Optimizer:

@@ -25,6 +25,13 @@ def test_any_length(connector: MobileConditioningProjector, length: int) -> None
     assert connector(states(length)).shape == (2, length, 24)
 
 
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_training_computes_the_same(length: int) -> None:
+    model = MobileConditioningProjector(CONFIG)
+    expected = model.eval()(states(length))
+    assert mx.allclose(model.train()(states(length)), expected, atol=1e-5)
+
+
 def test_another_number_of_states_is_an_error(connector: MobileConditioningProjector) -> None:
     with pytest.raises(ValueError, match="dimension"):
         connector(states(4)[:2])

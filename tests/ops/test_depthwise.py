@@ -45,6 +45,15 @@ def test_depthwise_convolution(
         assert mx.allclose(part, expected, atol=tolerance)
 
 
+def test_cuda_trains_by_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradient with groups is one product after the other."""
+    layer, x = DepthwiseConv2d(8, 3), mx.random.normal((2, 4, 4, 8))
+    expected = layer(x)
+    monkeypatch.setattr(backend, "backend", lambda: "cuda")
+    monkeypatch.delattr(mx, "conv2d")
+    assert mx.allclose(layer(x), expected, atol=1e-5)
+
+
 def test_a_convolution_with_another_weight_and_bias() -> None:
     layer, other = DepthwiseConv2d(6, 3), DepthwiseConv2d(6, 3)
     layer.bias, other.bias = mx.random.normal((6,)), mx.random.normal((6,))

@@ -14,25 +14,29 @@ from ..world import BACKGROUNDS, CENTRE, COLUMN, COUNTS, ROW, Scene, Thing, rend
 
 # Large errors at edges are what makes a picture look blurred.
 EDGE_WEIGHT = 1.0
+ALONE = 0.6  # of the scenes
 
 
-def any_scene(rng: np.random.Generator) -> Scene:
-    """One to four things of any kind, in any skin tone."""
+def any_scene(rng: np.random.Generator, alone: float = ALONE) -> Scene:
+    """One to four things of any kind, in any skin tone; a share of them alone."""
     background, count = pick(rng, tuple(BACKGROUNDS)), len(emoji(toned=True))
-    if rng.random() < 0.6:
+    if rng.random() < alone:
         size = pick(rng, ("normal", "normal", *SIZES))
         return Scene((Thing(int(rng.integers(count)), *CENTRE, size),), background)
     places = pick(rng, (ROW, COLUMN, COUNTS[3], COUNTS[4]))
     return Scene(tuple(Thing(int(rng.integers(count)), x, y, "small") for x, y in places), background)
 
 
-def batch(seed: int, size: int, step: int, part: int) -> dict[str, np.ndarray]:
-    """Pictures (B, SIDE, SIDE, 3) uint8, and where things are, (B, SIDE, SIDE, 1) bool."""
+def batch(seed: int, size: int, step: int, part: int, *, frame: int = 0) -> dict[str, np.ndarray]:
+    """Pictures (B, SIDE, SIDE, 3) uint8, and what counts in them, (B, SIDE, SIDE, 1) bool: things, and a frame."""
     rng = np.random.default_rng([seed, step, part])
     scenes = [any_scene(rng) for _ in range(size)]
     pictures = render_batch(scenes)
     grounds = np.array([BACKGROUNDS[scene.background] for scene in scenes], np.uint8)[:, None, None]
-    return {"pixels": pictures, "objects": (pictures != grounds).any(axis=-1, keepdims=True)}
+    objects = (pictures != grounds).any(axis=-1, keepdims=True)
+    if frame:
+        objects[:, :frame] = objects[:, -frame:] = objects[:, :, :frame] = objects[:, :, -frame:] = True
+    return {"pixels": pictures, "objects": objects}
 
 
 def loss(model: nn.Module, samples: dict[str, mx.array], key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:

@@ -3,8 +3,8 @@
 autoencoder  DC-AE on scenes; the latent space is fixed from here on.
 names        token embeddings, the connector and the DiT, on captions of one thing. The language model's layers are left
              out: before the embeddings say something they only blur them, and no name is learned.
-drawing      the language model and its head, the connector and the DiT, on captions, and on edits and questions with
-             `symbols` as image features.
+drawing      the language model's layers and its head, the connector and the DiT, on captions, and on edits and
+             questions with `symbols`, sums of these embeddings, as image features.
 vision       the vision tower and the projector, towards these symbols.
 joint        everything but the autoencoder, on the same, with the vision tower's own features.
 """
@@ -18,57 +18,63 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_map, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from benchmarks.recipes.losses import (
     AUTOENCODER,
     StageModel,
+    conditioning_change,
     drawing_loss,
     feature_loss,
+    question_loss,
     see,
     silence,
     vision_model,
 )
 from benchmarks.recipes.mixture import LatentPool, mixed_batches, mixed_loss
-from benchmarks.recipes.stages import Batch, Recipe, Setup, Stage
+from benchmarks.recipes.stages import Batch, Recipe, Setup, Stage, on_device
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.tokenizer import Tokenizer
 
 from ..world import render_batch
 from . import autoencoder
+from .autoencoder import ALONE
 from .curriculum import CURRICULUM
 from .networks import SHIFT, emoji_config, start_from_names
 from .symbols import Symbols, symbol_features
 from .tokenizer import emoji_tokenizer
 
+SEEING_ERROR = 0.2  # of image features, a standard deviation
+KEPT = 10.0  # weight of `conditioning_change`
+FRAME = 4  # pixels at the edges of pictures, where a decoder sees less of what is around
 DRAWS = 2  # noises for each text
 NAME_DRAWS = 3  # the same, of the stage `names`
 
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("autoencoder", 2000, pictures=64, learning_rate=3e-3, seed=0),
-        Stage(
-            "names", 4000, 2, captions=32, learning_rate=1.5e-3, decay=0.35, ema=0.999, rates={"llm.embed": 6}, seed=1
-        ),
+        Stage("autoencoder", 960, pictures=64, learning_rate=3e-3, seed=0),
+        Stage("names", 720, captions=512, learning_rate=2e-3, decay=0.4, ema=0.999, rates={"llm.embed": 5}, seed=1),
         Stage(
             "drawing",
-            5000,
-            2,
-            captions=24,
-            edits=4,
-            questions=6,
+            500,
+            captions=320,
+            edits=64,
+            questions=96,
             learning_rate=1.5e-3,
-            decay=0.35,
+            decay=0.4,
             ema=0.999,
-            rates={"llm.embed": 3, "llm.layers": 0.2},
+            rates={"llm.layers": 0.4},
             seed=3,
         ),
-        Stage("vision", 3000, pictures=64, learning_rate=1e-3, seed=2),
-        Stage("joint", 1000, 2, captions=24, edits=6, questions=8, learning_rate=3e-4, ema=0.99, seed=4),
+        Stage("vision", 1300, pictures=160, learning_rate=1.5e-3, seed=2),
+        Stage("joint", 160, captions=192, edits=64, questions=96, learning_rate=4e-4, ema=0.99, seed=4),
+        Stage("answers", 2400, captions=16, edits=8, questions=40, learning_rate=1e-3, ema=0.99, seed=8),
+        Stage("decoder", 700, pictures=8, learning_rate=1e-3, ema=0.99, seed=7),
+        Stage("looking", 1900, 2, pictures=32, learning_rate=2e-3, seed=6),
     )
 }
-POOL = (40_000, 10_000)  # captions and edits with their latents
+POOL = (20_000, 4_000)  # captions and edits with their latents
 
 
 def recipe(folder: Path, workers: int = 0) -> Recipe:
@@ -77,13 +83,20 @@ def recipe(folder: Path, workers: int = 0) -> Recipe:
     end = [tokenizer.token_id(token) for token in ("<|im_end|>", "<|endoftext|>")]
     config = emoji_config(tokenizer.vocab_size, tuple(i for i in end if i is not None))
     sources = dict.fromkeys(COMPONENTS, "joint")
-    sources |= dict.fromkeys(AUTOENCODER, "autoencoder")
+    sources |= {"vae_encoder": "autoencoder", "vae_decoder": "decoder"}
     return Recipe(folder, config, tokenizer, STAGES, _SETUPS, sources, workers)
 
 
 def _autoencoder(recipe: Recipe, stage: Stage) -> Setup:
     batches = partial(autoencoder.batch, stage.seed, stage.pictures)
     return Setup(StageModel(recipe.config, *AUTOENCODER), batches, autoencoder.loss)
+
+
+def _decoder(recipe: Recipe, stage: Stage) -> Setup:
+    model = StageModel(recipe.config, *AUTOENCODER)
+    model.update(tree_unflatten(recipe.weights("autoencoder", *AUTOENCODER)))
+    model.vae_encoder.freeze()
+    return Setup(model, partial(autoencoder.batch, stage.seed, stage.pictures, frame=FRAME), autoencoder.loss)
 
 
 def _names(recipe: Recipe, stage: Stage) -> Setup:
@@ -109,6 +122,7 @@ def _drawing(recipe: Recipe, stage: Stage) -> Setup:
     model: Any = StageModel(recipe.config, "llm", "lm_head", "diffusion_connector", "dit")
     silence(model.llm)
     model.update(tree_unflatten(recipe.weights("names", "llm", "diffusion_connector", "dit")))
+    model.llm.embed_tokens.freeze()  # the vision tower is trained towards them
     return Setup(
         model,
         mixed_batches(recipe, stage, CURRICULUM, _pool(recipe), Symbols(recipe.tokenizer), phased=True),
@@ -116,26 +130,76 @@ def _drawing(recipe: Recipe, stage: Stage) -> Setup:
     )
 
 
-def _vision(recipe: Recipe, stage: Stage) -> Setup:
-    language = StageModel(recipe.config, "llm")
-    language.update(tree_unflatten(recipe.weights("drawing", "llm")))
+def _answers(recipe: Recipe, stage: Stage) -> Setup:
+    names = ("llm", "lm_head", "diffusion_connector")
+    model: Any = StageModel(recipe.config, *names)
+    model.update(tree_unflatten(recipe.weights("joint", *names)))
+    model.llm.embed_tokens.freeze()
+    model.diffusion_connector.freeze()
+    before = StageModel(recipe.config, "llm")
+    before.update(tree_unflatten(recipe.weights("joint", "llm")))
     symbols = Symbols(recipe.tokenizer)
 
-    def seen(rng: np.random.Generator, count: int) -> Batch:
-        scenes = [autoencoder.any_scene(rng) for _ in range(count)]
+    def batches(step: int, part: int) -> Batch:
+        rng = np.random.default_rng([stage.seed, step, part])
+        captions = CURRICULUM.captions(rng, recipe.tokenizer, stage.captions)
+        edits = CURRICULUM.edits(rng, recipe.tokenizer, stage.edits)
+        asked = CURRICULUM.questions(rng, recipe.tokenizer, stage.questions)
+        return {
+            "captions": captions.arrays(),
+            "edits": {**edits.arrays(), "seen": symbols(edits.seen)},
+            "questions": {**asked.arrays(), "seen": symbols(asked.seen)},
+        }
+
+    def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
+        captions, edits, questions = batch["captions"], batch["edits"], batch["questions"]
+        seen = symbol_features(model, questions["seen"])
+        ask = question_loss(model, questions, seen + SEEING_ERROR * mx.random.normal(seen.shape, key=key))
+        caption = conditioning_change(model, before, captions, None)
+        edit = conditioning_change(model, before, edits, symbol_features(model, edits["seen"]))
+        return ask + KEPT * (caption + edit), {"ask": ask, "caption": caption, "edit": edit}
+
+    return Setup(model, batches, loss)
+
+
+def _vision(recipe: Recipe, stage: Stage) -> Setup:
+    return _towards_symbols(recipe, stage, "names", lambda step: ALONE)
+
+
+def _looking(recipe: Recipe, stage: Stage) -> Setup:
+    # One thing is easier to tell from others than several.
+    return _towards_symbols(recipe, stage, "joint", lambda step: 0.95 if step < 0.5 * stage.steps else ALONE, 0.1)
+
+
+def _towards_symbols(
+    recipe: Recipe, stage: Stage, words: str, alone: Callable[[int], float], tell_apart: float = 0
+) -> Setup:
+    """A vision tower that learns to see the symbols of scenes.
+
+    Args:
+        words: the stage whose embeddings they are.
+        alone: the share of scenes of one thing, by the step.
+        tell_apart: see `feature_loss`.
+    """
+    language = StageModel(recipe.config, "llm")
+    language.update(tree_unflatten(recipe.weights(words, "llm")))
+    symbols = Symbols(recipe.tokenizer)
+
+    def seen(rng: np.random.Generator, count: int, share: float) -> Batch:
+        scenes = [autoencoder.any_scene(rng, share) for _ in range(count)]
         return {"pixels": render_batch(scenes), "symbols": symbols(scenes)}
 
     def batches(step: int, part: int) -> Batch:
-        return seen(np.random.default_rng([stage.seed, step, part]), stage.pictures)
+        return seen(np.random.default_rng([stage.seed, step, part]), stage.pictures, alone(step))
 
     def target(symbols: dict[str, mx.array]) -> mx.array:
         return symbol_features(language, symbols)
 
-    first = tree_map(mx.array, seen(np.random.default_rng(stage.seed), 300))
+    first = on_device(seen(np.random.default_rng(stage.seed), 300, ALONE))
     return Setup(
         vision_model(recipe.config, first["pixels"][:64]),
         batches,
-        feature_loss(target, target(first["symbols"]).std()),
+        feature_loss(target, target(first["symbols"]).std(), tell_apart=tell_apart),
     )
 
 
@@ -143,6 +207,7 @@ def _joint(recipe: Recipe, stage: Stage) -> Setup:
     names = ("vision_tower", "mm_projector", "llm", "lm_head", "diffusion_connector", "dit")
     model = StageModel(recipe.config, *names)
     model.update(tree_unflatten(recipe.weights("vision", *names[:2])))
+    model.update(tree_unflatten(recipe.weights("names", "llm")))  # the embeddings, which drawing left alone
     model.update(tree_unflatten(recipe.weights("drawing", *names[2:])))
 
     return Setup(
@@ -158,6 +223,9 @@ _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
     "drawing": _drawing,
     "vision": _vision,
     "joint": _joint,
+    "answers": _answers,
+    "looking": _looking,
+    "decoder": _decoder,
 }
 
 

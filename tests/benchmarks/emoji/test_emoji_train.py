@@ -11,6 +11,7 @@ from benchmarks.emoji.recipe.curriculum import CURRICULUM
 from benchmarks.emoji.recipe.tokenizer import emoji_tokenizer
 from benchmarks.emoji.world import SIDE
 from benchmarks.recipes.losses import StageModel, embedded
+from benchmarks.recipes.stages import on_device
 from mobileo_mlx import MobileO
 from mobileo_mlx.conditioning import embed_prompts
 from mobileo_mlx.prompts import IMAGE_TOKEN_INDEX
@@ -39,7 +40,7 @@ def test_training_reads_what_inference_reads(made_up: Path) -> None:
     expected = embed_prompts(
         model.llm.embed_tokens, asked.ids, list(features), attention_mask=asked.mask, labels=asked.labels
     )
-    batch = asked.arrays()
+    batch = on_device(asked.arrays())
     embeddings, mask = embedded(model, batch, features)
     width = expected.attention_mask.shape[1]
     assert (asked.ids == IMAGE_TOKEN_INDEX).any()
