@@ -23,6 +23,7 @@ from mobileo_mlx.errors import CheckpointError, OptionError
 from mobileo_mlx.models.mobileo import MobileOConfig
 from mobileo_mlx.tokenizer import Tokenizer
 from mobileo_mlx.training.loop import StepReport, TrainingLoop
+from mobileo_mlx.training.model_arrays import Arrays, ModelArrays, by_name
 from mobileo_mlx.training.run_state import checkpoints, read_metrics
 
 from .ahead import ahead
@@ -127,6 +128,7 @@ class Recipe:
             ema=stage.ema,
             folder=self.folder / stage.name,
             save_every=100,
+            kept=_WholeModel(setup.model),
             settings={"parts": stage.parts},
             compiled=True,
         ).run()
@@ -194,6 +196,13 @@ class Recipe:
             for entry in read_metrics(self.folder / name):
                 if entry["step"] == 1 or entry["step"] % 50 == 0 or entry["step"] == stage.steps:
                     yield json.dumps({"stage": name, **entry}) + "\n"
+
+
+class _WholeModel(ModelArrays):
+    """What a stage leaves as it is, too, so that later ones need nothing but this one."""
+
+    def get(self) -> Arrays:
+        return {"model": by_name(self._model.parameters())}
 
 
 def on_device(batch: Batch) -> Batch:

@@ -9,11 +9,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from benchmarks.recipes import losses
 from benchmarks.recipes.ahead import ahead
+from benchmarks.shapes.recipe.tiny import tiny_config
 
-PLACES, WIDTH = 3, 8
+WIDTH = 8
 
 
 def made(step: int, part: int) -> dict[str, Any]:
@@ -58,20 +60,36 @@ class _Seen(nn.Module):
         return features
 
 
-def told_apart(features: mx.array, targets: mx.array) -> float:
-    loss = losses.feature_loss(lambda symbols: symbols, targets.std(), tell_apart=1)
-    batch = {"pixels": mx.zeros((len(targets), 4, 4, 3), mx.uint8), "symbols": targets}
-    value, parts = loss(_Seen(features), batch, mx.random.key(0))
-    assert value.item() == pytest.approx((parts["error"] + parts["apart"]).item())
-    return parts["apart"].item()
+def test_the_kinds_of_features_are_named() -> None:
+    kinds = mx.eye(WIDTH)
+    shown = mx.array([[0, 3, -1], [5, -1, -1]], mx.int32)
+    targets = 6 * mx.where((shown >= 0)[..., None], kinds[mx.maximum(shown, 0)], 0)
+    loss = losses.feature_loss(lambda symbols: symbols, targets.std(), kinds)
+
+    def parts_of(features: mx.array) -> dict[str, float]:
+        batch = {"pixels": mx.zeros((2, 4, 4, 3), mx.uint8), "symbols": targets, "kinds": shown}
+        _, parts = loss(_Seen(features), batch, mx.random.key(0))
+        return {name: part.item() for name, part in parts.items()}
+
+    right, mean = parts_of(targets), parts_of(mx.broadcast_to(targets.mean(axis=0), targets.shape))
+    assert right["accuracy"] == 1
+    assert right["error"] == 0
+    assert right["named"] < 0.01
+    assert mean["accuracy"] < 1
+    assert mean["named"] > 0.3
+    # What stands where nothing is has no kind.
+    other = mx.where((shown >= 0)[..., None], targets, 6 * kinds[:3][None])
+    assert parts_of(other)["named"] == pytest.approx(right["named"])
 
 
-def test_features_are_told_apart_by_their_targets() -> None:
-    targets = 4 * mx.random.normal((6, PLACES, WIDTH), key=mx.random.key(1))
-    mean = mx.broadcast_to(targets.mean(axis=0), targets.shape)
-    assert told_apart(targets, targets) < 1e-3
-    assert told_apart(targets[::-1], targets) > 10
-    assert told_apart(targets, targets) < told_apart(0.2 * targets + 0.8 * mean, targets)
-    # Two pictures that show the same in a place are both right there.
-    twice = mx.concatenate([targets, targets])
-    assert told_apart(twice, twice) < 1e-3
+def test_first_parts_of_a_vision_tower_can_be_kept() -> None:
+    config = tiny_config(300, (0,))
+    pictures = mx.random.randint(0, 255, (4, config.image_size, config.image_size, 3)).astype(mx.uint8)
+    begun = dict(tree_flatten(losses.vision_model(config, pictures).parameters()))
+    stem = [(name, array) for name, array in begun.items() if name.startswith("vision_tower.patch_embed.")]
+    model: Any = losses.vision_model(config, pictures, stem, kept=1)
+    trained = dict(tree_flatten(model.trainable_parameters()))
+    assert trained
+    assert not any(name.startswith("vision_tower.patch_embed.") for name in trained)
+    assert not any(block.training for block in model.vision_tower.patch_embed)
+    assert all(mx.allclose(dict(tree_flatten(model.parameters()))[name], array, atol=1e-3) for name, array in stem)

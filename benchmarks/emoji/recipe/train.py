@@ -1,12 +1,16 @@
 """How the bundled model `emoji` was made: trained from random weights in stages, each of which can be resumed.
 
 autoencoder  DC-AE on scenes; the latent space is fixed from here on.
+decoder      its decoder alone, with more weight on the edges of pictures.
 names        token embeddings, the connector and the DiT, on captions of one thing. The language model's layers are left
              out: before the embeddings say something they only blur them, and no name is learned.
 drawing      the language model's layers and its head, the connector and the DiT, on captions, and on edits and
              questions with `symbols`, sums of these embeddings, as image features.
-vision       the vision tower and the projector, towards these symbols.
-joint        everything but the autoencoder, on the same, with the vision tower's own features.
+vision       the vision tower and the projector, towards these symbols. It learned where things are, and not which.
+joint        everything but the autoencoder, on captions, edits and questions, with the vision tower's own features.
+answers      the language model and its head, on questions with symbols; what the DiT reads is to stay as it is.
+looking      the vision tower but for its first parts, anew and with the projector, towards these symbols, whose names
+             it is to tell apart.
 """
 
 from __future__ import annotations
@@ -38,12 +42,12 @@ from mobileo_mlx.tokenizer import Tokenizer
 
 from ..world import render_batch
 from . import autoencoder
-from .autoencoder import ALONE
 from .curriculum import CURRICULUM
 from .networks import SHIFT, emoji_config, start_from_names
-from .symbols import Symbols, symbol_features
+from .symbols import Symbols, kind_directions, symbol_features
 from .tokenizer import emoji_tokenizer
 
+KEPT_PARTS = ("patch_embed", "network.0", "network.1", "network.2")  # the first of the vision tower
 SEEING_ERROR = 0.2  # of image features, a standard deviation
 KEPT = 10.0  # weight of `conditioning_change`
 FRAME = 4  # pixels at the edges of pictures, where a decoder sees less of what is around
@@ -71,7 +75,7 @@ STAGES = {
         Stage("joint", 160, captions=192, edits=64, questions=96, learning_rate=4e-4, ema=0.99, seed=4),
         Stage("answers", 2400, captions=16, edits=8, questions=40, learning_rate=1e-3, ema=0.99, seed=8),
         Stage("decoder", 700, pictures=8, learning_rate=1e-3, ema=0.99, seed=7),
-        Stage("looking", 1900, 2, pictures=32, learning_rate=2e-3, seed=6),
+        Stage("looking", 1300, pictures=64, learning_rate=2e-3, seed=6),
     )
 }
 POOL = (20_000, 4_000)  # captions and edits with their latents
@@ -83,6 +87,7 @@ def recipe(folder: Path, workers: int = 0) -> Recipe:
     end = [tokenizer.token_id(token) for token in ("<|im_end|>", "<|endoftext|>")]
     config = emoji_config(tokenizer.vocab_size, tuple(i for i in end if i is not None))
     sources = dict.fromkeys(COMPONENTS, "joint")
+    sources |= {"vision_tower": "looking", "mm_projector": "looking", "llm": "answers", "lm_head": "answers"}
     sources |= {"vae_encoder": "autoencoder", "vae_decoder": "decoder"}
     return Recipe(folder, config, tokenizer, STAGES, _SETUPS, sources, workers)
 
@@ -163,51 +168,50 @@ def _answers(recipe: Recipe, stage: Stage) -> Setup:
 
 
 def _vision(recipe: Recipe, stage: Stage) -> Setup:
-    return _towards_symbols(recipe, stage, "names", lambda step: ALONE)
+    language, symbols = _language(recipe, "names"), Symbols(recipe.tokenizer)
+    first = on_device(_seen(symbols, np.random.default_rng(stage.seed), 300))
+    target = partial(symbol_features, language)
+    return Setup(
+        vision_model(recipe.config, first["pixels"][:64]),
+        lambda step, part: _seen(symbols, np.random.default_rng([stage.seed, step, part]), stage.pictures),
+        feature_loss(target, target(first["symbols"]).std()),
+    )
 
 
 def _looking(recipe: Recipe, stage: Stage) -> Setup:
-    # One thing is easier to tell from others than several.
-    return _towards_symbols(recipe, stage, "joint", lambda step: 0.95 if step < 0.5 * stage.steps else ALONE, 0.1)
-
-
-def _towards_symbols(
-    recipe: Recipe, stage: Stage, words: str, alone: Callable[[int], float], tell_apart: float = 0
-) -> Setup:
-    """A vision tower that learns to see the symbols of scenes.
-
-    Args:
-        words: the stage whose embeddings they are.
-        alone: the share of scenes of one thing, by the step.
-        tell_apart: see `feature_loss`.
-    """
-    language = StageModel(recipe.config, "llm")
-    language.update(tree_unflatten(recipe.weights(words, "llm")))
-    symbols = Symbols(recipe.tokenizer)
-
-    def seen(rng: np.random.Generator, count: int, share: float) -> Batch:
-        scenes = [autoencoder.any_scene(rng, share) for _ in range(count)]
-        return {"pixels": render_batch(scenes), "symbols": symbols(scenes)}
+    language, symbols = _language(recipe, "joint"), Symbols(recipe.tokenizer)
+    first = on_device(_seen(symbols, np.random.default_rng(stage.seed), 300))
+    target = partial(symbol_features, language)
 
     def batches(step: int, part: int) -> Batch:
-        return seen(np.random.default_rng([stage.seed, step, part]), stage.pictures, alone(step))
+        # One thing is easier to tell from others than several.
+        alone = 0.9 if step < 0.6 * stage.steps else autoencoder.ALONE
+        return _seen(symbols, np.random.default_rng([stage.seed, step, part]), stage.pictures, alone)
 
-    def target(symbols: dict[str, mx.array]) -> mx.array:
-        return symbol_features(language, symbols)
-
-    first = on_device(seen(np.random.default_rng(stage.seed), 300, ALONE))
+    parts = tuple(f"vision_tower.{name}." for name in KEPT_PARTS)
+    begun = [(name, array) for name, array in recipe.weights("joint", "vision_tower") if name.startswith(parts)]
     return Setup(
-        vision_model(recipe.config, first["pixels"][:64]),
+        vision_model(recipe.config, first["pixels"][:64], begun, len(KEPT_PARTS)),
         batches,
-        feature_loss(target, target(first["symbols"]).std(), tell_apart=tell_apart),
+        feature_loss(target, target(first["symbols"]).std(), kind_directions(language, symbols)),
     )
+
+
+def _language(recipe: Recipe, stage: str) -> StageModel:
+    language = StageModel(recipe.config, "llm")
+    language.update(tree_unflatten(recipe.weights(stage, "llm")))
+    return language
+
+
+def _seen(symbols: Symbols, rng: np.random.Generator, count: int, alone: float = autoencoder.ALONE) -> Batch:
+    scenes = [autoencoder.any_scene(rng, alone) for _ in range(count)]
+    return {"pixels": render_batch(scenes), "symbols": symbols(scenes), "kinds": symbols.kinds(scenes)}
 
 
 def _joint(recipe: Recipe, stage: Stage) -> Setup:
     names = ("vision_tower", "mm_projector", "llm", "lm_head", "diffusion_connector", "dit")
     model = StageModel(recipe.config, *names)
     model.update(tree_unflatten(recipe.weights("vision", *names[:2])))
-    model.update(tree_unflatten(recipe.weights("names", "llm")))  # the embeddings, which drawing left alone
     model.update(tree_unflatten(recipe.weights("drawing", *names[2:])))
 
     return Setup(

@@ -126,7 +126,6 @@ def _drawing(recipe: Recipe, stage: Stage) -> Setup:
 def _joint(recipe: Recipe, stage: Stage) -> Setup:
     names = ("vision_tower", "mm_projector", "llm", "lm_head", "diffusion_connector", "dit")
     model = StageModel(recipe.config, *names)
-    model.update(tree_unflatten(recipe.weights("questions", "llm")))  # the embeddings, which drawing left alone
     model.update(tree_unflatten(recipe.weights("vision", *names[:2])))
     model.update(tree_unflatten(recipe.weights("drawing", *names[2:])))
 
