@@ -91,7 +91,7 @@ def test_with_an_adapter(model: MobileO, adapter: Path) -> None:
     assert answered_right(adapted, 16) >= 0.85
 
 
-def test_the_readme_s_first_command(tmp_path: Path) -> None:
+def test_draws_by_the_command(tmp_path: Path) -> None:
     command = [*PROGRAM, "generate", PROMPT, "--model", MODEL, "--output", "star.png"]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=120, env={"HF_HUB_OFFLINE": "1", "PATH": ""})
     assert satisfies(read_picture(np.asarray(Image.open(tmp_path / "star.png"))), SPEC)

@@ -106,7 +106,7 @@ def test_benchmark_and_its_options_exist(module, capsys, monkeypatch):
     package = (ROOT / Path(*module.split("."))).is_dir()
     main = importlib.import_module(f"{module}.__main__" if package else module).main
     for words in calls:
-        commands = [words[0]] if module == "benchmarks.shapes" and words else []
+        commands = [words[0]] if module in ("benchmarks.shapes", "benchmarks.emoji") and words else []
         monkeypatch.setattr(sys, "argv", [module, *commands, "--help"])
         with pytest.raises(SystemExit) as stopped:
             main()

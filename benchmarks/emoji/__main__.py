@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sheet = commands.add_parser("sheet", help="write a picture of nice prompts as the model draws them")
     add_model(sheet)
     sheet.add_argument("--prompt", action="append", metavar="TEXT", help="in place of the usual ones; repeatable")
-    sheet.add_argument("--columns", type=int, default=4, help="(default: 4)")
+    sheet.add_argument("--columns", type=int, default=6, help="(default: 6)")
     sheet.add_argument("--out", type=Path, default=Path("emoji.png"), metavar="FILE", help="(default: emoji.png)")
     sheet.set_defaults(run=run_sheet)
 

@@ -12,12 +12,16 @@ if TYPE_CHECKING:
 PROMPTS = (
     "a red apple on a blue background",
     "an owl on a purple background",
-    "a rocket on a black background",
-    "a cup of coffee next to a croissant",
-    "three strawberries on a pink background",
-    "a small turtle on a green background",
-    "a dog face above a bone",
-    "a large pumpkin on an orange background",
+    "two red hearts",
+    "a fox on a green background",
+    "a guitar",
+    "a cat face next to a fish",
+    "a robot on a yellow background",
+    "three red apples on a pink background",
+    "a unicorn on a pink background",
+    "a sun above a cactus",
+    "a sunflower on a blue background",
+    "a cup of coffee and a croissant",
 )
 _SCALE = 1.5
 _GAP, _LINE, _LINES = 16, 16, 2

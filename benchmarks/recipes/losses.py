@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map_with_path, tree_unflatten
+from mlx.utils import tree_map_with_path
 
 from mobileo_mlx.conditioning import text_input
 from mobileo_mlx.models.fastvithd import FastViTHD
@@ -18,7 +18,6 @@ from mobileo_mlx.training.losses import flow_matching_loss
 from .stages import Batch, Loss
 
 AUTOENCODER = ("vae_encoder", "vae_decoder")
-_SHARPNESS, _NAMED = 0.6, 0.2  # of the logits of kinds, and the weight of their loss
 CONDITIONING_DROPOUT = 0.1  # shares of the texts replaced by zeros, for guidance
 
 
@@ -134,28 +133,16 @@ def logit_normal_sigmas(key: mx.array, batch: int) -> mx.array:
     return mx.sigmoid(mx.random.normal((batch,), key=key))
 
 
-def feature_loss(target: Callable[[Any], mx.array], scale: mx.array, kinds: mx.array | None = None) -> Loss:
+def feature_loss(target: Callable[[Any], mx.array], scale: mx.array) -> Loss:
     """The squared error of image features, of batches of "pixels" with their "symbols".
 
     Args:
         target: symbols to the features that are right, (B, N, hidden_size).
         scale: the standard deviation of the targets.
-        kinds: (K, hidden_size), directions of length 1 of the kinds of things that there are. Where there are many,
-            squared errors alone learn hardly more than their mean, so the cross-entropy of each feature's kind is
-            added; "kinds" of a batch (B, N) int32 are theirs, -1 where there is nothing.
     """
 
     def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
-        features = see(model, batch["pixels"])
-        error = mx.square((features - target(batch["symbols"])) / scale).mean()
-        if kinds is None:
-            return error, {}
-        there = (batch["kinds"] >= 0).astype(mx.float32)
-        logits = features @ kinds.T / _SHARPNESS
-        losses = nn.losses.cross_entropy(logits, mx.maximum(batch["kinds"], 0)) * there
-        right = (logits.argmax(axis=-1) == batch["kinds"]) * there
-        named, accuracy = losses.sum() / there.sum(), right.sum() / there.sum()
-        return error + _NAMED * named, {"error": error, "named": named, "accuracy": accuracy}
+        return mx.square((see(model, batch["pixels"]) - target(batch["symbols"])) / scale).mean(), {}
 
     return loss
 
@@ -165,26 +152,19 @@ def see(model: Any, pictures: mx.array) -> mx.array:
     return model.mm_projector(model.vision_tower(pictures.astype(mx.float32) / 255))
 
 
-def vision_model(
-    config: MobileOConfig, pictures: mx.array, begun: Sequence[tuple[str, mx.array]] = (), kept: int = 0
-) -> StageModel:
+def vision_model(config: MobileOConfig, pictures: mx.array) -> StageModel:
     """A vision tower that learns, with its projector.
 
     Args:
         pictures: (B, H, W, 3) uint8, on which its layers are scaled at first.
-        begun: weights of its first `kept` parts, which are learned no further; see `FastViTHD.parts`.
     """
     model: Any = StageModel(config, "vision_tower", "mm_projector")
     # The published networks start from 1e-5; so small a start would leave all images alike for long.
     model.update(
         tree_map_with_path(lambda k, v: mx.full(v.shape, 0.3) if "layer_scale" in k else v, model.parameters())
     )
-    model.update(tree_unflatten(list(begun)))
-    model.train()  # BatchNorm learns its statistics
-    for block in (block for blocks in model.vision_tower.parts()[:kept] for block in blocks):
-        block.eval().freeze()
     _standardise(model.vision_tower, pictures.astype(mx.float32) / 255)
-    return model
+    return model.train()  # BatchNorm learns its statistics
 
 
 def _standardise(tower: FastViTHD, pictures: mx.array) -> None:

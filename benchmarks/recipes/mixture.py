@@ -152,13 +152,28 @@ def mixed_loss(stage: Stage, see: Callable[[Any, Any], mx.array], *, shift: floa
     """
 
     def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
-        caption_key, edit_key = mx.random.split(key)
-        captions, edits, questions = batch["captions"], batch["edits"], batch["questions"]
-        options: dict[str, Any] = {"shift": shift, "draws": draws}
-        draw = drawing_loss(model, captions, None, captions["latents"], caption_key, **options)
-        edit = drawing_loss(model, edits, see(model, edits["seen"]), edits["latents"], edit_key, **options)
-        ask = question_loss(model, questions, see(model, questions["seen"]))
-        flow = (draw * stage.captions + edit * stage.edits) / (stage.captions + stage.edits)
-        return flow + QUESTION_WEIGHT * ask, {"draw": draw, "edit": edit, "ask": ask}
+        flow, parts = flow_loss(model, stage, batch, see, key, shift=shift, draws=draws)
+        ask = question_loss(model, batch["questions"], see(model, batch["questions"]["seen"]))
+        return flow + QUESTION_WEIGHT * ask, {**parts, "ask": ask}
 
     return loss
+
+
+def flow_loss(
+    model: Any,
+    stage: Stage,
+    batch: Batch,
+    see: Callable[[Any, Any], mx.array],
+    key: mx.array,
+    *,
+    shift: float,
+    draws: int = 1,
+) -> tuple[mx.array, dict[str, mx.array]]:
+    """Flow matching of "captions" and "edits"; see `mixed_loss`."""
+    caption_key, edit_key = mx.random.split(key)
+    captions, edits = batch["captions"], batch["edits"]
+    options: dict[str, Any] = {"shift": shift, "draws": draws}
+    draw = drawing_loss(model, captions, None, captions["latents"], caption_key, **options)
+    edit = drawing_loss(model, edits, see(model, edits["seen"]), edits["latents"], edit_key, **options)
+    flow = (draw * stage.captions + edit * stage.edits) / (stage.captions + stage.edits)
+    return flow, {"draw": draw, "edit": edit}

@@ -231,7 +231,7 @@ def _schedule(stage: Stage, rate: float) -> Callable:
         parts = [optim.cosine_decay(rate, stage.steps - warmup, 0.01 * rate)]
         ends = [warmup]
     else:
-        decay = max(1, int(stage.steps * stage.decay))
+        decay = max(1, min(int(stage.steps * stage.decay), stage.steps - warmup - 1))
         steady = optim.linear_schedule(rate, rate, stage.steps - decay - warmup)
         parts, ends = [steady, optim.linear_schedule(rate, 0.01 * rate, decay)], [warmup, stage.steps - decay]
     return optim.join_schedules([optim.linear_schedule(0.001 * rate, rate, warmup), *parts], ends)

@@ -12,9 +12,12 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 from hub_server import REPO, REVISION, Hub
+from mobileo_weights import bundled
 
 from mobileo_mlx.checkpoints import hub, hub_download, model_cache
 from mobileo_mlx.errors import CheckpointError
+
+BUNDLED = tuple(bundled())
 
 
 @pytest.fixture
@@ -53,19 +56,20 @@ def test_what_is_on_this_machine(here: Callable, folder: Path, server: Hub, cach
         config.unlink()
         config.write_text('{"model_type": "llama"}')
     printed = json.loads(here("models", "list", "--json").out)["models"]
-    assert [(one["name"], one["state"]) for one in printed] == [("tiny", "bundled"), (REPO, "cached")]
-    assert printed[1]["revision"] == REVISION
-    assert printed[1]["folder"] == str(folder)
-    assert printed[1]["nbytes"] == sum(path.stat().st_size for path in server.folder.iterdir())
+    names = [(one["name"], one["state"]) for one in printed]
+    assert names == [*((name, "bundled") for name in BUNDLED), (REPO, "cached")]
+    assert printed[-1]["revision"] == REVISION
+    assert printed[-1]["folder"] == str(folder)
+    assert printed[-1]["nbytes"] == sum(path.stat().st_size for path in server.folder.iterdir())
     header, _, *rows = here("models", "list").lines
     assert header.split() == ["model", "revision", "size", "state", "folder"]
-    assert rows[1].split()[:2] == [REPO, REVISION[:12]]
+    assert rows[-1].split()[:2] == [REPO, REVISION[:12]]
 
 
 def test_names_of_revisions_are_found_again(folder: Path, server: Hub) -> None:
     shutil.rmtree(folder.parents[1] / "refs")
     for name in (f"{REPO}@{REVISION}", f"{REPO}@v1"):
-        assert model_cache.list_models()[1].name == name
+        assert model_cache.list_models()[-1].name == name
         assert model_cache.locate(name) == folder
         server.revisions.add("v1")
         hub.find(f"{REPO}@v1")
@@ -75,7 +79,7 @@ def test_a_download_that_broke_off(here: Callable, cache: Path, server: Hub, mon
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     server.cut["dit.safetensors"] = 1000
     assert here("models", "pull", REPO).status == 2
-    (found,) = json.loads(here("models", "list", "--json").out)["models"][1:]
+    (found,) = json.loads(here("models", "list", "--json").out)["models"][len(BUNDLED) :]
     assert (found["name"], found["state"]) == (REPO, "incomplete")
     assert here("models", "path", REPO).status == 2
     assert here("models", "remove", REPO, "--yes").status == 0

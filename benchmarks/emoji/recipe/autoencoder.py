@@ -14,13 +14,12 @@ from ..world import BACKGROUNDS, CENTRE, COLUMN, COUNTS, ROW, Scene, Thing, rend
 
 # Large errors at edges are what makes a picture look blurred.
 EDGE_WEIGHT = 1.0
-ALONE = 0.6  # of the scenes
 
 
-def any_scene(rng: np.random.Generator, alone: float = ALONE) -> Scene:
-    """One to four things of any kind, in any skin tone; a share of them alone."""
+def any_scene(rng: np.random.Generator) -> Scene:
+    """One to four things of any kind, in any skin tone."""
     background, count = pick(rng, tuple(BACKGROUNDS)), len(emoji(toned=True))
-    if rng.random() < alone:
+    if rng.random() < 0.6:
         size = pick(rng, ("normal", "normal", *SIZES))
         return Scene((Thing(int(rng.integers(count)), *CENTRE, size),), background)
     places = pick(rng, (ROW, COLUMN, COUNTS[3], COUNTS[4]))

@@ -8,9 +8,8 @@ drawing      the language model's layers and its head, the connector and the DiT
              questions with `symbols`, sums of these embeddings, as image features.
 vision       the vision tower and the projector, towards these symbols. It learned where things are, and not which.
 joint        everything but the autoencoder, on captions, edits and questions, with the vision tower's own features.
+refining     the DiT alone, on captions and edits with symbols, in small batches.
 answers      the language model and its head, on questions with symbols; what the DiT reads is to stay as it is.
-looking      the vision tower but for its first parts, anew and with the projector, towards these symbols, whose names
-             it is to tell apart.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from benchmarks.recipes.losses import (
     silence,
     vision_model,
 )
-from benchmarks.recipes.mixture import LatentPool, mixed_batches, mixed_loss
+from benchmarks.recipes.mixture import LatentPool, flow_loss, mixed_batches, mixed_loss
 from benchmarks.recipes.stages import Batch, Recipe, Setup, Stage, on_device
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.tokenizer import Tokenizer
@@ -44,10 +43,9 @@ from ..world import render_batch
 from . import autoencoder
 from .curriculum import CURRICULUM
 from .networks import SHIFT, emoji_config, start_from_names
-from .symbols import Symbols, kind_directions, symbol_features
+from .symbols import Symbols, symbol_features
 from .tokenizer import emoji_tokenizer
 
-KEPT_PARTS = ("patch_embed", "network.0", "network.1", "network.2")  # the first of the vision tower
 SEEING_ERROR = 0.2  # of image features, a standard deviation
 KEPT = 10.0  # weight of `conditioning_change`
 FRAME = 4  # pixels at the edges of pictures, where a decoder sees less of what is around
@@ -74,8 +72,8 @@ STAGES = {
         Stage("vision", 1300, pictures=160, learning_rate=1.5e-3, seed=2),
         Stage("joint", 160, captions=192, edits=64, questions=96, learning_rate=4e-4, ema=0.99, seed=4),
         Stage("answers", 2400, captions=16, edits=8, questions=40, learning_rate=1e-3, ema=0.99, seed=8),
+        Stage("refining", 760, captions=32, edits=4, learning_rate=8e-4, decay=0.8, ema=0.999, seed=5),
         Stage("decoder", 700, pictures=8, learning_rate=1e-3, ema=0.99, seed=7),
-        Stage("looking", 1300, pictures=64, learning_rate=2e-3, seed=6),
     )
 }
 POOL = (20_000, 4_000)  # captions and edits with their latents
@@ -87,7 +85,7 @@ def recipe(folder: Path, workers: int = 0) -> Recipe:
     end = [tokenizer.token_id(token) for token in ("<|im_end|>", "<|endoftext|>")]
     config = emoji_config(tokenizer.vocab_size, tuple(i for i in end if i is not None))
     sources = dict.fromkeys(COMPONENTS, "joint")
-    sources |= {"vision_tower": "looking", "mm_projector": "looking", "llm": "answers", "lm_head": "answers"}
+    sources |= {"llm": "answers", "lm_head": "answers", "dit": "refining"}
     sources |= {"vae_encoder": "autoencoder", "vae_decoder": "decoder"}
     return Recipe(folder, config, tokenizer, STAGES, _SETUPS, sources, workers)
 
@@ -167,45 +165,41 @@ def _answers(recipe: Recipe, stage: Stage) -> Setup:
     return Setup(model, batches, loss)
 
 
-def _vision(recipe: Recipe, stage: Stage) -> Setup:
-    language, symbols = _language(recipe, "names"), Symbols(recipe.tokenizer)
-    first = on_device(_seen(symbols, np.random.default_rng(stage.seed), 300))
-    target = partial(symbol_features, language)
-    return Setup(
-        vision_model(recipe.config, first["pixels"][:64]),
-        lambda step, part: _seen(symbols, np.random.default_rng([stage.seed, step, part]), stage.pictures),
-        feature_loss(target, target(first["symbols"]).std()),
-    )
-
-
-def _looking(recipe: Recipe, stage: Stage) -> Setup:
-    language, symbols = _language(recipe, "joint"), Symbols(recipe.tokenizer)
-    first = on_device(_seen(symbols, np.random.default_rng(stage.seed), 300))
-    target = partial(symbol_features, language)
+def _refining(recipe: Recipe, stage: Stage) -> Setup:
+    names = ("llm", "diffusion_connector", "dit")
+    model: Any = StageModel(recipe.config, *names)
+    model.update(tree_unflatten(recipe.weights("joint", *names)))
+    model.llm.freeze()
+    model.diffusion_connector.freeze()
+    pool, symbols = _pool(recipe), Symbols(recipe.tokenizer)
 
     def batches(step: int, part: int) -> Batch:
-        # One thing is easier to tell from others than several.
-        alone = 0.9 if step < 0.6 * stage.steps else autoencoder.ALONE
-        return _seen(symbols, np.random.default_rng([stage.seed, step, part]), stage.pictures, alone)
+        rng = np.random.default_rng([stage.seed, step, part])
+        captions, _ = pool.batch("captions", rng, stage.captions)
+        edits, scenes = pool.batch("edits", rng, stage.edits)
+        return {"captions": captions, "edits": {**edits, "seen": symbols(scenes)}}
 
-    parts = tuple(f"vision_tower.{name}." for name in KEPT_PARTS)
-    begun = [(name, array) for name, array in recipe.weights("joint", "vision_tower") if name.startswith(parts)]
-    return Setup(
-        vision_model(recipe.config, first["pixels"][:64], begun, len(KEPT_PARTS)),
-        batches,
-        feature_loss(target, target(first["symbols"]).std(), kind_directions(language, symbols)),
-    )
+    def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
+        return flow_loss(model, stage, batch, symbol_features, key, shift=SHIFT, draws=DRAWS)
+
+    return Setup(model, batches, loss)
 
 
-def _language(recipe: Recipe, stage: str) -> StageModel:
+def _vision(recipe: Recipe, stage: Stage) -> Setup:
     language = StageModel(recipe.config, "llm")
-    language.update(tree_unflatten(recipe.weights(stage, "llm")))
-    return language
+    language.update(tree_unflatten(recipe.weights("names", "llm")))
+    symbols, target = Symbols(recipe.tokenizer), partial(symbol_features, language)
 
+    def seen(rng: np.random.Generator, count: int) -> Batch:
+        scenes = [autoencoder.any_scene(rng) for _ in range(count)]
+        return {"pixels": render_batch(scenes), "symbols": symbols(scenes)}
 
-def _seen(symbols: Symbols, rng: np.random.Generator, count: int, alone: float = autoencoder.ALONE) -> Batch:
-    scenes = [autoencoder.any_scene(rng, alone) for _ in range(count)]
-    return {"pixels": render_batch(scenes), "symbols": symbols(scenes), "kinds": symbols.kinds(scenes)}
+    first = on_device(seen(np.random.default_rng(stage.seed), 300))
+    return Setup(
+        vision_model(recipe.config, first["pixels"][:64]),
+        lambda step, part: seen(np.random.default_rng([stage.seed, step, part]), stage.pictures),
+        feature_loss(target, target(first["symbols"]).std()),
+    )
 
 
 def _joint(recipe: Recipe, stage: Stage) -> Setup:
@@ -228,7 +222,7 @@ _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
     "vision": _vision,
     "joint": _joint,
     "answers": _answers,
-    "looking": _looking,
+    "refining": _refining,
     "decoder": _decoder,
 }
 
