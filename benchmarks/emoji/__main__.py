@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     classifier.set_defaults(run=run_classifier)
 
     train = commands.add_parser("train", help="train the small model from random weights, stage by stage")
-    train.add_argument("--stage", default="all", help="autoencoder, names, drawing, vision, joint, export, all")
+    train.add_argument("--stage", default="all", help="the name of one, export, or all (default)")
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="a stopped run resumes from here")
     train.add_argument("--workers", type=int, default=0, help="processes that make batches ahead, for a GPU")
     train.set_defaults(run=run_train)

@@ -85,6 +85,15 @@ class LatentPool:
         ] if sequences.seen else []
 
 
+def latent_pool(
+    recipe: Recipe, curriculum: Curriculum, size: tuple[int, int], pictures: Callable[[Sequence[Any]], np.ndarray]
+) -> LatentPool:
+    """The pool of all stages that this process runs; see `LatentPool`."""
+    if "pool" not in recipe.shared:
+        recipe.shared["pool"] = LatentPool(recipe, curriculum, size, pictures)
+    return recipe.shared["pool"]
+
+
 def _write_latents(path: Path, sequences: Mapping[str, Sequences], recipe: Recipe, pictures: Any) -> None:
     """Writes for each kind the latents of all its different scenes, float16, and for each text the row of its own."""
     model: Any = StageModel(recipe.config, *AUTOENCODER)

@@ -34,7 +34,7 @@ from benchmarks.recipes.losses import (
     silence,
     vision_model,
 )
-from benchmarks.recipes.mixture import LatentPool, flow_loss, mixed_batches, mixed_loss
+from benchmarks.recipes.mixture import LatentPool, flow_loss, latent_pool, mixed_batches, mixed_loss
 from benchmarks.recipes.stages import Batch, Recipe, Setup, Stage, on_device
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.tokenizer import Tokenizer
@@ -228,6 +228,4 @@ _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
 
 
 def _pool(recipe: Recipe) -> LatentPool:
-    if "pool" not in recipe.shared:
-        recipe.shared["pool"] = LatentPool(recipe, CURRICULUM, POOL, render_batch)
-    return recipe.shared["pool"]
+    return latent_pool(recipe, CURRICULUM, POOL, render_batch)

@@ -22,7 +22,7 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from benchmarks.recipes.losses import AUTOENCODER, StageModel, feature_loss, question_loss, see, vision_model
-from benchmarks.recipes.mixture import LatentPool, mixed_batches, mixed_loss
+from benchmarks.recipes.mixture import LatentPool, latent_pool, mixed_batches, mixed_loss
 from benchmarks.recipes.stages import Batch, Recipe, Setup, Stage
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.tokenizer import Tokenizer
@@ -147,9 +147,7 @@ _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
 
 
 def _pool(recipe: Recipe) -> LatentPool:
-    if "pool" not in recipe.shared:
-        recipe.shared["pool"] = LatentPool(recipe, CURRICULUM, POOL, pixels)
-    return recipe.shared["pool"]
+    return latent_pool(recipe, CURRICULUM, POOL, pixels)
 
 
 def pixels(scenes: Sequence[Scene]) -> np.ndarray:
