@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map_with_path
+from mlx.utils import tree_map_with_path, tree_unflatten
 
 from mobileo_mlx.conditioning import text_input
 from mobileo_mlx.models.fastvithd import FastViTHD
@@ -15,7 +15,7 @@ from mobileo_mlx.models.mobileo import MobileOConfig, build
 from mobileo_mlx.schedulers import shift as shifted
 from mobileo_mlx.training.losses import flow_matching_loss
 
-from .stages import Batch, Loss
+from .stages import Batch, Loss, Recipe
 
 AUTOENCODER = ("vae_encoder", "vae_decoder")
 CONDITIONING_DROPOUT = 0.1  # shares of the texts replaced by zeros, for guidance
@@ -35,6 +35,13 @@ class StageModel(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.BatchNorm):
                 module.eval()
+
+
+def trained(recipe: Recipe, stage: str, *components: str) -> StageModel:
+    """Components as an earlier stage left them; see `Recipe.weights`."""
+    model = StageModel(recipe.config, *components)
+    model.update(tree_unflatten(recipe.weights(stage, *components)))
+    return model
 
 
 def embedded(model: Any, batch: Batch, features: mx.array | None) -> tuple[mx.array, mx.array]:

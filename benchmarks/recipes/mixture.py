@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_unflatten
 
 from mobileo_mlx.atomic import atomic_write
 from mobileo_mlx.errors import CheckpointError
@@ -19,12 +17,11 @@ from mobileo_mlx.ops.backend import on_cpu
 
 from .ahead import ahead
 from .curriculum import Curriculum
-from .losses import AUTOENCODER, StageModel, drawing_loss, question_loss
+from .losses import AUTOENCODER, drawing_loss, question_loss, trained
 from .sequences import Sequences
 from .stages import Batch, Loss, Recipe, Stage
 
 QUESTION_WEIGHT = 0.3
-_ENCODED = 16 if on_cpu() else 256  # pictures at a time
 
 
 class LatentPool:
@@ -96,25 +93,26 @@ def latent_pool(
 
 def _write_latents(path: Path, sequences: Mapping[str, Sequences], recipe: Recipe, pictures: Any) -> None:
     """Writes for each kind the latents of all its different scenes, float16, and for each text the row of its own."""
-    model: Any = StageModel(recipe.config, *AUTOENCODER)
-    model.update(tree_unflatten(recipe.weights("autoencoder", *AUTOENCODER)))
+    model: Any = trained(recipe, "autoencoder", *AUTOENCODER)
     encode = model.eval().vae_encoder
     arrays: dict[str, Any] = {}
     for kind, texts in sequences.items():
         scenes = list(dict.fromkeys(texts.drawn))
         number = {scene: i for i, scene in enumerate(scenes)}
-        parts = [scenes[i : i + _ENCODED] for i in range(0, len(scenes), _ENCODED)]
-        made = ahead(partial(_part, pictures, parts), recipe.workers, len(parts))
-        images = (mx.array(made(i, 0)).astype(mx.float32) / 127.5 - 1 for i in range(len(parts)))
-        arrays[kind] = np.concatenate([np.array(encode(image).astype(mx.float16)) for image in images])
+        arrays[kind] = _encoded(recipe, encode, scenes, pictures)
         arrays[f"{kind}_rows"] = np.array([number[scene] for scene in texts.drawn])
         arrays[f"{kind}_digest"] = np.array(_digest(texts))
     with atomic_write(path) as temporary:
         np.savez(temporary, **arrays)
 
 
-def _part(pictures: Any, parts: Sequence[Any], index: int, _: int) -> np.ndarray:
-    return pictures(parts[index])
+def _encoded(recipe: Recipe, encode: Any, scenes: Sequence[Any], pictures: Any) -> np.ndarray:
+    """The latents of scenes, float16."""
+    count = 16 if on_cpu() else 256  # pictures at a time
+    parts = [scenes[i : i + count] for i in range(0, len(scenes), count)]
+    made = ahead(lambda i, _: pictures(parts[i]), recipe.workers, len(parts))
+    images = (mx.array(made(i, 0)).astype(mx.float32) / 127.5 - 1 for i in range(len(parts)))
+    return np.concatenate([np.array(encode(image).astype(mx.float16)) for image in images])
 
 
 def _digest(texts: Sequences) -> str:
@@ -131,7 +129,7 @@ def mixed_batches(
     *,
     phased: bool = False,
 ) -> Callable[[int, int], Batch]:
-    """Captions and edits from a pool, and new questions.
+    """Captions and edits from a pool, and new questions where the stage has some.
 
     Args:
         shown: what edits and questions see of scenes, NumPy arrays.
@@ -142,18 +140,17 @@ def mixed_batches(
         rng = np.random.default_rng([stage.seed, step, part])
         captions, _ = pool.batch("captions", rng, stage.captions)
         edits, scenes = pool.batch("edits", rng, stage.edits)
-        asked = curriculum.questions(rng, recipe.tokenizer, stage.questions, step / stage.steps if phased else 1)
-        return {
-            "captions": captions,
-            "edits": {**edits, "seen": shown(scenes)},
-            "questions": {**asked.arrays(), "seen": shown(asked.seen)},
-        }
+        batch: Batch = {"captions": captions, "edits": {**edits, "seen": shown(scenes)}}
+        if stage.questions:
+            asked = curriculum.questions(rng, recipe.tokenizer, stage.questions, step / stage.steps if phased else 1)
+            batch["questions"] = {**asked.arrays(), "seen": shown(asked.seen)}
+        return batch
 
     return batches
 
 
 def mixed_loss(stage: Stage, see: Callable[[Any, Any], mx.array], *, shift: float, draws: int = 1) -> Loss:
-    """Flow matching of captions and edits, and the cross-entropy of answers.
+    """Flow matching of captions and edits, and the cross-entropy of answers where there are questions.
 
     Args:
         see: the model and what is shown to image features (B, N, hidden_size).
@@ -161,28 +158,16 @@ def mixed_loss(stage: Stage, see: Callable[[Any, Any], mx.array], *, shift: floa
     """
 
     def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
-        flow, parts = flow_loss(model, stage, batch, see, key, shift=shift, draws=draws)
+        caption_key, edit_key = mx.random.split(key)
+        captions, edits = batch["captions"], batch["edits"]
+        options: dict[str, Any] = {"shift": shift, "draws": draws}
+        draw = drawing_loss(model, captions, None, captions["latents"], caption_key, **options)
+        edit = drawing_loss(model, edits, see(model, edits["seen"]), edits["latents"], edit_key, **options)
+        flow = (draw * stage.captions + edit * stage.edits) / (stage.captions + stage.edits)
+        parts = {"draw": draw, "edit": edit}
+        if "questions" not in batch:
+            return flow, parts
         ask = question_loss(model, batch["questions"], see(model, batch["questions"]["seen"]))
         return flow + QUESTION_WEIGHT * ask, {**parts, "ask": ask}
 
     return loss
-
-
-def flow_loss(
-    model: Any,
-    stage: Stage,
-    batch: Batch,
-    see: Callable[[Any, Any], mx.array],
-    key: mx.array,
-    *,
-    shift: float,
-    draws: int = 1,
-) -> tuple[mx.array, dict[str, mx.array]]:
-    """Flow matching of "captions" and "edits"; see `mixed_loss`."""
-    caption_key, edit_key = mx.random.split(key)
-    captions, edits = batch["captions"], batch["edits"]
-    options: dict[str, Any] = {"shift": shift, "draws": draws}
-    draw = drawing_loss(model, captions, None, captions["latents"], caption_key, **options)
-    edit = drawing_loss(model, edits, see(model, edits["seen"]), edits["latents"], edit_key, **options)
-    flow = (draw * stage.captions + edit * stage.edits) / (stage.captions + stage.edits)
-    return flow, {"draw": draw, "edit": edit}

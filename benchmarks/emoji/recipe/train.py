@@ -32,9 +32,10 @@ from benchmarks.recipes.losses import (
     question_loss,
     see,
     silence,
+    trained,
     vision_model,
 )
-from benchmarks.recipes.mixture import LatentPool, flow_loss, latent_pool, mixed_batches, mixed_loss
+from benchmarks.recipes.mixture import LatentPool, latent_pool, mixed_batches, mixed_loss
 from benchmarks.recipes.stages import Batch, Recipe, Setup, Stage, on_device
 from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.tokenizer import Tokenizer
@@ -56,6 +57,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("autoencoder", 960, pictures=64, learning_rate=3e-3, seed=0),
+        Stage("decoder", 700, pictures=8, learning_rate=1e-3, ema=0.99, seed=7),
         Stage("names", 720, captions=512, learning_rate=2e-3, decay=0.4, ema=0.999, rates={"llm.embed": 5}, seed=1),
         Stage(
             "drawing",
@@ -73,7 +75,6 @@ STAGES = {
         Stage("joint", 160, captions=192, edits=64, questions=96, learning_rate=4e-4, ema=0.99, seed=4),
         Stage("answers", 2400, captions=16, edits=8, questions=40, learning_rate=1e-3, ema=0.99, seed=8),
         Stage("refining", 760, captions=32, edits=4, learning_rate=8e-4, decay=0.8, ema=0.999, seed=5),
-        Stage("decoder", 700, pictures=8, learning_rate=1e-3, ema=0.99, seed=7),
     )
 }
 POOL = (20_000, 4_000)  # captions and edits with their latents
@@ -96,8 +97,7 @@ def _autoencoder(recipe: Recipe, stage: Stage) -> Setup:
 
 
 def _decoder(recipe: Recipe, stage: Stage) -> Setup:
-    model = StageModel(recipe.config, *AUTOENCODER)
-    model.update(tree_unflatten(recipe.weights("autoencoder", *AUTOENCODER)))
+    model: Any = trained(recipe, "autoencoder", *AUTOENCODER)
     model.vae_encoder.freeze()
     return Setup(model, partial(autoencoder.batch, stage.seed, stage.pictures, frame=FRAME), autoencoder.loss)
 
@@ -134,13 +134,10 @@ def _drawing(recipe: Recipe, stage: Stage) -> Setup:
 
 
 def _answers(recipe: Recipe, stage: Stage) -> Setup:
-    names = ("llm", "lm_head", "diffusion_connector")
-    model: Any = StageModel(recipe.config, *names)
-    model.update(tree_unflatten(recipe.weights("joint", *names)))
+    model: Any = trained(recipe, "joint", "llm", "lm_head", "diffusion_connector")
     model.llm.embed_tokens.freeze()
     model.diffusion_connector.freeze()
-    before = StageModel(recipe.config, "llm")
-    before.update(tree_unflatten(recipe.weights("joint", "llm")))
+    before = trained(recipe, "joint", "llm")
     symbols = Symbols(recipe.tokenizer)
 
     def batches(step: int, part: int) -> Batch:
@@ -166,29 +163,18 @@ def _answers(recipe: Recipe, stage: Stage) -> Setup:
 
 
 def _refining(recipe: Recipe, stage: Stage) -> Setup:
-    names = ("llm", "diffusion_connector", "dit")
-    model: Any = StageModel(recipe.config, *names)
-    model.update(tree_unflatten(recipe.weights("joint", *names)))
+    model: Any = trained(recipe, "joint", "llm", "diffusion_connector", "dit")
     model.llm.freeze()
     model.diffusion_connector.freeze()
-    pool, symbols = _pool(recipe), Symbols(recipe.tokenizer)
-
-    def batches(step: int, part: int) -> Batch:
-        rng = np.random.default_rng([stage.seed, step, part])
-        captions, _ = pool.batch("captions", rng, stage.captions)
-        edits, scenes = pool.batch("edits", rng, stage.edits)
-        return {"captions": captions, "edits": {**edits, "seen": symbols(scenes)}}
-
-    def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
-        return flow_loss(model, stage, batch, symbol_features, key, shift=SHIFT, draws=DRAWS)
-
-    return Setup(model, batches, loss)
+    return Setup(
+        model,
+        mixed_batches(recipe, stage, CURRICULUM, _pool(recipe), Symbols(recipe.tokenizer)),
+        mixed_loss(stage, symbol_features, shift=SHIFT, draws=DRAWS),
+    )
 
 
 def _vision(recipe: Recipe, stage: Stage) -> Setup:
-    language = StageModel(recipe.config, "llm")
-    language.update(tree_unflatten(recipe.weights("names", "llm")))
-    symbols, target = Symbols(recipe.tokenizer), partial(symbol_features, language)
+    symbols, target = Symbols(recipe.tokenizer), partial(symbol_features, trained(recipe, "names", "llm"))
 
     def seen(rng: np.random.Generator, count: int) -> Batch:
         scenes = [autoencoder.any_scene(rng) for _ in range(count)]
@@ -217,13 +203,13 @@ def _joint(recipe: Recipe, stage: Stage) -> Setup:
 
 _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
     "autoencoder": _autoencoder,
+    "decoder": _decoder,
     "names": _names,
     "drawing": _drawing,
     "vision": _vision,
     "joint": _joint,
     "answers": _answers,
     "refining": _refining,
-    "decoder": _decoder,
 }
 
 

@@ -21,7 +21,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from benchmarks.recipes.losses import AUTOENCODER, StageModel, feature_loss, question_loss, see, vision_model
+from benchmarks.recipes.losses import AUTOENCODER, StageModel, feature_loss, question_loss, see, trained, vision_model
 from benchmarks.recipes.mixture import LatentPool, latent_pool, mixed_batches, mixed_loss
 from benchmarks.recipes.stages import Batch, Recipe, Setup, Stage
 from mobileo_mlx.models.mobileo import COMPONENTS
@@ -68,8 +68,7 @@ def _autoencoder(recipe: Recipe, stage: Stage) -> Setup:
 
 
 def _decoder(recipe: Recipe, stage: Stage) -> Setup:
-    model = StageModel(recipe.config, *AUTOENCODER)
-    model.update(tree_unflatten(recipe.weights("autoencoder", *AUTOENCODER)))
+    model: Any = trained(recipe, "autoencoder", *AUTOENCODER)
     model.vae_encoder.freeze()
 
     def batches(step: int, part: int) -> Batch:
