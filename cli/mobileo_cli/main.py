@@ -13,8 +13,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-# How MLX begins where the folder for temporary files is missing or closed; it compiles there.
+# How MLX begins where the folder for temporary files, in which it compiles, is missing or closed; and where the
+# compiler fails there, as on a full disk.
 _NO_TEMPORARY_FOLDER = "filesystem error: "
+_NOT_COMPILED = "[Compile::eval_cpu] Failed to compile"
 _COMPLETE = "_MOBILEO_MLX_COMPLETE"  # set by the scripts of --show-completion
 
 
@@ -78,6 +80,13 @@ def _users_mistake(error: Exception) -> str | None:
         return _with_hint(error)
     if isinstance(error, RuntimeError) and str(error).startswith(_NO_TEMPORARY_FOLDER):
         return f"MLX can't write into the folder for temporary files ({error}); set TMPDIR to a folder of yours."
+    if isinstance(error, RuntimeError) and str(error).startswith(_NOT_COMPILED):
+        lines = [line.partition("error: ")[2] for line in str(error).splitlines() if "error: " in line]
+        reason = f" ({lines[-1]})" if lines else ""
+        return (
+            f"MLX can't compile in the folder for temporary files{reason}; free space there, set TMPDIR to a folder on "
+            "another disk, or do without by MLX_DISABLE_COMPILE=1, which is slower."
+        )
     # A usage error of click, or of the one that late versions of typer carry: no class is common to both.
     if not hasattr(error, "format_message"):
         return None

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -110,6 +111,8 @@ def test_files_that_may_not_grow(place: Callable[..., Place], command: str) -> N
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 
+    # Once without a limit: MLX compiles kernels into files too, and keeps them.
+    assert (done := place(command).run()).returncode == 0, done.stderr
     here = place(command)
     done = here.run(before=limit)
     assert done.returncode == 2, done.stderr
@@ -119,6 +122,21 @@ def test_files_that_may_not_grow(place: Callable[..., Place], command: str) -> N
         shutil.rmtree(here.folder / "new")  # a training's folder stays
     assert here.files() == {}
     assert here.unfinished() == []
+
+
+@pytest.mark.skipif(shutil.which("g++") is None or sys.platform != "linux", reason="MLX compiles with g++ on Linux")
+def test_kernels_that_may_not_grow(place: Callable[..., Place], tmp_path: Path) -> None:
+    here = place("finetune")
+    here.environment["TMPDIR"] = str(tmp_path)  # without the kernels of earlier runs
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))  # enough for a kernel's source, not for what is made
+
+    done = here.run(before=limit)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "MLX can't compile in the folder for temporary files (" in done.stderr.splitlines()[-1]
+    assert here.run().returncode == 0
 
 
 def size_of(folder: Path) -> int:
