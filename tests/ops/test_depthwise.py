@@ -16,7 +16,7 @@ from mobileo_mlx.ops.depthwise import DepthwiseConv2d
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     ("kernel", "stride", "multiplier", "size"),
-    # Small maps take another way than large ones on a CPU; both have to give the same.
+    # On a CPU training takes another way for small maps, larger and large ones; all have to give the same.
     [
         (3, 1, 1, (4, 5)),
         (7, 1, 1, (5, 4)),
@@ -24,6 +24,9 @@ from mobileo_mlx.ops.depthwise import DepthwiseConv2d
         (3, 2, 1, (5, 7)),
         (3, 1, 2, (3, 3)),
         (3, 1, 1, (80, 60)),
+        (3, 2, 2, (9, 12)),
+        (7, 2, 1, (19, 23)),
+        (3, 1, 1, (9, 100)),
     ],
 )
 def test_depthwise_convolution(

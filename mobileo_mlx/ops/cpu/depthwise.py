@@ -32,6 +32,11 @@ def products_pay(shape: tuple[int, ...], kernel: int) -> bool:
     return positions * (kernel**2 + batch) < 70 * batch * kernel**2
 
 
+def rows_pay(height: int, width: int, kernel: int) -> bool:
+    """Whether whole rows as tiles are faster than both, of maps of this height and width."""
+    return height > 2.5 * kernel and width <= 32 * kernel
+
+
 # Elements of as many rows as are computed at a time: what they are made of stays in a CPU's cache.
 SHIFTED = 2**17
 
@@ -101,10 +106,24 @@ def by_products(x: mx.array, weight: mx.array, stride: int) -> mx.array:
     """
     batch, height, width, channels = x.shape
     rows, columns = -(-height // stride), -(-width // stride)
-    basis = _basis(weight.shape[1], stride, rows, columns, (height, width))
+    basis = _basis(weight.shape[1], stride, rows, columns, height, width)
     y = x.reshape(batch, height * width, channels).transpose(2, 0, 1) @ _matrices(weight, basis)  # (C, B, H' W')
     # The products run in float32, the only precision that reaches BLAS.
     return y.transpose(1, 2, 0).reshape(batch, rows, columns, channels).astype(x.dtype)
+
+
+def by_rows(x: mx.array, weight: mx.array, stride: int) -> mx.array:
+    """As `by_products`, with matrices from the rows that a row of the result sees to that row."""
+    batch, height, width, channels = x.shape
+    kernel = weight.shape[1]
+    rows, columns = -(-height // stride), -(-width // stride)
+    above = kernel // 2
+    below = (rows - 1) * stride + kernel - above - height
+    planes = mx.pad(x.transpose(3, 0, 1, 2), [(0, 0), (0, 0), (above, max(below, 0)), (0, 0)])
+    last = (rows - 1) * stride + 1
+    seen = mx.concatenate([planes[:, :, i : i + last : stride] for i in range(kernel)], axis=-1)
+    y = seen.reshape(channels, batch * rows, -1) @ _matrices(weight, _basis(kernel, stride, 1, columns, width=width))
+    return y.reshape(channels, batch, rows, columns).transpose(1, 2, 3, 0).astype(x.dtype)
 
 
 class Tiles:
@@ -162,12 +181,14 @@ def _matrices(weight: mx.array, basis: mx.array) -> mx.array:
 
 
 @functools.lru_cache(maxsize=64)
-def _basis(kernel: int, stride: int, rows: int, columns: int, inside: tuple[int, int] | None = None) -> mx.array:
+def _basis(
+    kernel: int, stride: int, rows: int, columns: int, height: int | None = None, width: int | None = None
+) -> mx.array:
     """For each tap of the kernel which input of a tile it takes to which output, (k k, inputs, outputs) of 0 or 1.
 
     Args:
         rows, columns: outputs of the tile in each direction.
-        inside: height and width of the map that the tile is, where what is beyond it does not count.
+        height, width: of a map of which the tile has all in that direction: what is beyond does not count.
     """
     import numpy as np
 
@@ -175,7 +196,9 @@ def _basis(kernel: int, stride: int, rows: int, columns: int, inside: tuple[int,
     basis = np.zeros((kernel, kernel, high, wide, rows, columns), np.float32)
     for i, j, row, column in np.ndindex(kernel, kernel, rows, columns):
         basis[i, j, row * stride + i, column * stride + j, row, column] = 1
-    if inside is not None:
-        half = kernel // 2
-        basis = basis[:, :, half : half + inside[0], half : half + inside[1]]
+    half = kernel // 2
+    if height is not None:
+        basis = basis[:, :, half : half + height]
+    if width is not None:
+        basis = basis[:, :, :, half : half + width]
     return mx.array(basis.reshape(kernel**2, -1, rows * columns))
