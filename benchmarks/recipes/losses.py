@@ -18,6 +18,7 @@ from mobileo_mlx.training.losses import flow_matching_loss
 from .stages import Batch, Loss, Recipe
 
 AUTOENCODER = ("vae_encoder", "vae_decoder")
+_SHARPNESS, _NAMED = 0.4, 0.5  # of the logits of kinds, and the weight of their loss
 CONDITIONING_DROPOUT = 0.1  # shares of the texts replaced by zeros, for guidance
 
 
@@ -140,16 +141,28 @@ def logit_normal_sigmas(key: mx.array, batch: int) -> mx.array:
     return mx.sigmoid(mx.random.normal((batch,), key=key))
 
 
-def feature_loss(target: Callable[[Any], mx.array], scale: mx.array) -> Loss:
+def feature_loss(target: Callable[[Any], mx.array], scale: mx.array, kinds: mx.array | None = None) -> Loss:
     """The squared error of image features, of batches of "pixels" with their "symbols".
 
     Args:
         target: symbols to the features that are right, (B, N, hidden_size).
         scale: the standard deviation of the targets.
+        kinds: (K, hidden_size), directions of length 1 of the kinds of things that there are. Where there are many,
+            squared errors alone learn hardly more than their mean, so the cross-entropy of each feature's kind is
+            added; "kinds" of a batch (B, N) int32 are theirs, -1 where there is nothing.
     """
 
     def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
-        return mx.square((see(model, batch["pixels"]) - target(batch["symbols"])) / scale).mean(), {}
+        features = see(model, batch["pixels"])
+        error = mx.square((features - target(batch["symbols"])) / scale).mean()
+        if kinds is None:
+            return error, {}
+        there = (batch["kinds"] >= 0).astype(mx.float32)
+        logits = features @ kinds.T / _SHARPNESS
+        losses = nn.losses.cross_entropy(logits, mx.maximum(batch["kinds"], 0)) * there
+        right = (logits.argmax(axis=-1) == batch["kinds"]) * there
+        named, accuracy = losses.sum() / there.sum(), right.sum() / there.sum()
+        return error + _NAMED * named, {"error": error, "named": named, "accuracy": accuracy}
 
     return loss
 

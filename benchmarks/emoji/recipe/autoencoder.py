@@ -14,12 +14,13 @@ from ..world import BACKGROUNDS, CENTRE, COLUMN, COUNTS, ROW, Scene, Thing, rend
 
 # Large errors at edges are what makes a picture look blurred.
 EDGE_WEIGHT = 1.0
+ALONE = 0.6  # share of scenes of one thing
 
 
-def any_scene(rng: np.random.Generator) -> Scene:
-    """One to four things of any kind, in any skin tone."""
+def any_scene(rng: np.random.Generator, alone: float = ALONE) -> Scene:
+    """One to four things of any kind, in any skin tone; `alone` is the share of scenes of one."""
     background, count = pick(rng, tuple(BACKGROUNDS)), len(emoji(toned=True))
-    if rng.random() < 0.6:
+    if rng.random() < alone:
         size = pick(rng, ("normal", "normal", *SIZES))
         return Scene((Thing(int(rng.integers(count)), *CENTRE, size),), background)
     places = pick(rng, (ROW, COLUMN, COUNTS[3], COUNTS[4]))

@@ -7,6 +7,7 @@ skin tone, or the background's, and letters for its row and its column. The visi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -44,29 +45,59 @@ class Symbols:
                 ids[i, j, : len(tokens)], weights[i, j, : len(tokens)] = tokens, len(tokens) ** -0.5
         return {"ids": ids, "weights": weights}
 
+    def kinds(self, scenes: Sequence[Scene]) -> np.ndarray:
+        """The emoji of each image token, (B, GRID * GRID) int32, those of a name as the first of them; -1 for none."""
+        first = _first_of_its_name()
+        found = [[_covering(scene, i) for i in range(GRID * GRID)] for scene in scenes]
+        return np.array([[first[thing.index] if thing else -1 for thing in row] for row in found], np.int32)
+
+    def directions(self, model: Any) -> mx.array:
+        """What each of `emoji(toned=True)` adds to features by its name, less the mean, in length 1, (N, hidden)."""
+        nouns = [self._tokens(f" {_noun(index)}") for index in range(len(emoji(toned=True)))]
+        sums = mx.stack([model.llm.embed_tokens(mx.array(tokens)).sum(axis=0) for tokens in nouns])
+        sums = sums - sums.mean(axis=0)
+        return sums / mx.linalg.norm(sums, axis=-1, keepdims=True)
+
     def _cells(self, scene: Scene) -> list[list[int]]:
-        side = SIDE // GRID
         cells = []
         for i in range(GRID * GRID):
+            thing = _covering(scene, i)
+            said = self._said(thing) if thing else self._tokens(f" {scene.background}")
             row, column = divmod(i, GRID)
-            x, y = (column + 0.5) * side, (row + 0.5) * side
-            covering = [
-                thing for thing in scene.things if max(abs(x - thing.x), abs(y - thing.y)) < COVERED * SIZES[thing.size]
-            ]
-            said = self._said(covering[-1]) if covering else self._tokens(f" {scene.background}")
             cells.append([*said[: WORDS - 2], *self._tokens(_ROWS[row]), *self._tokens(_COLUMNS[column])])
         return cells
 
     def _said(self, thing: Thing) -> list[int]:
-        each, called = emoji(toned=True)[thing.index], names().get(thing.index)
-        noun = called[0].noun if called else each.name.lower()
-        tone = "" if each.tone is None else f" {each.tone}"
-        return self._tokens(f" {thing.size}{tone} {noun}")
+        tone = emoji(toned=True)[thing.index].tone
+        return self._tokens(f" {thing.size}{'' if tone is None else f' {tone}'} {_noun(thing.index)}")
 
     def _tokens(self, text: str) -> list[int]:
         if text not in self._known:
             self._known[text] = self._tokenizer.encode(text)
         return self._known[text]
+
+
+def _covering(scene: Scene, token: int) -> Thing | None:
+    """The last of the things of which an image token shows more than the edge."""
+    side = SIDE // GRID
+    row, column = divmod(token, GRID)
+    x, y = (column + 0.5) * side, (row + 0.5) * side
+    for thing in reversed(scene.things):
+        if max(abs(x - thing.x), abs(y - thing.y)) < COVERED * SIZES[thing.size]:
+            return thing
+    return None
+
+
+def _noun(index: int) -> str:
+    """What an emoji is called."""
+    called = names().get(index)
+    return called[0].noun if called else emoji(toned=True)[index].name.lower()
+
+
+@cache
+def _first_of_its_name() -> list[int]:
+    first: dict[str, int] = {}
+    return [first.setdefault(_noun(index), index) for index in range(len(emoji(toned=True)))]
 
 
 def symbol_features(model: Any, symbols: dict[str, mx.array]) -> mx.array:

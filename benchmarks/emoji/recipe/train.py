@@ -10,6 +10,7 @@ vision       the vision tower and the projector, towards these symbols. It learn
 joint        everything but the autoencoder, on captions, edits and questions, with the vision tower's own features.
 refining     the DiT alone, on captions and edits with symbols, in small batches.
 answers      the language model and its head, on questions with symbols; what the DiT reads is to stay as it is.
+looking      the vision tower and the projector, anew, towards these symbols, whose names it is to tell apart.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from mobileo_mlx.tokenizer import Tokenizer
 
 from ..world import render_batch
 from . import autoencoder
+from .autoencoder import ALONE, any_scene
 from .curriculum import CURRICULUM
 from .networks import SHIFT, emoji_config, start_from_names
 from .symbols import Symbols, symbol_features
@@ -74,6 +76,7 @@ STAGES = {
         Stage("vision", 1300, pictures=160, learning_rate=1.5e-3, seed=2),
         Stage("joint", 160, captions=192, edits=64, questions=96, learning_rate=4e-4, ema=0.99, seed=4),
         Stage("answers", 2400, captions=16, edits=8, questions=40, learning_rate=1e-3, ema=0.99, seed=8),
+        Stage("looking", 6000, parts=2, pictures=32, learning_rate=2e-3, seed=6),
         Stage("refining", 760, captions=32, edits=4, learning_rate=8e-4, decay=0.8, ema=0.999, seed=5),
     )
 }
@@ -174,17 +177,41 @@ def _refining(recipe: Recipe, stage: Stage) -> Setup:
 
 
 def _vision(recipe: Recipe, stage: Stage) -> Setup:
-    symbols, target = Symbols(recipe.tokenizer), partial(symbol_features, trained(recipe, "names", "llm"))
+    return _towards_symbols(recipe, stage, trained(recipe, "names", "llm"))
 
-    def seen(rng: np.random.Generator, count: int) -> Batch:
-        scenes = [autoencoder.any_scene(rng) for _ in range(count)]
-        return {"pixels": render_batch(scenes), "symbols": symbols(scenes)}
 
-    first = on_device(seen(np.random.default_rng(stage.seed), 300))
+def _looking(recipe: Recipe, stage: Stage) -> Setup:
+    model = trained(recipe, "answers", "llm")
+    kinds = Symbols(recipe.tokenizer).directions(model)
+    return _towards_symbols(recipe, stage, model, kinds, lambda step: 0.9 if step < 0.5 * stage.steps else ALONE)
+
+
+def _towards_symbols(
+    recipe: Recipe,
+    stage: Stage,
+    language: Any,
+    kinds: mx.array | None = None,
+    alone: Callable[[int], float] = lambda step: ALONE,
+) -> Setup:
+    """A vision tower that learns to see the symbols of scenes.
+
+    Args:
+        language: with the embeddings that they are made of.
+        kinds: see `feature_loss`.
+        alone: the share of scenes of one thing, by the step; one is easier to tell from others than several.
+    """
+    symbols, target = Symbols(recipe.tokenizer), partial(symbol_features, language)
+
+    def seen(rng: np.random.Generator, count: int, share: float) -> Batch:
+        scenes = [any_scene(rng, share) for _ in range(count)]
+        told = {} if kinds is None else {"kinds": symbols.kinds(scenes)}
+        return {"pixels": render_batch(scenes), "symbols": symbols(scenes), **told}
+
+    first = on_device(seen(np.random.default_rng(stage.seed), 300, ALONE))
     return Setup(
         vision_model(recipe.config, first["pixels"][:64]),
-        lambda step, part: seen(np.random.default_rng([stage.seed, step, part]), stage.pictures),
-        feature_loss(target, target(first["symbols"]).std()),
+        lambda step, part: seen(np.random.default_rng([stage.seed, step, part]), stage.pictures, alone(step)),
+        feature_loss(target, target(first["symbols"]).std(), kinds),
     )
 
 
@@ -209,6 +236,7 @@ _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
     "vision": _vision,
     "joint": _joint,
     "answers": _answers,
+    "looking": _looking,
     "refining": _refining,
 }
 
