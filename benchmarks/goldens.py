@@ -1,4 +1,4 @@
-"""Writes what `mobileo-mlx doctor` and the tests compare the bundled model with: `python -m benchmarks.goldens`.
+"""Writes what `mobileo-mlx doctor` and the tests compare the bundled model `tiny` with: `python -m benchmarks.goldens`.
 
 All is computed in float32 on a CPU. Run it again when the bundled model or its inputs change, and only then.
 """

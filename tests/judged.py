@@ -1,4 +1,4 @@
-"""How much of what the bundled model draws, answers and edits is right, as its scorer judges it."""
+"""How much of what the bundled model `tiny` draws, answers and edits is right, as its scorer judges it."""
 
 from __future__ import annotations
 

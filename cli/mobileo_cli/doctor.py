@@ -45,7 +45,7 @@ def command(
 ) -> None:
     """Check this machine.
 
-    Shows what it is and whether the small bundled model draws, answers and edits right on it. Needs no network.
+    Shows what it is and whether the bundled model tiny draws, answers and edits right on it. Needs no network.
     Exit status 1 says that something is wrong.
     """
     from mobileo_mlx.errors import OptionError
@@ -79,7 +79,7 @@ def _examine(as_json: bool) -> dict[str, Any]:
     machine = describe()
     if not as_json:
         _show_machine(machine)
-        printing.out("\nself-test with the bundled model")
+        printing.out("\nself-test with tiny")
     checks = []
     with printing.Progress() as progress:
         progress.say("drawing")

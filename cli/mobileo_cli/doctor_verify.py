@@ -57,7 +57,7 @@ def run(model: str | None, dtype: str | None, *, as_json: bool) -> dict[str, Any
             reports.append(event)
             progress.say("")
             show(_report_line(event))
-        progress.say("known results of the bundled model")
+        progress.say("known results of tiny")
         known = goldens.compare_bundled(dtype)
     conclusions = conclude(reports)
     stored = store(conclusions, trained=source.trained) if parsed is None else None
@@ -136,13 +136,13 @@ def _known_line(known: Sequence[Comparison]) -> str:
 
     stopped = next((one.stopped_by for one in known if one.stopped_by), "")
     if stopped:
-        return f"the bundled model does not reach its known results: {stopped.rstrip('.')}."
+        return f"tiny does not reach its known results: {stopped.rstrip('.')}."
     wrong = [f"{one.name} ({one.rms:.1e})" for one in known if not one.passed]
     if wrong:
-        return f"the bundled model's known results differ: {', '.join(wrong)}."
+        return f"tiny's known results differ: {', '.join(wrong)}."
     largest = worst(known)
     differ = f"differ by at most {largest.rms:.1e} ({largest.name})" if largest.rms else "are all equal"
-    return f"the bundled model's {len(known)} known results {differ}."
+    return f"tiny's {len(known)} known results {differ}."
 
 
 def _stored_line(stored: bool, conclusions: Sequence[Conclusion]) -> str:

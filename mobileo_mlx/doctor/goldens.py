@@ -1,4 +1,4 @@
-"""What the bundled model makes of fixed inputs, phase by phase, computed in float32 on a CPU and kept in a file.
+"""What the bundled model `tiny` makes of fixed inputs, phase by phase, computed in float32 on a CPU and kept in a file.
 
 `python -m benchmarks.goldens` writes the file.
 """

@@ -1,4 +1,4 @@
-"""A short test with the bundled model: it draws, answers and edits, and each result is judged."""
+"""A short test with the bundled model `tiny`: it draws, answers and edits, and each result is judged."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_verify(command, tmp_path: Path) -> None:
     rows = [line for line in done.stdout.splitlines() if line.endswith("passed")]
     assert len(rows) == 8
     assert all(" float32 " in row for row in rows)
-    assert "the bundled model's 17 known results " in done.stdout
+    assert "tiny's 17 known results " in done.stdout
     assert "0.0e+00 (" not in done.stdout
     assert "stored" not in done.stdout
     assert not (tmp_path / "cache" / "device.json").exists()
@@ -132,7 +132,7 @@ def test_a_range_that_is_left_is_stored_although_the_bundled_model_stops_at_it(
     assert main(["doctor", "--verify", "--model", "tiny"]) == 1
     out = capsys.readouterr().out
     assert "take bfloat16 for dit instead of float16." in out
-    assert "the bundled model does not reach its known results: NotFiniteError: dit in float16 has values" in out
+    assert "tiny does not reach its known results: NotFiniteError: dit in float16 has values" in out
     assert device_settings.current().precision == {"dit": "bfloat16"}
     assert main(["doctor"]) == 0  # the next run takes it
     assert "dit in bfloat16" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The bundled model on a GPU: all parts at once, on trained weights, judged and compared with the CPU."""
+"""The bundled model `tiny` on a GPU: all parts at once, on trained weights, judged and compared with the CPU."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ joint        everything but the autoencoder, on captions, edits and questions, w
 refining     the DiT alone, on captions and edits with symbols, in small batches.
 answers      the language model and its head, on questions with symbols; what the DiT reads is to stay as it is.
 looking      the vision tower and the projector, anew, towards these symbols, whose names it is to tell apart.
+seeing       everything but these and the autoencoder, on captions, edits and questions, with what they see.
 """
 
 from __future__ import annotations
@@ -76,11 +77,12 @@ STAGES = {
         Stage("vision", 1300, pictures=160, learning_rate=1.5e-3, seed=2),
         Stage("joint", 160, captions=192, edits=64, questions=96, learning_rate=4e-4, ema=0.99, seed=4),
         Stage("answers", 2400, captions=16, edits=8, questions=40, learning_rate=1e-3, ema=0.99, seed=8),
-        Stage("looking", 6000, parts=2, pictures=32, learning_rate=2e-3, seed=6),
+        Stage("looking", 3600, parts=2, pictures=32, learning_rate=2e-3, seed=6),
         Stage("refining", 760, captions=32, edits=4, learning_rate=8e-4, decay=0.8, ema=0.999, seed=5),
+        Stage("seeing", 1200, parts=2, captions=12, edits=24, questions=12, learning_rate=8e-4, ema=0.99, seed=9),
     )
 }
-POOL = (20_000, 4_000)  # captions and edits with their latents
+POOL = (20_000, 12_000)  # captions and edits with their latents
 
 
 def recipe(folder: Path, workers: int = 0) -> Recipe:
@@ -88,8 +90,8 @@ def recipe(folder: Path, workers: int = 0) -> Recipe:
     tokenizer = Tokenizer(emoji_tokenizer())
     end = [tokenizer.token_id(token) for token in ("<|im_end|>", "<|endoftext|>")]
     config = emoji_config(tokenizer.vocab_size, tuple(i for i in end if i is not None))
-    sources = dict.fromkeys(COMPONENTS, "joint")
-    sources |= {"llm": "answers", "lm_head": "answers", "dit": "refining"}
+    sources = dict.fromkeys(("vision_tower", "mm_projector"), "looking")
+    sources |= dict.fromkeys(("llm", "lm_head", "diffusion_connector", "dit"), "seeing")
     sources |= {"vae_encoder": "autoencoder", "vae_decoder": "decoder"}
     return Recipe(folder, config, tokenizer, STAGES, _SETUPS, sources, workers)
 
@@ -228,6 +230,25 @@ def _joint(recipe: Recipe, stage: Stage) -> Setup:
     )
 
 
+def _seeing(recipe: Recipe, stage: Stage) -> Setup:
+    names = {
+        "looking": ("vision_tower", "mm_projector"),
+        "answers": ("llm", "lm_head"),
+        "joint": ("diffusion_connector",),
+        "refining": ("dit",),
+    }
+    model: Any = StageModel(recipe.config, *(name for each in names.values() for name in each))
+    for source, each in names.items():
+        model.update(tree_unflatten(recipe.weights(source, *each)))
+    for network in (model.vision_tower, model.mm_projector, model.llm.embed_tokens):
+        network.freeze()
+    return Setup(
+        model,
+        mixed_batches(recipe, stage, CURRICULUM, _pool(recipe), render_batch),
+        mixed_loss(stage, see, shift=SHIFT, draws=DRAWS),
+    )
+
+
 _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
     "autoencoder": _autoencoder,
     "decoder": _decoder,
@@ -237,6 +258,7 @@ _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
     "joint": _joint,
     "answers": _answers,
     "looking": _looking,
+    "seeing": _seeing,
     "refining": _refining,
 }
 
