@@ -39,15 +39,15 @@ class DepthwiseConv2d(nn.Module, Windowed):
             self.bias = mx.zeros((dim,))
 
     def __call__(self, x: mx.array) -> mx.array:
-        dim, kernel, _, _ = self.weight.shape
+        (dim, kernel, _, _), (_, height, width, _) = self.weight.shape, x.shape
         if not self.training:
             return self.window().apply(x, kernel // 2)
         # The gradient of tiles and shifts is a scatter.
-        if backend.on_cpu() and depthwise.rows_pay(*x.shape[1:3], kernel):
+        if backend.on_cpu() and depthwise.rows_pay(height, width, kernel):
             return self._biased(depthwise.by_rows(self._repeated(x), self.weight, self.stride))
         # On CUDA MLX (0.32.4) computes group after group: with 768 maps of 4x4 and 1,120 channels a gradient takes an
         # H200 62 ms, and 0.6 ms by products.
-        if backend.backend() != "metal" and depthwise.products_pay((*x.shape[:3], dim), kernel):
+        if backend.backend() != "metal" and depthwise.products_pay((len(x), height, width, dim), kernel):
             return self._biased(depthwise.by_products(self._repeated(x), self.weight, self.stride))
         if self.stride > 1 and backend.backend() == "metal":
             parts = mx.split(x, list(range(IMAGES, len(x), IMAGES)))
