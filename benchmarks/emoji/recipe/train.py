@@ -39,7 +39,6 @@ from benchmarks.recipes.losses import (
 )
 from benchmarks.recipes.mixture import LatentPool, latent_pool, mixed_batches, mixed_loss
 from benchmarks.recipes.stages import Batch, Recipe, Setup, Stage, on_device
-from mobileo_mlx.models.mobileo import COMPONENTS
 from mobileo_mlx.tokenizer import Tokenizer
 
 from ..world import render_batch
@@ -79,7 +78,7 @@ STAGES = {
         Stage("answers", 2400, captions=16, edits=8, questions=40, learning_rate=1e-3, ema=0.99, seed=8),
         Stage("looking", 3600, parts=2, pictures=32, learning_rate=2e-3, seed=6),
         Stage("refining", 760, captions=32, edits=4, learning_rate=8e-4, decay=0.8, ema=0.999, seed=5),
-        Stage("seeing", 1200, parts=2, captions=12, edits=24, questions=12, learning_rate=8e-4, ema=0.99, seed=9),
+        Stage("seeing", 1100, captions=12, edits=28, questions=16, learning_rate=8e-4, ema=0.99, seed=9),
     )
 }
 POOL = (20_000, 12_000)  # captions and edits with their latents
