@@ -78,7 +78,7 @@ STAGES = {
         Stage("answers", 2400, captions=16, edits=8, questions=40, learning_rate=1e-3, ema=0.99, seed=8),
         Stage("looking", 3600, parts=2, pictures=32, learning_rate=2e-3, seed=6),
         Stage("refining", 760, captions=32, edits=4, learning_rate=8e-4, decay=0.8, ema=0.999, seed=5),
-        Stage("seeing", 1100, captions=12, edits=28, questions=16, learning_rate=8e-4, ema=0.99, seed=9),
+        Stage("seeing", 900, captions=12, edits=28, questions=16, learning_rate=8e-4, ema=0.99, seed=9),
     )
 }
 POOL = (20_000, 12_000)  # captions and edits with their latents
