@@ -11,8 +11,8 @@ joint        everything but the autoencoder, on captions, edits and questions, w
 refining     the DiT alone, on captions and edits with symbols, in small batches.
 answers      the language model and its head, on questions with symbols; what the DiT reads is to stay as it is.
 looking      the vision tower and the projector, anew, towards these symbols, whose names it is to tell apart.
-seeing       the language model and its head, on edits and questions with what it sees; what the DiT reads of captions is
-             to stay as it is.
+seeing       the language model, its head and the DiT, on captions, and on edits and questions with the vision tower's own
+             features; what the DiT reads of captions is to stay as it is.
 """
 
 from __future__ import annotations
@@ -79,7 +79,17 @@ STAGES = {
         Stage("answers", 2400, captions=16, edits=8, questions=40, learning_rate=1e-3, ema=0.99, seed=8),
         Stage("looking", 3600, parts=2, pictures=32, learning_rate=2e-3, seed=6),
         Stage("refining", 760, captions=32, edits=4, learning_rate=8e-4, decay=0.8, ema=0.999, seed=5),
-        Stage("seeing", 900, captions=12, edits=28, questions=24, learning_rate=6e-4, ema=0.99, seed=9),
+        Stage(
+            "seeing",
+            650,
+            captions=12,
+            edits=28,
+            questions=24,
+            learning_rate=6e-4,
+            ema=0.99,
+            rates={"dit": 0.3},
+            seed=9,
+        ),
     )
 }
 POOL = (20_000, 12_000)  # captions and edits with their latents
@@ -91,7 +101,7 @@ def recipe(folder: Path, workers: int = 0) -> Recipe:
     end = [tokenizer.token_id(token) for token in ("<|im_end|>", "<|endoftext|>")]
     config = emoji_config(tokenizer.vocab_size, tuple(i for i in end if i is not None))
     sources = dict.fromkeys(("vision_tower", "mm_projector"), "looking")
-    sources |= {"llm": "seeing", "lm_head": "seeing", "diffusion_connector": "joint", "dit": "refining"}
+    sources |= {"llm": "seeing", "lm_head": "seeing", "diffusion_connector": "joint", "dit": "seeing"}
     sources |= {"vae_encoder": "autoencoder", "vae_decoder": "decoder"}
     return Recipe(folder, config, tokenizer, STAGES, _SETUPS, sources, workers)
 
@@ -240,17 +250,14 @@ def _seeing(recipe: Recipe, stage: Stage) -> Setup:
     model: Any = StageModel(recipe.config, *(name for each in names.values() for name in each))
     for source, each in names.items():
         model.update(tree_unflatten(recipe.weights(source, *each)))
-    model.freeze()
-    for network in (*model.llm.layers, model.llm.norm, model.lm_head):
-        network.unfreeze()
-    before = trained(recipe, "answers", "llm")
+    for network in (model.vision_tower, model.mm_projector, model.llm.embed_tokens, model.diffusion_connector):
+        network.freeze()
+    before, mixed = trained(recipe, "answers", "llm"), mixed_loss(stage, see, shift=SHIFT, draws=DRAWS)
 
     def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
-        edits, questions = batch["edits"], batch["questions"]
-        ask = question_loss(model, questions, see(model, questions["seen"]))
-        caption = conditioning_change(model, before, batch["captions"], None)
-        edit = drawing_loss(model, edits, see(model, edits["seen"]), edits["latents"], key, shift=SHIFT, draws=DRAWS)
-        return ask + KEPT * caption + edit, {"ask": ask, "caption": caption, "edit": edit}
+        flow, parts = mixed(model, batch, key)
+        change = conditioning_change(model, before, batch["captions"], None)
+        return flow + KEPT * change, {**parts, "change": change}
 
     return Setup(model, mixed_batches(recipe, stage, CURRICULUM, _pool(recipe), render_batch), loss)
 
