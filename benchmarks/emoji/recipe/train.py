@@ -11,8 +11,8 @@ joint        everything but the autoencoder, on captions, edits and questions, w
 refining     the DiT alone, on captions and edits with symbols, in small batches.
 answers      the language model and its head, on questions with symbols; what the DiT reads is to stay as it is.
 looking      the vision tower and the projector, anew, towards these symbols, whose names it is to tell apart.
-seeing       the language model, its head and the DiT, on captions, and on edits and questions with the vision tower's own
-             features; what the DiT reads of captions is to stay as it is.
+seeing       the language model, its head and the DiT, on captions, and on edits and questions with what the vision tower
+             sees; what the DiT reads of captions is to stay as it is.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ from .tokenizer import emoji_tokenizer
 
 SEEING_ERROR = 0.2  # of image features, a standard deviation
 KEPT = 10.0  # weight of `conditioning_change`
+ANSWERED = 0.7  # more weight of answers, in the stage `seeing`
 FRAME = 4  # pixels at the edges of pictures, where a decoder sees less of what is around
 DRAWS = 2  # noises for each text
 NAME_DRAWS = 3  # the same, of the stage `names`
@@ -81,7 +82,7 @@ STAGES = {
         Stage("refining", 760, captions=32, edits=4, learning_rate=8e-4, decay=0.8, ema=0.999, seed=5),
         Stage(
             "seeing",
-            650,
+            620,
             captions=12,
             edits=28,
             questions=24,
@@ -257,7 +258,7 @@ def _seeing(recipe: Recipe, stage: Stage) -> Setup:
     def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
         flow, parts = mixed(model, batch, key)
         change = conditioning_change(model, before, batch["captions"], None)
-        return flow + KEPT * change, {**parts, "change": change}
+        return flow + ANSWERED * parts["ask"] + KEPT * change, {**parts, "change": change}
 
     return Setup(model, mixed_batches(recipe, stage, CURRICULUM, _pool(recipe), render_batch), loss)
 
