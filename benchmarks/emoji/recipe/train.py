@@ -11,8 +11,8 @@ joint        everything but the autoencoder, on captions, edits and questions, w
 refining     the DiT alone, on captions and edits with symbols, in small batches.
 answers      the language model and its head, on questions with symbols; what the DiT reads is to stay as it is.
 looking      the vision tower and the projector, anew, towards these symbols, whose names it is to tell apart.
-seeing       the language model, its head and the DiT, on captions, and on edits and questions with what the vision tower
-             sees; what the DiT reads of captions is to stay as it is.
+seeing       the language model, its head and the DiT, on captions, edits and questions with what the vision tower sees,
+             where what the DiT reads of captions is to stay as it is.
 """
 
 from __future__ import annotations
