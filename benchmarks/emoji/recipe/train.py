@@ -13,6 +13,7 @@ answers      the language model and its head, on questions with symbols; what th
 looking      the vision tower and the projector, anew, towards these symbols, whose names it is to tell apart.
 seeing       the language model, its head and the DiT, on captions, edits and questions with what the vision tower sees,
              where what the DiT reads of captions is to stay as it is.
+telling      the language model and its head, on questions with what it sees; what the DiT reads is to stay as it is.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ STAGES = {
             rates={"dit": 0.3},
             seed=9,
         ),
+        Stage("telling", 780, captions=8, edits=6, questions=48, learning_rate=1e-3, ema=0.99, seed=10),
     )
 }
 POOL = (20_000, 12_000)  # captions and edits with their latents
@@ -102,7 +104,7 @@ def recipe(folder: Path, workers: int = 0) -> Recipe:
     end = [tokenizer.token_id(token) for token in ("<|im_end|>", "<|endoftext|>")]
     config = emoji_config(tokenizer.vocab_size, tuple(i for i in end if i is not None))
     sources = dict.fromkeys(("vision_tower", "mm_projector"), "looking")
-    sources |= {"llm": "seeing", "lm_head": "seeing", "diffusion_connector": "joint", "dit": "seeing"}
+    sources |= {"llm": "telling", "lm_head": "telling", "diffusion_connector": "joint", "dit": "seeing"}
     sources |= {"vae_encoder": "autoencoder", "vae_decoder": "decoder"}
     return Recipe(folder, config, tokenizer, STAGES, _SETUPS, sources, workers)
 
@@ -150,11 +152,43 @@ def _drawing(recipe: Recipe, stage: Stage) -> Setup:
 
 
 def _answers(recipe: Recipe, stage: Stage) -> Setup:
-    model: Any = trained(recipe, "joint", "llm", "lm_head", "diffusion_connector")
+    model = trained(recipe, "joint", "llm", "lm_head", "diffusion_connector")
+    before = trained(recipe, "joint", "llm")
+    return _answering(recipe, stage, model, before, Symbols(recipe.tokenizer), symbol_features, SEEING_ERROR)
+
+
+def _telling(recipe: Recipe, stage: Stage) -> Setup:
+    model: Any = _assembled(
+        recipe,
+        looking=("vision_tower", "mm_projector"),
+        seeing=("llm", "lm_head"),
+        joint=("diffusion_connector",),
+    )
+    model.vision_tower.freeze()
+    model.mm_projector.freeze()
+    before = trained(recipe, "seeing", "llm")
+    return _answering(recipe, stage, model, before, render_batch, see)
+
+
+def _answering(
+    recipe: Recipe,
+    stage: Stage,
+    model: Any,
+    before: Any,
+    shown: Callable[[Any], Any],
+    features: Callable[[Any, Any], mx.array],
+    error: float = 0,
+) -> Setup:
+    """The language model and its head learn to answer, while what the DiT reads stays as it is.
+
+    Args:
+        before: the language model whose conditioning is to stay.
+        shown: scenes to what is seen of them, NumPy arrays.
+        features: the model and what is seen to image features (B, N, hidden_size).
+        error: a standard deviation, of those that questions are about.
+    """
     model.llm.embed_tokens.freeze()
     model.diffusion_connector.freeze()
-    before = trained(recipe, "joint", "llm")
-    symbols = Symbols(recipe.tokenizer)
 
     def batches(step: int, part: int) -> Batch:
         rng = np.random.default_rng([stage.seed, step, part])
@@ -163,16 +197,16 @@ def _answers(recipe: Recipe, stage: Stage) -> Setup:
         asked = CURRICULUM.questions(rng, recipe.tokenizer, stage.questions)
         return {
             "captions": captions.arrays(),
-            "edits": {**edits.arrays(), "seen": symbols(edits.seen)},
-            "questions": {**asked.arrays(), "seen": symbols(asked.seen)},
+            "edits": {**edits.arrays(), "seen": shown(edits.seen)},
+            "questions": {**asked.arrays(), "seen": shown(asked.seen)},
         }
 
     def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
         captions, edits, questions = batch["captions"], batch["edits"], batch["questions"]
-        seen = symbol_features(model, questions["seen"])
-        ask = question_loss(model, questions, seen + SEEING_ERROR * mx.random.normal(seen.shape, key=key))
+        seen = features(model, questions["seen"])
+        ask = question_loss(model, questions, seen + error * mx.random.normal(seen.shape, key=key))
         caption = conditioning_change(model, before, captions, None)
-        edit = conditioning_change(model, before, edits, symbol_features(model, edits["seen"]))
+        edit = conditioning_change(model, before, edits, features(model, edits["seen"]))
         return ask + KEPT * (caption + edit), {"ask": ask, "caption": caption, "edit": edit}
 
     return Setup(model, batches, loss)
@@ -242,15 +276,13 @@ def _joint(recipe: Recipe, stage: Stage) -> Setup:
 
 
 def _seeing(recipe: Recipe, stage: Stage) -> Setup:
-    names = {
-        "looking": ("vision_tower", "mm_projector"),
-        "answers": ("llm", "lm_head"),
-        "joint": ("diffusion_connector",),
-        "refining": ("dit",),
-    }
-    model: Any = StageModel(recipe.config, *(name for each in names.values() for name in each))
-    for source, each in names.items():
-        model.update(tree_unflatten(recipe.weights(source, *each)))
+    model: Any = _assembled(
+        recipe,
+        looking=("vision_tower", "mm_projector"),
+        answers=("llm", "lm_head"),
+        joint=("diffusion_connector",),
+        refining=("dit",),
+    )
     for network in (model.vision_tower, model.mm_projector, model.llm.embed_tokens, model.diffusion_connector):
         network.freeze()
     before, mixed = trained(recipe, "answers", "llm"), mixed_loss(stage, see, shift=SHIFT, draws=DRAWS)
@@ -263,6 +295,14 @@ def _seeing(recipe: Recipe, stage: Stage) -> Setup:
     return Setup(model, mixed_batches(recipe, stage, CURRICULUM, _pool(recipe), render_batch), loss)
 
 
+def _assembled(recipe: Recipe, **components: tuple[str, ...]) -> StageModel:
+    """A model of the components that each of these stages ended with."""
+    model = StageModel(recipe.config, *(name for names in components.values() for name in names))
+    for stage, names in components.items():
+        model.update(tree_unflatten(recipe.weights(stage, *names)))
+    return model
+
+
 _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
     "autoencoder": _autoencoder,
     "decoder": _decoder,
@@ -273,6 +313,7 @@ _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
     "answers": _answers,
     "looking": _looking,
     "seeing": _seeing,
+    "telling": _telling,
     "refining": _refining,
 }
 
