@@ -104,7 +104,7 @@ def recipe(folder: Path, workers: int = 0) -> Recipe:
     end = [tokenizer.token_id(token) for token in ("<|im_end|>", "<|endoftext|>")]
     config = emoji_config(tokenizer.vocab_size, tuple(i for i in end if i is not None))
     sources = dict.fromkeys(("vision_tower", "mm_projector"), "looking")
-    sources |= {"llm": "telling", "lm_head": "telling", "diffusion_connector": "joint", "dit": "seeing"}
+    sources |= {"llm": "telling", "lm_head": "telling", "diffusion_connector": "joint", "dit": "refining"}
     sources |= {"vae_encoder": "autoencoder", "vae_decoder": "decoder"}
     return Recipe(folder, config, tokenizer, STAGES, _SETUPS, sources, workers)
 
