@@ -149,12 +149,20 @@ def mixed_batches(
     return batches
 
 
-def mixed_loss(stage: Stage, see: Callable[[Any, Any], mx.array], *, shift: float, draws: int = 1) -> Loss:
+def mixed_loss(
+    stage: Stage,
+    see: Callable[[Any, Any], mx.array],
+    *,
+    shift: float,
+    draws: int = 1,
+    question_weight: float = QUESTION_WEIGHT,
+) -> Loss:
     """Flow matching of captions and edits, and the cross-entropy of answers where there are questions.
 
     Args:
         see: the model and what is shown to image features (B, N, hidden_size).
         shift, draws: see `drawing_loss`.
+        question_weight: of the cross-entropy, that of flow matching being 1.
     """
 
     def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
@@ -168,6 +176,6 @@ def mixed_loss(stage: Stage, see: Callable[[Any, Any], mx.array], *, shift: floa
         if "questions" not in batch:
             return flow, parts
         ask = question_loss(model, batch["questions"], see(model, batch["questions"]["seen"]))
-        return flow + QUESTION_WEIGHT * ask, {**parts, "ask": ask}
+        return flow + question_weight * ask, {**parts, "ask": ask}
 
     return loss

@@ -53,7 +53,6 @@ from .tokenizer import emoji_tokenizer
 
 SEEING_ERROR = 0.2  # of image features, a standard deviation
 KEPT = 10.0  # weight of `conditioning_change`
-ANSWERED = 0.7  # more weight of answers, in the stage `seeing`
 FRAME = 4  # pixels at the edges of pictures, where a decoder sees less of what is around
 DRAWS = 2  # noises for each text
 NAME_DRAWS = 3  # the same, of the stage `names`
@@ -263,11 +262,9 @@ def _towards_symbols(
 
 
 def _joint(recipe: Recipe, stage: Stage) -> Setup:
-    names = ("vision_tower", "mm_projector", "llm", "lm_head", "diffusion_connector", "dit")
-    model = StageModel(recipe.config, *names)
-    model.update(tree_unflatten(recipe.weights("vision", *names[:2])))
-    model.update(tree_unflatten(recipe.weights("drawing", *names[2:])))
-
+    model = _assembled(
+        recipe, vision=("vision_tower", "mm_projector"), drawing=("llm", "lm_head", "diffusion_connector", "dit")
+    )
     return Setup(
         model,
         mixed_batches(recipe, stage, CURRICULUM, _pool(recipe), render_batch),
@@ -285,12 +282,13 @@ def _seeing(recipe: Recipe, stage: Stage) -> Setup:
     )
     for network in (model.vision_tower, model.mm_projector, model.llm.embed_tokens, model.diffusion_connector):
         network.freeze()
-    before, mixed = trained(recipe, "answers", "llm"), mixed_loss(stage, see, shift=SHIFT, draws=DRAWS)
+    before = trained(recipe, "answers", "llm")
+    mixed = mixed_loss(stage, see, shift=SHIFT, draws=DRAWS, question_weight=1)
 
     def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
         flow, parts = mixed(model, batch, key)
         change = conditioning_change(model, before, batch["captions"], None)
-        return flow + ANSWERED * parts["ask"] + KEPT * change, {**parts, "change": change}
+        return flow + KEPT * change, {**parts, "change": change}
 
     return Setup(model, mixed_batches(recipe, stage, CURRICULUM, _pool(recipe), render_batch), loss)
 

@@ -86,19 +86,29 @@ def _polynomial(x: mx.array, coefficients: Sequence[float | mx.array]) -> Any:
 def _compiled_silu(x: mx.array) -> mx.array:
     # x / (1 + exp(-x)) = max(x, 0) - |x| / (1 + exp(|x|))
     size = mx.abs(x)
-    y = _even_polynomial(x, size, _SILU_SCALE, _SILU_FACTORS)
-    y = y * y
-    return 0.5 * (x + size) - size / (1 + y * y)
+    return 0.5 * (x + size) - size / (1 + _exponential(x, size))
 
 
 @mx.compile
 def _compiled_gelu(x: mx.array) -> mx.array:
     # x Phi(x) = max(x, 0) - |x| Phi(-|x|)
     size = mx.abs(x)
+    return 0.5 * (x + size) - size / _inverse_tail(x, size)
+
+
+def _exponential(x: mx.array, size: mx.array) -> mx.array:
+    """exp(|x|); `size` is |x|."""
+    y = _even_polynomial(x, size, _SILU_SCALE, _SILU_FACTORS)
+    y = y * y
+    return y * y
+
+
+def _inverse_tail(x: mx.array, size: mx.array) -> mx.array:
+    """1 / Phi(-|x|); `size` is |x|."""
     y = _even_polynomial(x, size, _GELU_SCALE, _GELU_FACTORS)
     y = y * y
     y = y * y
-    return 0.5 * (x + size) - size / (y * y)
+    return y * y
 
 
 @mx.compile  # for each shape: without shapes MLX makes several kernels of it
@@ -117,10 +127,7 @@ def decay(x: mx.array) -> mx.array:
 @mx.compile
 def _logistic_tail(x: mx.array) -> mx.array:
     """1 / (1 + exp(|x|))."""
-    size = mx.abs(x)
-    y = _even_polynomial(x, size, _SILU_SCALE, _SILU_FACTORS)
-    y = y * y
-    return 1 / (1 + y * y)
+    return 1 / (1 + _exponential(x, mx.abs(x)))
 
 
 @mx.compile
@@ -132,11 +139,7 @@ def _silu_gradient(x: mx.array, tail: mx.array, cotangent: mx.array) -> mx.array
 @mx.compile
 def _normal_tail(x: mx.array) -> mx.array:
     """Phi(-|x|)."""
-    size = mx.abs(x)
-    y = _even_polynomial(x, size, _GELU_SCALE, _GELU_FACTORS)
-    y = y * y
-    y = y * y
-    return 1 / (y * y)
+    return 1 / _inverse_tail(x, mx.abs(x))
 
 
 @mx.compile
