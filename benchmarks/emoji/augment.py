@@ -23,11 +23,21 @@ def augmented(indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     count = len(indices)
     pictures = _laid(_placed(indices, rng), _backgrounds(count, rng))
 
-    def each(low: float, high: float, channels: int = 1) -> np.ndarray:
-        return rng.uniform(low, high, (count, 1, 1, channels)).astype(np.float32)
+    def each(low: float, high: float) -> np.ndarray:
+        return rng.uniform(low, high, (count, 1, 1, 3)).astype(np.float32)
 
-    pictures *= each(1 - GAIN, 1 + GAIN, 3)
-    pictures += each(-OFFSET, OFFSET, 3)
+    pictures *= each(1 - GAIN, 1 + GAIN)
+    pictures += each(-OFFSET, OFFSET)
+    return worn(pictures, rng)
+
+
+def worn(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Pictures (B, H, W, 3) float32 in [0, 1], blurred, noisy, half as JPEG makes them; in place."""
+    count = len(pictures)
+
+    def each(low: float, high: float) -> np.ndarray:
+        return rng.uniform(low, high, (count, 1, 1, 1)).astype(np.float32)
+
     for step in (1, 2):
         pictures += np.maximum(each(-0.5, 1), 0) * (blurred(pictures, step) - pictures)
     half = rng.permutation(count)[: count // 2]
@@ -87,11 +97,11 @@ def blurred(pictures: np.ndarray, step: int) -> np.ndarray:
 
 def _quantised(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """With the coefficients of blocks' cosine transform rounded, high frequencies the more, as JPEG does."""
-    count, blocks = len(pictures), SIDE // _BLOCK
+    count, height, width, _ = pictures.shape
     offset = tuple(int(at) for at in rng.integers(_BLOCK, size=2))
     moved = np.roll(pictures, offset, axis=(1, 2))
     basis = _cosines()
-    parts = moved.reshape(count, blocks, _BLOCK, blocks, _BLOCK, 3).transpose(0, 1, 3, 5, 2, 4)
+    parts = moved.reshape(count, height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK, 3).transpose(0, 1, 3, 5, 2, 4)
     frequency = 1 + np.arange(_BLOCK)[:, None] + np.arange(_BLOCK)[None, :]
     step = (rng.uniform(0.01, 0.1, (count, 1, 1, 1, 1, 1)) * frequency).astype(np.float32)
     rounded = step * np.rint(basis @ parts @ basis.T / step)

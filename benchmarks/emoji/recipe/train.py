@@ -11,14 +11,16 @@ joint        everything but the autoencoder, on captions, edits and questions, w
 refining     the DiT alone, on captions and edits with symbols, in small batches.
 answers      the language model and its head, on questions with symbols; what the DiT reads is to stay as it is.
 looking      the vision tower and the projector, anew, towards these symbols, whose names it is to tell apart.
+closer       the same, from there on, with more scenes of several small things, half of them worn as drawings are.
 seeing       the language model, its head and the DiT, on captions, edits and questions with what the vision tower sees,
              where what the DiT reads of captions is to stay as it is.
 telling      the language model and its head, on questions with what it sees; what the DiT reads is to stay as it is.
+naming       the same, from there on, with what the tower sees after `closer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,8 @@ from benchmarks.recipes.mixture import LatentPool, latent_pool, mixed_batches, m
 from benchmarks.recipes.stages import Batch, Recipe, Setup, Stage, on_device
 from mobileo_mlx.tokenizer import Tokenizer
 
-from ..world import render_batch
+from ..augment import worn
+from ..world import Scene, render_batch
 from . import autoencoder
 from .autoencoder import ALONE, any_scene
 from .curriculum import CURRICULUM
@@ -54,6 +57,7 @@ from .tokenizer import emoji_tokenizer
 SEEING_ERROR = 0.2  # of image features, a standard deviation
 KEPT = 10.0  # weight of `conditioning_change`
 FRAME = 4  # pixels at the edges of pictures, where a decoder sees less of what is around
+CLOSER_ALONE = 0.4  # share of scenes of one thing in the stage `closer`
 DRAWS = 2  # noises for each text
 NAME_DRAWS = 3  # the same, of the stage `names`
 
@@ -79,6 +83,7 @@ STAGES = {
         Stage("joint", 160, captions=192, edits=64, questions=96, learning_rate=4e-4, ema=0.99, seed=4),
         Stage("answers", 2400, captions=16, edits=8, questions=40, learning_rate=1e-3, ema=0.99, seed=8),
         Stage("looking", 3600, parts=2, pictures=32, learning_rate=2e-3, seed=6),
+        Stage("closer", 3000, pictures=32, learning_rate=1e-3, seed=11),
         Stage("refining", 760, captions=32, edits=4, learning_rate=8e-4, decay=0.8, ema=0.999, seed=5),
         Stage(
             "seeing",
@@ -92,9 +97,12 @@ STAGES = {
             seed=9,
         ),
         Stage("telling", 780, captions=8, edits=6, questions=48, learning_rate=1e-3, ema=0.99, seed=10),
+        Stage("naming", 1600, parts=2, captions=8, edits=6, questions=48, learning_rate=1.2e-3, ema=0.99, seed=12),
     )
 }
 POOL = (20_000, 12_000)  # captions and edits with their latents
+# What is seen of scenes, as NumPy arrays.
+Shown = Callable[[Sequence[Scene], np.random.Generator], Any]
 
 
 def recipe(folder: Path, workers: int = 0) -> Recipe:
@@ -153,20 +161,28 @@ def _drawing(recipe: Recipe, stage: Stage) -> Setup:
 def _answers(recipe: Recipe, stage: Stage) -> Setup:
     model = trained(recipe, "joint", "llm", "lm_head", "diffusion_connector")
     before = trained(recipe, "joint", "llm")
-    return _answering(recipe, stage, model, before, Symbols(recipe.tokenizer), symbol_features, SEEING_ERROR)
+    symbols = Symbols(recipe.tokenizer)
+    return _answering(recipe, stage, model, before, lambda scenes, rng: symbols(scenes), symbol_features, SEEING_ERROR)
 
 
 def _telling(recipe: Recipe, stage: Stage) -> Setup:
+    return _told(recipe, stage, "looking", "seeing", _rendered)
+
+
+def _naming(recipe: Recipe, stage: Stage) -> Setup:
+    return _told(recipe, stage, "closer", "telling", _half_worn)
+
+
+def _told(recipe: Recipe, stage: Stage, tower: str, language: str, shown: Shown) -> Setup:
+    """`_answering` of what a vision tower sees; it and the language model are from these stages."""
     model: Any = _assembled(
         recipe,
-        looking=("vision_tower", "mm_projector"),
-        seeing=("llm", "lm_head"),
+        **{tower: ("vision_tower", "mm_projector"), language: ("llm", "lm_head")},
         joint=("diffusion_connector",),
     )
     model.vision_tower.freeze()
     model.mm_projector.freeze()
-    before = trained(recipe, "seeing", "llm")
-    return _answering(recipe, stage, model, before, render_batch, see)
+    return _answering(recipe, stage, model, trained(recipe, "seeing", "llm"), shown, see)
 
 
 def _answering(
@@ -174,7 +190,7 @@ def _answering(
     stage: Stage,
     model: Any,
     before: Any,
-    shown: Callable[[Any], Any],
+    shown: Shown,
     features: Callable[[Any, Any], mx.array],
     error: float = 0,
 ) -> Setup:
@@ -182,7 +198,6 @@ def _answering(
 
     Args:
         before: the language model whose conditioning is to stay.
-        shown: scenes to what is seen of them, NumPy arrays.
         features: the model and what is seen to image features (B, N, hidden_size).
         error: a standard deviation, of those that questions are about.
     """
@@ -196,8 +211,8 @@ def _answering(
         asked = CURRICULUM.questions(rng, recipe.tokenizer, stage.questions)
         return {
             "captions": captions.arrays(),
-            "edits": {**edits.arrays(), "seen": shown(edits.seen)},
-            "questions": {**asked.arrays(), "seen": shown(asked.seen)},
+            "edits": {**edits.arrays(), "seen": shown(edits.seen, rng)},
+            "questions": {**asked.arrays(), "seen": shown(asked.seen, rng)},
         }
 
     def loss(model: Any, batch: Batch, key: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
@@ -232,12 +247,34 @@ def _looking(recipe: Recipe, stage: Stage) -> Setup:
     return _towards_symbols(recipe, stage, model, kinds, lambda step: 0.9 if step < 0.5 * stage.steps else ALONE)
 
 
+def _closer(recipe: Recipe, stage: Stage) -> Setup:
+    model = trained(recipe, "answers", "llm")
+    kinds = Symbols(recipe.tokenizer).directions(model)
+    tower = trained(recipe, "looking", "vision_tower", "mm_projector")
+    tower.train()
+    return _towards_symbols(recipe, stage, model, kinds, lambda step: CLOSER_ALONE, tower, _half_worn)
+
+
+def _rendered(scenes: Sequence[Scene], rng: np.random.Generator) -> np.ndarray:
+    return render_batch(scenes)
+
+
+def _half_worn(scenes: Sequence[Scene], rng: np.random.Generator) -> np.ndarray:
+    """Pictures of scenes, the second half of them `worn`."""
+    pictures = render_batch(scenes)
+    some = pictures[len(pictures) // 2 :]
+    some[:] = np.rint(255 * worn(some.astype(np.float32) / 255, rng))
+    return pictures
+
+
 def _towards_symbols(
     recipe: Recipe,
     stage: Stage,
     language: Any,
     kinds: mx.array | None = None,
     alone: Callable[[int], float] = lambda step: ALONE,
+    tower: StageModel | None = None,
+    shown: Shown = _rendered,
 ) -> Setup:
     """A vision tower that learns to see the symbols of scenes.
 
@@ -245,17 +282,18 @@ def _towards_symbols(
         language: with the embeddings that they are made of.
         kinds: see `feature_loss`.
         alone: the share of scenes of one thing, by the step; one is easier to tell from others than several.
+        tower: to go on from; by default a new one.
     """
     symbols, target = Symbols(recipe.tokenizer), partial(symbol_features, language)
 
     def seen(rng: np.random.Generator, count: int, share: float) -> Batch:
         scenes = [any_scene(rng, share) for _ in range(count)]
         told = {} if kinds is None else {"kinds": symbols.kinds(scenes)}
-        return {"pixels": render_batch(scenes), "symbols": symbols(scenes), **told}
+        return {"pixels": shown(scenes, rng), "symbols": symbols(scenes), **told}
 
     first = on_device(seen(np.random.default_rng(stage.seed), 300, ALONE))
     return Setup(
-        vision_model(recipe.config, first["pixels"][:64]),
+        vision_model(recipe.config, first["pixels"][:64]) if tower is None else tower,
         lambda step, part: seen(np.random.default_rng([stage.seed, step, part]), stage.pictures, alone(step)),
         feature_loss(target, target(first["symbols"]).std(), kinds),
     )
@@ -310,8 +348,10 @@ _SETUPS: dict[str, Callable[[Recipe, Stage], Setup]] = {
     "joint": _joint,
     "answers": _answers,
     "looking": _looking,
+    "closer": _closer,
     "seeing": _seeing,
     "telling": _telling,
+    "naming": _naming,
     "refining": _refining,
 }
 
