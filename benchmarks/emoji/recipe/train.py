@@ -97,7 +97,7 @@ STAGES = {
             seed=9,
         ),
         Stage("telling", 780, captions=8, edits=6, questions=48, learning_rate=1e-3, ema=0.99, seed=10),
-        Stage("naming", 1600, parts=2, captions=8, edits=6, questions=48, learning_rate=1.2e-3, ema=0.99, seed=12),
+        Stage("naming", 1000, parts=2, captions=8, edits=6, questions=48, learning_rate=1.2e-3, ema=0.99, seed=12),
     )
 }
 POOL = (20_000, 12_000)  # captions and edits with their latents
@@ -110,8 +110,8 @@ def recipe(folder: Path, workers: int = 0) -> Recipe:
     tokenizer = Tokenizer(emoji_tokenizer())
     end = [tokenizer.token_id(token) for token in ("<|im_end|>", "<|endoftext|>")]
     config = emoji_config(tokenizer.vocab_size, tuple(i for i in end if i is not None))
-    sources = dict.fromkeys(("vision_tower", "mm_projector"), "looking")
-    sources |= {"llm": "telling", "lm_head": "telling", "diffusion_connector": "joint", "dit": "refining"}
+    sources = dict.fromkeys(("vision_tower", "mm_projector"), "closer")
+    sources |= {"llm": "naming", "lm_head": "naming", "diffusion_connector": "joint", "dit": "refining"}
     sources |= {"vae_encoder": "autoencoder", "vae_decoder": "decoder"}
     return Recipe(folder, config, tokenizer, STAGES, _SETUPS, sources, workers)
 
