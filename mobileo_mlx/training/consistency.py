@@ -37,8 +37,8 @@ from .trainable import Batch, JointLoss, TrainableModel
 STUDENT_SCHEDULER = "dpm++"
 MOST_STEPS = 4
 # The student's steps in all and those before the latents that it learns from. The first of them is that of 1, 2 and 4;
-# the second of 2 has the longest way to go of those that end in an image.
-STATES = ((4, 0), (4, 1), (2, 1), (4, 2), (4, 3), (2, 1))
+# the second of 2 has the longest way to go of those that end in an image, and so half of all turns.
+STATES = ((4, 0), (2, 1), (4, 1), (2, 1), (4, 2), (2, 1), (4, 3), (2, 1))
 HUBER = 0.01  # c of the loss; latents are near 1
 TEACHER_SCHEDULER = "dpm++3"  # closer to the exact path than the second order, where a path starts in its middle too
 
