@@ -303,3 +303,13 @@ def test_degraded_pictures_are_the_same_for_the_same_numbers() -> None:
     known = sprites("small")[:24, 32, 32, :3] / 255
     middle = first[:, 20:28, 20:28].mean(axis=(1, 2))
     assert np.abs(middle - known).mean() < 0.08
+
+
+def test_worn_pictures_of_any_size_show_the_same() -> None:
+    clean = np.stack(true_pictures([Scene(things("red apple"), name) for name in ("white", "blue")] * 4)) / np.float32(
+        255
+    )
+    worn = augment.worn(clean.copy(), np.random.default_rng(1))
+    assert worn.shape == clean.shape and worn.min() >= 0 and worn.max() <= 1
+    error = np.abs(worn - clean).mean(axis=(1, 2, 3))
+    assert (error > 0.001).all() and (error < 0.1).all()
