@@ -242,17 +242,19 @@ def _vision(recipe: Recipe, stage: Stage) -> Setup:
 
 
 def _looking(recipe: Recipe, stage: Stage) -> Setup:
-    model = trained(recipe, "answers", "llm")
-    kinds = Symbols(recipe.tokenizer).directions(model)
-    return _towards_symbols(recipe, stage, model, kinds, lambda step: 0.9 if step < 0.5 * stage.steps else ALONE)
+    language = trained(recipe, "answers", "llm")
+    return _towards_symbols(
+        recipe, stage, language, named=True, alone=lambda step: 0.9 if step < 0.5 * stage.steps else ALONE
+    )
 
 
 def _closer(recipe: Recipe, stage: Stage) -> Setup:
-    model = trained(recipe, "answers", "llm")
-    kinds = Symbols(recipe.tokenizer).directions(model)
+    language = trained(recipe, "answers", "llm")
     tower = trained(recipe, "looking", "vision_tower", "mm_projector")
-    tower.train()
-    return _towards_symbols(recipe, stage, model, kinds, lambda step: CLOSER_ALONE, tower, _half_worn)
+    tower.train()  # BatchNorm learns its statistics
+    return _towards_symbols(
+        recipe, stage, language, named=True, alone=lambda step: CLOSER_ALONE, tower=tower, shown=_half_worn
+    )
 
 
 def _rendered(scenes: Sequence[Scene], rng: np.random.Generator) -> np.ndarray:
@@ -271,7 +273,8 @@ def _towards_symbols(
     recipe: Recipe,
     stage: Stage,
     language: Any,
-    kinds: mx.array | None = None,
+    *,
+    named: bool = False,
     alone: Callable[[int], float] = lambda step: ALONE,
     tower: StageModel | None = None,
     shown: Shown = _rendered,
@@ -280,15 +283,16 @@ def _towards_symbols(
 
     Args:
         language: with the embeddings that they are made of.
-        kinds: see `feature_loss`.
+        named: whether it is asked for names, see `kinds` of `feature_loss`.
         alone: the share of scenes of one thing, by the step; one is easier to tell from others than several.
         tower: to go on from; by default a new one.
     """
     symbols, target = Symbols(recipe.tokenizer), partial(symbol_features, language)
+    kinds = symbols.directions(language) if named else None
 
     def seen(rng: np.random.Generator, count: int, share: float) -> Batch:
         scenes = [any_scene(rng, share) for _ in range(count)]
-        told = {} if kinds is None else {"kinds": symbols.kinds(scenes)}
+        told = {"kinds": symbols.kinds(scenes)} if named else {}
         return {"pixels": shown(scenes, rng), "symbols": symbols(scenes), **told}
 
     first = on_device(seen(np.random.default_rng(stage.seed), 300, ALONE))
