@@ -50,6 +50,17 @@ def test_fast_gradients(compiled: None, name: str) -> None:
     assert mx.grad(lambda x: fast(x).sum())(X)[-3].item() == 0.5  # at 0
 
 
+@pytest.mark.parametrize("masked", [-1e4, -float("inf")])
+def test_gradient_of_the_fast_softmax_where_scores_are_masked(compiled: None, masked: float) -> None:
+    scores = 8 * mx.random.normal((fast_math.LARGE // 16, 32), key=mx.random.key(0))
+    scores = mx.where(mx.arange(32) < 20, scores, masked)
+    weights = mx.cos(mx.arange(32))
+    expected = mx.grad(lambda x: (weights * mx.softmax(x, axis=-1, precise=True)).sum())(scores)
+    ours = mx.grad(lambda x: (weights * activations.softmax(x)).sum())(scores)
+    assert not mx.array_equal(ours, expected)
+    assert mx.abs(ours - expected).max().item() <= 1e-5
+
+
 @pytest.mark.parametrize("name", ["silu", "gelu"])
 def test_without_a_compiler_they_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     fast_math.compiles.cache_clear()

@@ -112,7 +112,7 @@ def _inverse_tail(x: mx.array, size: mx.array) -> mx.array:
 
 
 @mx.compile  # for each shape: without shapes MLX makes several kernels of it
-def decay(x: mx.array) -> mx.array:
+def _compiled_decay(x: mx.array) -> mx.array:
     """exp(-x) for x >= 0."""
     y = _polynomial(x, _EXP)
     y = y * y
@@ -149,6 +149,13 @@ def _gelu_gradient(x: mx.array, tail: mx.array, bell: mx.array, cotangent: mx.ar
 
 silu: Any = mx.custom_function(_compiled_silu)
 gelu: Any = mx.custom_function(_compiled_gelu)
+decay: Any = mx.custom_function(_compiled_decay)
+
+
+@decay.vjp
+def _(x: mx.array, cotangent: mx.array, weight: mx.array) -> mx.array:
+    # Not that of the polynomial, which has no number where its power is infinite.
+    return -cotangent * weight
 
 
 @silu.vjp
